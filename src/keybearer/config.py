@@ -1,0 +1,162 @@
+"""Settings: read once, from the environment, a ``.env`` file and ``*_FILE`` variants. The only reader of ``os.environ``.
+
+``docs/settings.md`` is generated from the descriptions below (``make docs``) and checked in CI.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from keybearer.errors import SettingsInvalid
+
+PREFIX = "KEYBEARER_"
+
+
+class Fallback(StrEnum):
+    """Whose keys may serve where a user has none."""
+
+    NONE = "none"
+    SYSTEM = "system"
+    OPENROUTER = "openrouter"
+
+
+class RootKeyProvider(StrEnum):
+    """Where the root key comes from, or what wraps it."""
+
+    FILE = "file"
+    ENV = "env"
+    PASSPHRASE = "passphrase"
+    AWS_KMS = "aws-kms"
+    GCP_KMS = "gcp-kms"
+    OPENBAO = "openbao"
+
+
+class Durability(StrEnum):
+    """What a use must survive before the key leaves."""
+
+    JOURNAL = "journal"
+    FSYNC = "fsync"
+    DATABASE = "database"
+
+
+class Settings(BaseSettings):
+    """All settings, frozen. Every name is prefixed with ``KEYBEARER_``; ``NAME_FILE`` reads the value from a file."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    data_dir: Path = Field(Path("data"), description="Directory of the database, the root key file and the journal (mode 0700).")
+    host: str = Field("127.0.0.1", description="Address to bind. Any other than loopback needs TLS or a declared proxy.")
+    port: int = Field(8787, ge=0, le=65535, description="Port to bind; 0 picks a free one.")
+    workers: int = Field(1, ge=1, le=64, description="Worker processes. More than one wants PostgreSQL.")
+    database_url: str = Field(
+        "", description="`postgresql+psycopg://…` for the runtime role; empty: SQLite in the data directory."
+    )
+    database_direct_url: str = Field(
+        "", description="PostgreSQL as the owner role, not through a pooler: for migrations and LISTEN."
+    )
+    root_key: SecretStr | None = Field(
+        None, description="32 bytes as base64, base64url or hex, for `KEYBEARER_ROOT_KEY_PROVIDER=env`."
+    )
+    root_key_provider: RootKeyProvider = Field(RootKeyProvider.FILE, description="Where the root key comes from.")
+    root_key_file: Path | None = Field(None, description="The root key file; default `root.key` in the data directory.")
+    redis_url: str = Field("", description="Valkey or Redis for limits shared by several workers.")
+    public_url: str = Field("", description="The URL under which people reach the server; default: the bound address.")
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Addresses or CIDRs of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; comma-separated.",
+    )
+    tls_certificate: Path | None = Field(None, description="PEM certificate chain to serve HTTPS with.")
+    tls_private_key: Path | None = Field(None, description="PEM private key to serve HTTPS with.")
+    egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Private hosts, `host:port` or CIDRs that admin-defined providers may reach; comma-separated."
+    )
+    egress_ca_file: Path | None = Field(None, description="PEM file of further certificate authorities to trust for providers.")
+    fallback: Fallback = Field(
+        Fallback.NONE, description="Whose keys may serve users that have none; `openrouter` includes `system`."
+    )
+    audit_durability: Durability = Field(
+        Durability.JOURNAL,
+        description="What a use survives before the key leaves: `journal` a killed process, `fsync` power loss, `database` the machine.",
+    )
+    outage_grace: float = Field(
+        0.0, ge=0, le=3600, description="Seconds for which cached keys serve on without a database; delays revocation by as much."
+    )
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body on gateway paths, in bytes.")
+    max_buffered_bytes: int = Field(
+        512 * 2**20, ge=2**20, description="Largest sum of buffered request bodies in one process, in bytes."
+    )
+    upstream_timeout: float = Field(
+        600.0, gt=0, description="Seconds a provider may take until its first byte, and between bytes."
+    )
+    connect_timeout: float = Field(10.0, gt=0, description="Seconds to connect to a provider, TLS included.")
+    session_idle_hours: float = Field(24.0, gt=0, description="Hours without use after which a session ends.")
+    session_absolute_hours: float = Field(24.0 * 14, gt=0, description="Hours after which a session ends in any case.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe log level to print.")
+    log_json: bool = Field(default=False, description="Print logs as JSON lines.")
+
+    @field_validator("trusted_proxies", "egress_allow", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Comma-separated text to a tuple."""
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def root_key_path(self) -> Path:
+        """Where the root key file lies."""
+        return self.root_key_file or self.data_dir / "root.key"
+
+    @property
+    def journal_dir(self) -> Path:
+        """Where this machine's journals lie."""
+        return self.data_dir / "journal"
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database's URL; SQLite in the data directory where none is set."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.resolve() / 'keybearer.db'}"
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the settings once; ``overrides`` (from the command line) win. Raises ``SettingsInvalid``."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**(_from_files() | given))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}" for problem in error.errors()
+        )
+        raise SettingsInvalid(problems) from None  # the cause would hold the values
+
+
+def _from_files() -> dict[str, str]:
+    """``KEYBEARER_X_FILE=path`` gives ``x`` the file's content, for container secrets. ``root_key_file`` is a setting itself."""
+    found: dict[str, str] = {}
+    for name in Settings.model_fields:
+        variable = f"{PREFIX}{name.upper()}_FILE"
+        if name == "root_key" or variable not in os.environ:
+            continue
+        try:
+            found[name] = Path(os.environ[variable]).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            message = f"{variable}: cannot read {os.environ[variable]}: {error.strerror}"
+            raise SettingsInvalid(message) from None
+    return found
+
+
+def export(settings: Settings) -> None:
+    """Hand settings given on the command line to worker processes, which read the environment anew."""
+    for name in ("data_dir", "host", "port", "workers", "public_url"):
+        os.environ[PREFIX + name.upper()] = str(getattr(settings, name))
+
+
+def client_environment() -> tuple[str, str]:
+    """``KEYBEARER_URL`` and ``KEYBEARER_TOKEN`` for the client commands and the SDK; empty where unset."""
+    return os.environ.get(f"{PREFIX}URL", ""), os.environ.get(f"{PREFIX}TOKEN", "")

@@ -1,0 +1,276 @@
+"""The nouns of Keybearer as frozen dataclasses: no behaviour that needs a clock, a database or a key.
+
+A type that bears secret material redacts itself in ``repr``, ``str``, ``format`` and refuses pickling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NoReturn
+from uuid import UUID
+
+SYSTEM_OWNER_ID = UUID(int=0)
+"""The owner of system secrets: one per deployment, so its id need not be random."""
+
+
+class OwnerKind(StrEnum):
+    """Who can own secrets, providers and models."""
+
+    USER = "user"
+    TEAM = "team"
+    SYSTEM = "system"
+
+
+class Role(StrEnum):
+    """A person's role in this deployment."""
+
+    ADMIN = "admin"
+    MEMBER = "member"
+
+
+class SecretType(StrEnum):
+    """What kind of credential a secret is; the provider decides the default."""
+
+    API_KEY = "api_key"
+    OAUTH_TOKEN = "oauth_token"
+    WEBHOOK_SECRET = "webhook_secret"
+    CONNECTION_STRING = "connection_string"
+    CUSTOM = "custom"
+
+
+class KeySource(StrEnum):
+    """Whose key served a request: the value of ``x-keybearer-key-source``."""
+
+    MODEL = "model"
+    USER = "user"
+    TEAM = "team"
+    SYSTEM = "system"
+    OPENROUTER = "openrouter"
+
+
+class Scope(StrEnum):
+    """What an access token may do. Nobody can give a token more than they have."""
+
+    GATEWAY_USE = "gateway:use"
+    SECRETS_USE = "secrets:use"
+    SECRETS_READ = "secrets:read"
+    SECRETS_WRITE = "secrets:write"
+    MODELS_WRITE = "models:write"
+    PROVIDERS_WRITE = "providers:write"
+    TEAMS_WRITE = "teams:write"
+    TOKENS_WRITE = "tokens:write"
+    BUDGETS_WRITE = "budgets:write"
+    USAGE_READ = "usage:read"
+    AUDIT_READ = "audit:read"
+    USERS_ACT_AS = "users:act-as"
+    ADMIN = "admin"
+
+
+MEMBER_SCOPES = frozenset(Scope) - {Scope.ADMIN, Scope.USERS_ACT_AS}
+"""What a member has, and may therefore give a token. An admin has all."""
+
+
+class SecretBytes:
+    """Secret bytes that do not show themselves. ``reveal()`` is the only way to the value, so it can be searched for."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def reveal(self) -> bytes:
+        """The value itself: for sealing, and for the one header it is sent in."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return "<secret>"
+
+    def __eq__(self, other: object) -> bool:
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # equality of secrets is a timing question: compare explicitly
+
+    def __reduce__(self) -> NoReturn:
+        msg = "secrets are not pickled"
+        raise TypeError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who owns a secret."""
+
+    kind: OwnerKind
+    id: UUID
+
+
+SYSTEM_OWNER = Owner(OwnerKind.SYSTEM, SYSTEM_OWNER_ID)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Where a request came from: ``ip`` as text (from declared proxies only), ``user_agent`` cut to 256 characters."""
+
+    ip: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, after authentication. Exactly one of ``token_id`` and ``session_id`` is set, or neither for the operator."""
+
+    user_id: UUID
+    role: Role
+    scopes: frozenset[Scope]
+    token_id: str | None = None
+    session_id: UUID | None = None
+    client: Client = Client()
+
+    @property
+    def is_admin(self) -> bool:
+        """An administrator acting with the ``admin`` scope."""
+        return self.role is Role.ADMIN and Scope.ADMIN in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A verified access token as the gateway caches it (at most 60 s, and only while revocations are heard)."""
+
+    token_id: str
+    user_id: UUID
+    role: Role
+    scopes: frozenset[Scope]
+    allowed_providers: frozenset[str] | None
+    """``None``: all."""
+    allowed_models: frozenset[str] | None
+    """``provider/model`` names; ``None``: all."""
+    ip_allowlist: tuple[str, ...]
+    """CIDRs; empty: any address."""
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret as listings show it: everything but its value."""
+
+    id: UUID
+    owner: Owner
+    provider: str
+    secret_type: SecretType
+    name: str
+    preview: str
+    description: str
+    tags: tuple[str, ...]
+    is_active: bool
+    priority: int
+    allowed_models: tuple[str, ...] | None
+    allowed_tokens: tuple[str, ...] | None
+    fetchable: bool
+    egress: tuple[str, ...]
+    expires_at: datetime | None
+    state: str
+    """``ok``, ``failed`` (the provider refused it) or ``unreadable`` (it does not open)."""
+    state_reason: str
+    version: int
+    key_id: UUID
+    """The owner key that sealed the current version."""
+    created_by: UUID
+    created_at: datetime
+    updated_at: datetime
+    last_used_at: datetime | None
+    usage_count: int
+    last_used_in_workflow: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A secret resolved and opened for one provider: what the gateway may send, where, and for whom."""
+
+    secret_id: UUID
+    secret_version: int
+    owner: Owner
+    provider: str
+    source: KeySource
+    value: SecretBytes
+    egress: tuple[str, ...]
+    allowed_models: frozenset[str] | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one answer consumed. ``None``: the provider did not say. ``input_tokens`` includes cached ones."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Input tokens read from a cache."""
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """Part of ``output_tokens``."""
+    model: str | None = None
+    """The model's name as the provider answered it."""
+    cost_usd: float | None = None
+    """Only if the provider itself stated a cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseRecord:
+    """The journal's line written before a key leaves."""
+
+    request_id: str
+    at: float
+    """Unix time in seconds."""
+    user_id: UUID
+    token_id: str
+    secret_id: UUID
+    secret_version: int
+    owner: Owner
+    source: KeySource
+    provider: str
+    model: str
+    operation: str
+    """For example ``chat.completions``, ``messages``, ``generateContent``."""
+    streamed: bool
+    workflow: str
+    node: str
+    client: Client
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRecord:
+    """The journal's line written after an answer ended, however it ended."""
+
+    request_id: str
+    at: float
+    status: int
+    """The HTTP status that the client was answered; 499: the client left before one."""
+    outcome: str
+    """``ok``, ``refused``, ``upstream_error``, ``aborted`` or ``failed``."""
+    duration_ms: float
+    first_byte_ms: float | None
+    usage: Usage = field(default_factory=Usage)
+    cost_micro_usd: int | None = None
+    """Millionths of a US dollar; ``None``: unknown, never shown as 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManagementRecord:
+    """A change to what Keybearer keeps, or a refused attempt at one; committed with the change itself."""
+
+    action: str
+    """``noun.verb``: ``secret.create``, ``token.revoke``, ``session.sign_in``, …"""
+    caller: Caller | None
+    subject: str
+    """The id of what was changed."""
+    outcome: str = "ok"
+    """``ok`` or an error code."""
+    owner: Owner | None = None
+    detail: tuple[tuple[str, str], ...] = ()
+    """Names and values of harmless facts: provider, name, which fields changed. Never a value of a secret."""

@@ -1,0 +1,321 @@
+"""The tables. Core only: no ORM classes, no relationships; queries are named functions in ``store.queries``.
+
+Ids are UUIDs made before the insert. Times are UTC. Every table with tenant data has ``owner_id`` or ``user_id`` and, on
+PostgreSQL, a forced row-level-security policy (``migrations``); a test fails if one lacks it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """``timestamptz`` on PostgreSQL; on SQLite ISO text of fixed width, so that it sorts. Naive values are refused."""
+
+    impl = sa.String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(sa.DateTime(timezone=True))
+        return dialect.type_descriptor(sa.String(32))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            msg = "naive datetime"
+            raise ValueError(msg)
+        value = value.astimezone(UTC)
+        return value if dialect.name == "postgresql" else value.isoformat(timespec="microseconds")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002  # the base names it
+        if value is None or isinstance(value, datetime):
+            return value.astimezone(UTC) if value is not None else None
+        return datetime.fromisoformat(value)
+
+
+Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+"""Lists and objects; ``None`` is stored as SQL NULL by giving the column ``none_as_null``."""
+NullableJson = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+
+
+def _id(name: str = "id") -> sa.Column[Any]:
+    return sa.Column(name, sa.Uuid(), primary_key=True)
+
+
+def _created() -> sa.Column[Any]:
+    return sa.Column("created_at", UtcDateTime(), nullable=False)
+
+
+deployment = sa.Table(
+    "deployment",
+    metadata,
+    sa.Column("singleton", sa.Integer, sa.CheckConstraint("singleton = 1", name="singleton"), primary_key=True),
+    sa.Column("id", sa.Uuid(), nullable=False),
+    sa.Column("row_mac_key", sa.LargeBinary, nullable=True, comment="envelope under the system owner key"),
+    sa.Column("frozen_at", UtcDateTime(), nullable=True, comment="set: no key leaves"),
+    _created(),
+)
+
+root_key = sa.Table(
+    "root_key",
+    metadata,
+    _id(),
+    sa.Column("provider", sa.String(32), nullable=False),
+    sa.Column("reference", sa.Text, nullable=False, comment="KMS key name, path or empty"),
+    sa.Column(
+        "wrapped", sa.LargeBinary, nullable=True, comment="the root key as the KMS wrapped it; NULL where the provider holds it"
+    ),
+    sa.Column("state", sa.String(16), sa.CheckConstraint("state IN ('staged','active','retired')", name="state"), nullable=False),
+    sa.Column(
+        "proof",
+        sa.LargeBinary,
+        nullable=False,
+        comment="envelope of a known value: a wrong root key is told apart from a broken row",
+    ),
+    _created(),
+)
+
+owner = sa.Table(
+    "owner",
+    metadata,
+    _id(),
+    sa.Column("kind", sa.String(16), sa.CheckConstraint("kind IN ('user','team','system')", name="kind"), nullable=False),
+    _created(),
+)
+
+owner_key = sa.Table(
+    "owner_key",
+    metadata,
+    _id(),
+    sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("root_key_id", sa.Uuid(), sa.ForeignKey("root_key.id"), nullable=False, index=True),
+    sa.Column("envelope", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.String(16), sa.CheckConstraint("state IN ('active','retired')", name="state"), nullable=False),
+    _created(),
+    sa.UniqueConstraint("owner_id", "version"),
+)
+
+user = sa.Table(
+    "user_account",
+    metadata,
+    sa.Column("id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("email", sa.String(320), nullable=False, unique=True, comment="lower-cased"),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("password_hash", sa.Text, nullable=True, comment="Argon2id"),
+    sa.Column("role", sa.String(16), sa.CheckConstraint("role IN ('admin','member')", name="role"), nullable=False),
+    sa.Column("is_active", sa.Boolean, nullable=False, default=True),
+    sa.Column("fallback_allowed", sa.Boolean, nullable=False, default=True, comment="the user's own say in KEYBEARER_FALLBACK"),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over id, role, is_active"),
+    _created(),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+)
+
+one_time_link = sa.Table(
+    "one_time_link",
+    metadata,
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True, comment="SHA-256"),
+    sa.Column("purpose", sa.String(16), nullable=False, comment="setup"),
+    sa.Column("expires_at", UtcDateTime(), nullable=False),
+    sa.Column("used_at", UtcDateTime(), nullable=True),
+    _created(),
+)
+
+session = sa.Table(
+    "session",
+    metadata,
+    _id(),
+    sa.Column("token_hash", sa.LargeBinary, nullable=False, unique=True, comment="SHA-256 of the cookie"),
+    sa.Column("user_id", sa.Uuid(), sa.ForeignKey("user_account.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("ip", sa.String(64), nullable=False),
+    sa.Column("user_agent", sa.String(256), nullable=False),
+    sa.Column("last_seen_at", UtcDateTime(), nullable=False),
+    sa.Column("expires_at", UtcDateTime(), nullable=False, comment="absolute"),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over id, token_hash, user_id, expires_at"),
+    _created(),
+)
+
+access_token = sa.Table(
+    "access_token",
+    metadata,
+    sa.Column("id", sa.String(12), primary_key=True),
+    sa.Column("token_hash", sa.LargeBinary, nullable=False, comment="SHA-256 of the whole token"),
+    sa.Column("user_id", sa.Uuid(), sa.ForeignKey("user_account.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("scopes", Json, nullable=False),
+    sa.Column("allowed_providers", NullableJson, nullable=True),
+    sa.Column("allowed_models", NullableJson, nullable=True),
+    sa.Column("ip_allowlist", Json, nullable=False),
+    sa.Column("is_active", sa.Boolean, nullable=False, default=True),
+    sa.Column("expires_at", UtcDateTime(), nullable=True),
+    sa.Column("last_used_at", UtcDateTime(), nullable=True),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column but name and last_used_at"),
+    _created(),
+)
+
+provider = sa.Table(
+    "provider",
+    metadata,
+    _id(),
+    sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("is_predefined", sa.Boolean, nullable=False, comment="an admin's edit of a catalogue entry (owner: system)"),
+    sa.Column("display_name", sa.String(200), nullable=False),
+    sa.Column("base_url", sa.Text, nullable=False),
+    sa.Column("auth_style", sa.String(16), nullable=False, comment="bearer, header or none"),
+    sa.Column("auth_header", sa.String(64), nullable=False),
+    _created(),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+    sa.UniqueConstraint("owner_id", "name"),
+    sa.UniqueConstraint("owner_id", "id"),
+)
+
+model = sa.Table(
+    "model",
+    metadata,
+    _id(),
+    sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("provider", sa.String(64), nullable=False, comment="name: predefined, or custom of the same owner"),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("display_name", sa.String(200), nullable=False),
+    _created(),
+    sa.UniqueConstraint("owner_id", "provider", "name"),
+)
+
+secret = sa.Table(
+    "secret",
+    metadata,
+    _id(),
+    sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("owner_kind", sa.String(16), nullable=False),
+    sa.Column("provider", sa.String(64), nullable=False),
+    sa.Column("secret_type", sa.String(32), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("preview", sa.String(200), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("tags", Json, nullable=False),
+    sa.Column("is_active", sa.Boolean, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False, comment="lower first"),
+    sa.Column("allowed_models", NullableJson, nullable=True),
+    sa.Column("allowed_tokens", NullableJson, nullable=True),
+    sa.Column("fetchable", sa.Boolean, nullable=False),
+    sa.Column("egress", Json, nullable=False, comment="canonical scheme://host:port list, bound into the envelope"),
+    sa.Column("expires_at", UtcDateTime(), nullable=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("state_reason", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_by", sa.Uuid(), nullable=False),
+    _created(),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+    sa.Column("last_used_at", UtcDateTime(), nullable=True),
+    sa.Column("usage_count", sa.BigInteger, nullable=False, default=0),
+    sa.Column("last_used_in_workflow", sa.String(200), nullable=True),
+    sa.UniqueConstraint("owner_id", "provider", "secret_type", "name"),
+    sa.UniqueConstraint("owner_id", "id"),
+)
+
+secret_version = sa.Table(
+    "secret_version",
+    metadata,
+    sa.Column("secret_id", sa.Uuid(), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("owner_id", sa.Uuid(), nullable=False),
+    sa.Column("owner_key_id", sa.Uuid(), sa.ForeignKey("owner_key.id"), nullable=False, index=True),
+    sa.Column("envelope", sa.LargeBinary, nullable=False),
+    _created(),
+    sa.ForeignKeyConstraint(["owner_id", "secret_id"], ["secret.owner_id", "secret.id"], ondelete="CASCADE"),
+)
+
+audit_writer = sa.Table(
+    "audit_writer",
+    metadata,
+    _id(),
+    sa.Column("kind", sa.String(16), nullable=False, comment="process or management"),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("started_at", UtcDateTime(), nullable=False),
+    sa.Column("closed_at", UtcDateTime(), nullable=True),
+    sa.Column("shipped_seq", sa.BigInteger, nullable=False, default=0),
+    sa.Column(
+        "shipped_hash", sa.LargeBinary, nullable=False, comment="h of the last shipped line; 32 zero bytes before the first"
+    ),
+)
+
+audit_record = sa.Table(
+    "audit_record",
+    metadata,
+    sa.Column("writer_id", sa.Uuid(), sa.ForeignKey("audit_writer.id"), primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True),
+    sa.Column("at", UtcDateTime(), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False, comment="use, outcome, open, close or manage"),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("user_id", sa.Uuid(), nullable=True, comment="who acted"),
+    sa.Column("owner_id", sa.Uuid(), nullable=True, comment="whose secret"),
+    sa.Column("secret_id", sa.Uuid(), nullable=True, index=True),
+    sa.Column("request_id", sa.String(40), nullable=True, index=True),
+    sa.Column("outcome", sa.String(40), nullable=False),
+    sa.Column("nonce", sa.LargeBinary, nullable=False),
+    sa.Column("line", sa.Text, nullable=False, comment="the exact text that was hashed"),
+    sa.Column("d", sa.LargeBinary, nullable=False),
+    sa.Column("h", sa.LargeBinary, nullable=False),
+    sa.Index("ix_audit_record_owner_at", "owner_id", "at"),
+    sa.Index("ix_audit_record_user_at", "user_id", "at"),
+)
+
+usage_record = sa.Table(
+    "usage_record",
+    metadata,
+    sa.Column("request_id", sa.String(40), primary_key=True),
+    sa.Column("at", UtcDateTime(), nullable=False),
+    sa.Column("user_id", sa.Uuid(), nullable=False),
+    sa.Column("token_id", sa.String(12), nullable=False),
+    sa.Column("secret_id", sa.Uuid(), nullable=False, index=True),
+    sa.Column("owner_id", sa.Uuid(), nullable=False, comment="who paid"),
+    sa.Column("key_source", sa.String(16), nullable=False),
+    sa.Column("provider", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("operation", sa.String(40), nullable=False),
+    sa.Column("streamed", sa.Boolean, nullable=False),
+    sa.Column("workflow", sa.String(200), nullable=False),
+    sa.Column("node", sa.String(200), nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False, comment="unknown until the outcome line arrives"),
+    sa.Column("status", sa.Integer, nullable=True),
+    sa.Column("duration_ms", sa.Float, nullable=True),
+    sa.Column("first_byte_ms", sa.Float, nullable=True),
+    sa.Column("input_tokens", sa.BigInteger, nullable=True),
+    sa.Column("output_tokens", sa.BigInteger, nullable=True),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=True),
+    sa.Column("reasoning_tokens", sa.BigInteger, nullable=True),
+    sa.Column("cost_micro_usd", sa.BigInteger, nullable=True, comment="NULL: unknown"),
+    sa.Index("ix_usage_record_user_at", "user_id", "at"),
+    sa.Index("ix_usage_record_owner_at", "owner_id", "at"),
+)
+
+change = sa.Table(
+    "change",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("subject", sa.String(16), nullable=False, comment="token, user, secret, provider, model, deployment"),
+    sa.Column("subject_id", sa.String(64), nullable=False),
+    sa.Column("user_id", sa.Uuid(), nullable=True, comment="whose cached keys are concerned; NULL: everybody's"),
+    sa.Column("at", UtcDateTime(), nullable=False),
+    sqlite_autoincrement=True,
+)
