@@ -1,0 +1,56 @@
+"""The objects of one server process, as one frozen dataclass. ``app`` builds it; routes, pages and the gateway are handed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from keybearer.access.sessions import Sessions
+from keybearer.access.tokens import Tokens
+from keybearer.access.users import Users
+from keybearer.audit.journal import Journal
+from keybearer.audit.ship import Shipper
+from keybearer.catalog import Catalog
+from keybearer.crypto.keyring import Keyring
+from keybearer.gateway.credentials import Credentials
+from keybearer.gateway.upstream import Upstream
+from keybearer.store.changes import Feed
+from keybearer.store.db import Database
+from keybearer.vault.providers import Providers
+from keybearer.vault.resolve import Resolver
+from keybearer.vault.secrets import Secrets
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """The settings that rooms below ``app`` need, as plain values."""
+
+    public_url: str
+    """Without a trailing slash, for example ``https://keys.example.com``."""
+    secure_cookies: bool
+    """Whether people reach the server by HTTPS."""
+    trusted_proxies: tuple[str, ...]
+    """Addresses or CIDRs whose forwarding headers are believed."""
+    max_body_bytes: int
+    max_buffered_bytes: int
+    fallback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything one process works with."""
+
+    options: ServerOptions
+    db: Database
+    feed: Feed
+    keyring: Keyring
+    journal: Journal
+    shipper: Shipper
+    catalog: Catalog
+    users: Users
+    sessions: Sessions
+    tokens: Tokens
+    providers: Providers
+    secrets: Secrets
+    resolver: Resolver
+    credentials: Credentials
+    upstream: Upstream
