@@ -112,6 +112,7 @@ owner_key = sa.Table(
     sa.Column("state", sa.String(16), sa.CheckConstraint("state IN ('active','retired')", name="state"), nullable=False),
     _created(),
     sa.UniqueConstraint("owner_id", "version"),
+    sa.UniqueConstraint("owner_id", "id"),
 )
 
 user = sa.Table(
@@ -238,10 +239,12 @@ secret_version = sa.Table(
     sa.Column("secret_id", sa.Uuid(), primary_key=True),
     sa.Column("version", sa.Integer, primary_key=True),
     sa.Column("owner_id", sa.Uuid(), nullable=False),
-    sa.Column("owner_key_id", sa.Uuid(), sa.ForeignKey("owner_key.id"), nullable=False, index=True),
+    sa.Column("owner_key_id", sa.Uuid(), nullable=False, index=True),
     sa.Column("envelope", sa.LargeBinary, nullable=False),
     _created(),
     sa.ForeignKeyConstraint(["owner_id", "secret_id"], ["secret.owner_id", "secret.id"], ondelete="CASCADE"),
+    # With the owner in it, so that another owner's key id is as good as an unknown one.
+    sa.ForeignKeyConstraint(["owner_id", "owner_key_id"], ["owner_key.owner_id", "owner_key.id"]),
 )
 
 audit_writer = sa.Table(

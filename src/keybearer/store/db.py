@@ -1,0 +1,252 @@
+"""Transactions: the one way to the database. The differences between SQLite and PostgreSQL end here and in ``engine``.
+
+Every transaction is somebody's: an :class:`Actor`. On PostgreSQL it sets the role and the caller for that transaction alone, and
+row-level security does the rest; on SQLite the queries' own conditions are the only wall, and both have them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Literal, Self
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from keybearer.errors import Conflict, NotFound, Overloaded, Unavailable
+from keybearer.store import engine as engines
+from keybearer.store import guard
+from keybearer.store.migrate import migrate
+
+__all__ = ["Actor", "Database", "migrate"]
+
+ORDER_LOCK = 0x6B62_6F72_6465_7231
+"""Advisory lock under which changes and management records get their numbers ("kborder1")."""
+
+_SQLITE_READERS = 4
+
+# One round trip for all of it. `true`: for this transaction only, as a pooler hands the connection to others afterwards.
+_BEGIN = sa.text(
+    "SELECT set_config('role', :role, true), set_config('keybearer.user_id', :user_id, true),"
+    " set_config('keybearer.admin', :admin, true), set_config('keybearer.system_keys', :system_keys, true),"
+    " set_config('statement_timeout', '30s', true), set_config('lock_timeout', '10s', true),"
+    " set_config('idle_in_transaction_session_timeout', '60s', true)"
+)
+_BEGIN_READ = sa.text(_BEGIN.text + ", set_config('transaction_read_only', 'on', true)")
+
+# SQLSTATE classes in which trying again later may help: connection, resources, operator intervention, locks and deadlocks,
+# object in use, system error (PostgreSQL, appendix A).
+_PASSING = ("08", "40", "53", "55", "57", "58")
+_SQLITE_PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL")
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Whose eyes a transaction has."""
+
+    role: Literal["keybearer_app", "keybearer_system"]
+    user_id: UUID | None = None
+    admin: bool = False
+    system_keys: bool = False
+
+    @classmethod
+    def user(cls, user_id: UUID, *, admin: bool = False, system_keys: bool = False) -> Self:
+        """Be a person or their token. ``system_keys``: may read the system's secrets and owner keys, to resolve with them."""
+        return cls("keybearer_app", user_id, admin, system_keys)
+
+    @classmethod
+    def system(cls) -> Self:
+        """Be a job or the operator: narrow grants, all owners."""
+        return cls("keybearer_system")
+
+    @classmethod
+    def lookup(cls) -> Self:
+        """Be nobody yet: the caller is unknown. Sees nothing but what ``queries.lookups`` finds by an unguessable value."""
+        return cls("keybearer_app")
+
+    def settings(self) -> dict[str, str]:
+        """Return the parameters of the transaction's first statement on PostgreSQL."""
+        return {
+            "role": self.role,
+            "user_id": str(self.user_id) if self.user_id else "",
+            "admin": "on" if self.admin else "off",
+            "system_keys": "on" if self.system_keys else "off",
+        }
+
+
+class Database:
+    """An open database. ``name`` tells which kind, for the few queries that differ."""
+
+    def __init__(
+        self, name: engines.Name, readers: AsyncEngine, writers: AsyncEngine, side: AsyncEngine, direct_url: str
+    ) -> None:
+        """Use :meth:`open`."""
+        self.name = name
+        self.direct_url = direct_url
+        self._readers = readers
+        self._writers = writers
+        self._side = side
+
+    @classmethod
+    async def open(cls, url: str, direct_url: str = "", *, pool_size: int = 10) -> Self:
+        """Connect and prove that the database is fit for use.
+
+        Raises ``DatabaseError`` where the schema is missing or too old, or, on PostgreSQL, where the login of ``url`` could step
+        around row-level security (superuser, BYPASSRLS, owner of a table); ``Unavailable`` where nobody answers.
+        """
+        name, parsed = engines.parse(url)
+        if name == "sqlite":
+            engines.secure_file(parsed)
+            db = cls(
+                name,
+                readers=engines.sqlite(parsed, pool_size=_SQLITE_READERS, begin="BEGIN", read_only=True),
+                # One connection: this process's writers queue here, in order, and do not wait for each other by polling.
+                writers=engines.sqlite(parsed, pool_size=1, begin="BEGIN IMMEDIATE"),
+                side=engines.sqlite(parsed, pool_size=1, begin="BEGIN", read_only=True),
+                direct_url="",
+            )
+        else:
+            pool = engines.postgresql(parsed, pool_size=pool_size)
+            db = cls(name, readers=pool, writers=pool, side=engines.postgresql(parsed, pool_size=1), direct_url=direct_url)
+        try:
+            with translated():
+                async with db._side.connect() as connection:
+                    await guard.check(connection)
+        except BaseException:
+            await db.close()
+            raise
+        return db
+
+    def read(self, actor: Actor) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Begin a transaction that cannot write. Raises ``Unavailable`` where the database does not answer."""
+        return self._transaction(self._readers, actor, writes=False)
+
+    def write(self, actor: Actor) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Begin a transaction that commits at exit and rolls back on any exception.
+
+        Raises ``Conflict`` where a unique value exists, ``NotFound`` where a row that is referred to does not, ``Unavailable``
+        where the database does not answer (a commit may then have happened or not).
+        """
+        return self._transaction(self._writers, actor, writes=True)
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Begin a read transaction of the system's on a connection of its own: a busy pool must not look like a lost database."""
+        return self._transaction(self._side, Actor.system(), writes=False)
+
+    async def abandon_watch(self) -> None:
+        """Forget the connection of :meth:`watch` as it is, hanging perhaps; the next one is new."""
+        await self._side.dispose(close=False)
+
+    async def lock_order(self, tx: AsyncConnection) -> None:
+        """Let transactions that number things commit in the order of their numbers: one at a time, until commit.
+
+        Take it as late as possible, before the first numbered row. SQLite has one writer at a time anyway.
+        """
+        if self.name == "postgresql":
+            await tx.execute(sa.select(sa.func.pg_advisory_xact_lock(ORDER_LOCK)))
+
+    async def ping(self) -> None:
+        """Ask the database for an answer. Raises ``Unavailable``."""
+        async with self.read(Actor.lookup()) as tx:
+            await tx.execute(sa.text("SELECT 1"))
+
+    async def truncate_log(self) -> None:
+        """After a purge: empty SQLite's write-ahead log, which still holds pages as they were. PostgreSQL: nothing to do here."""
+        if self.name == "sqlite":
+            with translated():
+                async with self._writers.connect() as connection:
+                    raw = await connection.get_raw_connection()
+                    cursor = await raw.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+                    await cursor.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for engine in {id(each): each for each in (self._readers, self._writers, self._side)}.values():
+            await engine.dispose()
+
+    @asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine, actor: Actor, *, writes: bool) -> AsyncIterator[AsyncConnection]:
+        with translated():
+            connection = await self._begin(engine, actor, writes=writes)
+            try:
+                yield connection
+                if writes:
+                    await connection.commit()
+            finally:
+                # Rolls back what was not committed. Shielded: a client that leaves cancels again and again.
+                await asyncio.shield(connection.close())
+
+    async def _begin(self, engine: AsyncEngine, actor: Actor, *, writes: bool) -> AsyncConnection:
+        """Return a connection with a transaction begun.
+
+        A pooled connection may have died unnoticed (the database restarted). Nothing of the caller's was sent yet, so a second
+        attempt is safe; SQLAlchemy empties the pool at the first.
+        """
+        statement = _BEGIN if writes else _BEGIN_READ
+        for attempt in (1, 2):
+            connection = await engine.connect()
+            try:
+                if self.name == "postgresql":
+                    await connection.execute(statement, actor.settings())
+                else:
+                    await connection.begin()
+            except DBAPIError as error:
+                await connection.close()
+                if not error.connection_invalidated or attempt == 2:  # noqa: PLR2004  # the last
+                    raise
+            except BaseException:
+                await connection.close()
+                raise
+            else:
+                return connection
+        raise AssertionError  # pragma: no cover  # the loop returns or raises
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn database exceptions into ours: the one seam. What is left untranslated is a defect of the program.
+
+    Causes are cut off where they would repeat a row's values (PostgreSQL's DETAIL does).
+    """
+    try:
+        yield
+    except PoolTimeout:
+        raise Overloaded("The database connections are all in use.") from None
+    except IntegrityError as error:
+        kind = _violation(error)
+        if kind == "unique":
+            raise Conflict from None
+        if kind == "foreign":
+            raise NotFound from None
+        raise
+    except DBAPIError as error:
+        if _is_passing(error):
+            raise Unavailable("The database does not answer.") from error
+        raise
+
+
+def _violation(error: IntegrityError) -> str:
+    state = getattr(error.orig, "sqlstate", None)
+    name = getattr(error.orig, "sqlite_errorname", "")
+    if state == "23505" or name in {"SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"}:
+        return "unique"
+    if state == "23503" or name == "SQLITE_CONSTRAINT_FOREIGNKEY":
+        return "foreign"
+    return "other"
+
+
+def _is_passing(error: DBAPIError) -> bool:
+    """Whether trying again later may help."""
+    name = getattr(error.orig, "sqlite_errorname", None)
+    if name is not None:
+        return str(name).startswith(_SQLITE_PASSING)
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return str(state).startswith(_PASSING)
+    # psycopg's own: no connection, or it broke before the server could say why.
+    return error.connection_invalidated or isinstance(error, sa.exc.OperationalError)
