@@ -1,0 +1,261 @@
+"""Reading responses, without a socket: bytes in; head, body pieces and the end out.
+
+llhttp (by way of httptools) does the lexing and is strict about line ends, white space, control characters, folding,
+``Content-Length`` (repeated, signed, empty, overflowing, or beside ``Transfer-Encoding``) and chunk sizes. What it lets
+pass and a proxy must not, is refused here. RFC 9112 is the law; where it leaves a choice, the choice is the one after
+which no byte of one answer can be taken for part of another.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import NoReturn
+
+import httptools
+
+from keybearer.errors import UpstreamMalformed, UpstreamUnreachable
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Status line and headers, interim responses included; also the most that may come between body bytes (trailers, extensions)."""
+MAX_HEADERS = 100
+MAX_INTERIM = 16
+"""1xx responses before the final one."""
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# They would speak for the gateway's own origin: set its cookies, pin its transport, send its visitors elsewhere.
+_ORIGIN_WIDE = frozenset(
+    {
+        b"set-cookie",
+        b"set-cookie2",
+        b"alt-svc",
+        b"clear-site-data",
+        b"refresh",
+        b"strict-transport-security",
+        b"nel",
+        b"report-to",
+    }
+)
+_SPECIAL = _HOP_BY_HOP | _ORIGIN_WIDE | {b"content-length"}
+_USUAL_OPTIONS = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
+_KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,\s])timeout=(\d{1,6})", re.IGNORECASE)
+_VERSION = b"HTTP/1."
+_OURS = b"x-keybearer-"
+_CONTINUE, _SWITCHING_PROTOCOLS, _FIRST_FINAL, _NO_CONTENT, _LAST_STATUS = 100, 101, 200, 204, 599
+_WITHOUT_BODY = frozenset({204, 304})
+_REDIRECTS = range(300, 400)
+_HEAD_END = b"\r\n\r\n"
+
+
+class Framing(IntEnum):
+    """What ends a body (RFC 9112, section 6.3)."""
+
+    NONE = 0
+    LENGTH = 1
+    CHUNKED = 2
+    EOF = 3
+
+
+class ResponseReader:
+    """Reads the responses of one connection, one after the other. Feed it only between ``begin`` and ``is_complete``.
+
+    ``status`` is 0 until the final head is complete; then ``headers`` holds what may be passed on (lower-case names;
+    hop-by-hop, cookies, ``x-keybearer-*`` and a redirect's ``Location`` dropped; ``content-length`` only if it frames the
+    body or describes what HEAD or 304 leave out). ``pieces`` gathers body bytes; whoever takes them clears the list.
+    """
+
+    __slots__ = (
+        "_connection_options",
+        "_fed",
+        "_framing",
+        "_has_length",
+        "_head_only",
+        "_interim",
+        "_is_dirty",
+        "_is_interim",
+        "_parser",
+        "_problem",
+        "_transfer_encoding",
+        "headers",
+        "is_complete",
+        "is_reusable",
+        "keep_alive_seconds",
+        "on_body",
+        "pieces",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.on_body = self.pieces.append  # llhttp appends without a Python call in between
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.keep_alive_seconds: float | None = None
+        """The idle time that the server announced, in seconds; it holds for the connection."""
+        self._parser = httptools.HttpResponseParser(self)
+        self.begin()
+
+    def begin(self, *, head_only: bool = False) -> None:
+        """Expect the next response; ``head_only`` after HEAD."""
+        self.headers = []
+        self.status = 0
+        self.is_complete = False
+        self.is_reusable = False
+        self._has_length = False
+        self._head_only = head_only
+        self._fed = 0
+        self._framing = Framing.NONE
+        self._interim = 0
+        self._is_interim = False
+        self._is_dirty = False
+        self._problem = ""
+        self._transfer_encoding: bytes | None = None
+        self._connection_options: bytes | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Read on. Raises ``UpstreamMalformed``; what was read before stays, and the connection is not to be used again."""
+        before, in_head = self._fed, not self.status
+        if in_head and not before and not data.startswith(_VERSION) and not _VERSION.startswith(data):
+            raise UpstreamMalformed("The provider's answer is not HTTP/1.")
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            # After the end, an error means bytes that belong to no answer; the answer itself stands.
+            if not self.is_complete:
+                raise UpstreamMalformed(f"The provider's answer is malformed: {self._problem or error}.") from None
+            self._is_dirty = True
+        if (
+            in_head
+            and before + len(data) > MAX_HEAD_BYTES
+            and (not self.status or before + data.find(_HEAD_END) > MAX_HEAD_BYTES)
+        ):
+            raise UpstreamMalformed(f"The provider's headers exceed {MAX_HEAD_BYTES} bytes.")
+        if self.is_complete:
+            self.is_reusable = self.is_reusable and not self._is_dirty and self._ends_exactly(data, in_head=in_head)
+            if self._head_only:
+                self.pieces.clear()
+        elif self.pieces:
+            self._fed = 0
+        else:
+            self._fed = before + len(data)
+            if self._fed > MAX_HEAD_BYTES:
+                raise UpstreamMalformed(f"The provider sent {MAX_HEAD_BYTES} bytes of framing without content.")
+
+    def feed_eof(self) -> None:
+        """Take the server's end of stream: completes a body that only this ends, else raises (nothing or half an answer)."""
+        if self.status and self._framing is Framing.EOF:
+            self.is_complete = True
+        elif self.status or self._fed:
+            raise UpstreamMalformed("The provider's answer was cut off.")
+        else:
+            raise UpstreamUnreachable("The provider closed the connection without an answer.")
+
+    def _ends_exactly(self, data: bytes, *, in_head: bool) -> bool:
+        """Whether ``data`` ends where the response does. llhttp swallows line breaks between messages; in doubt: no."""
+        if self._framing is Framing.CHUNKED:
+            return data.endswith(b"\r\n0\r\n\r\n") or data == b"0\r\n\r\n"
+        body = len(self.pieces[-1]) if self.pieces else 0
+        start = data.find(_HEAD_END) + len(_HEAD_END) if in_head else 0
+        return start + body == len(data)
+
+    # llhttp's callbacks; what they raise ends the feeding
+
+    def on_message_begin(self) -> None:
+        if self.is_complete:
+            raise UpstreamMalformed("Bytes after the end.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.status:  # trailers; not passed on, as nobody asked for them with TE
+            return
+        name = name.lower()
+        if name in _SPECIAL:
+            self._note(name, value)
+        elif not name.startswith(_OURS):
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status: int = self._parser.get_status_code()
+        if status < _FIRST_FINAL:
+            self._skip_interim(status)
+            return
+        if status > _LAST_STATUS:
+            self._stop("its status is out of range")
+        if len(self.headers) > MAX_HEADERS:
+            self._stop(f"it has more than {MAX_HEADERS} headers")
+        self._is_interim = False
+        coding = self._transfer_encoding
+        if coding is not None and (coding.lower() != b"chunked" or self._parser.get_http_version() != "1.1"):
+            self._stop("its transfer coding is not chunked")
+        if status in _WITHOUT_BODY or self._head_only:
+            self._framing = Framing.NONE
+        elif coding is not None:
+            self._framing = Framing.CHUNKED
+        else:
+            self._framing = Framing.LENGTH if self._has_length else Framing.EOF
+        if self._connection_options is not None or status == _NO_CONTENT or status in _REDIRECTS:
+            self._drop_more(status)
+        self.status = status
+        self.is_complete = self._head_only  # llhttp would wait for a body, so the connection is not used again
+
+    def on_message_complete(self) -> None:
+        if not self._is_interim:
+            self.is_complete = True
+            self.is_reusable = not self._head_only and self._parser.should_keep_alive()  # llhttp forgets it right after
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        """Headers that frame or steer the connection, and those that are dropped."""
+        if name == b"content-length":
+            self._has_length = True
+            self.headers.append((name, value))
+        elif name == b"connection":
+            before = self._connection_options
+            if before is not None or value not in _USUAL_OPTIONS:
+                self._connection_options = value if before is None else before + b"," + value
+        elif name == b"transfer-encoding":
+            before = self._transfer_encoding
+            self._transfer_encoding = value if before is None else before + b"," + value
+        elif name == b"keep-alive" and (found := _KEEP_ALIVE_TIMEOUT.search(value)):
+            self.keep_alive_seconds = float(found[1])
+
+    def _skip_interim(self, status: int) -> None:
+        """1xx is for the connection, not for the client (RFC 9110, section 15.2)."""
+        self._interim += 1
+        if status < _CONTINUE:
+            self._stop("its status is out of range")
+        if status == _SWITCHING_PROTOCOLS:
+            self._stop("it switches protocols without being asked")
+        if self._interim > MAX_INTERIM:
+            self._stop(f"it begins with more than {MAX_INTERIM} interim responses")
+        self._is_interim = True
+        self.headers = []
+        self._has_length = False
+        self._transfer_encoding = self._connection_options = None
+
+    def _drop_more(self, status: int) -> None:
+        """Drop what ``Connection`` names, a 204's length, and where a redirect leads.
+
+        SDKs would follow it with the caller's token in a header that HTTP libraries do not strip.
+        """
+        options = (self._connection_options or b"").lower().split(b",")
+        dropped = {option.strip(b" \t") for option in options}
+        if status == _NO_CONTENT:
+            dropped.add(b"content-length")
+        elif status in _REDIRECTS:
+            dropped.add(b"location")
+        self.headers = [header for header in self.headers if header[0] not in dropped]
+
+    def _stop(self, problem: str) -> NoReturn:
+        self._problem = problem
+        raise UpstreamMalformed(problem)
