@@ -13,7 +13,9 @@ FUNCTION_LINES_P99, FUNCTION_LINES_FAIL = 60, 100
 PARAMETERS, PARAMETERS_GATEWAY = 8, 6
 
 # Named boundaries where a broad except is right; each logs or translates. Path → why.
-BROAD_EXCEPT_ALLOWED: dict[str, str] = {}
+BROAD_EXCEPT_ALLOWED: dict[str, str] = {
+    "src/keybearer/store/changes.py": "the poll loop goes on; trust lapses meanwhile, the failure is logged once",
+}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
