@@ -1,1 +1,53 @@
-"""Placeholder."""
+"""The catalogue: what Keybearer knows about providers, as data (``providers.yaml``) and pure functions.
+
+Provider   a service that takes a key: its hosts, its APIs, its key formats, its models
+API        one way to speak to a provider: a dialect, the path it lies under, how the key is sent
+Dialect    the wire format of an API: ``openai``, ``anthropic`` or ``gemini``
+Registry   the providers and models that one user can name: predefined ones and the user's own
+Preview    what a listing may show of a value
+
+``provider``   the nouns, and custom providers      ``load``   reading ``providers.yaml``
+``registry``   finding the provider of a model       ``keys``   format checks, detection, previews
+"""
+
+from keybearer.catalog.keys import KeyCheck, check_key, detect, preview
+from keybearer.catalog.load import Catalog
+from keybearer.catalog.provider import (
+    ANTHROPIC,
+    DIALECTS,
+    GEMINI,
+    OPENAI,
+    Api,
+    Auth,
+    KeyPattern,
+    Model,
+    Provider,
+    TestCall,
+    custom,
+    with_base_url,
+    with_models,
+)
+from keybearer.catalog.registry import MODEL_NAME_LIMIT, Registry
+
+__all__ = [
+    "ANTHROPIC",
+    "DIALECTS",
+    "GEMINI",
+    "MODEL_NAME_LIMIT",
+    "OPENAI",
+    "Api",
+    "Auth",
+    "Catalog",
+    "KeyCheck",
+    "KeyPattern",
+    "Model",
+    "Provider",
+    "Registry",
+    "TestCall",
+    "check_key",
+    "custom",
+    "detect",
+    "preview",
+    "with_base_url",
+    "with_models",
+]

@@ -1,1 +1,14 @@
-"""Placeholder."""
+"""The gateway: one request, from its first byte to its last receipt.
+
+Dialect      the wire format that a client speaks: OpenAI's, Anthropic's or Gemini's
+Operation    what is asked for: ``chat.completions``, ``messages``, ``generateContent`` …
+Route        what method and path alone say of a request
+Plan         what is to be sent where, decided from route, body and the caller's registry; no I/O
+Upstream     the provider's side of an exchange
+
+``paths``     which paths are the gateway's, and what each means          ``body``     the few decisive keys of a JSON body
+``plan``      one request, decided                                      ``dialect``  answers of our own, in each dialect's shape
+``egress``    where a key may be sent                                   ``upstream`` connections to providers
+``probe``     connection tests                                          ``credentials``  tokens and keys, cached
+``protocol``  the HTTP protocol class that ties them together
+"""

@@ -1,0 +1,199 @@
+"""A provider and its parts. Frozen values; what is needed for each request is worked out once, when a value is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final, Literal
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from keybearer.domain import SecretType
+from keybearer.errors import FieldError, Invalid
+
+OPENAI: Final = "openai"
+ANTHROPIC: Final = "anthropic"
+GEMINI: Final = "gemini"
+DIALECTS: Final = (OPENAI, ANTHROPIC, GEMINI)
+
+AuthStyle = Literal["bearer", "header", "none"]
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110, section 5.6.2: token
+_BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,=:@-]+)*/?")
+_DOT_SEGMENT: Final = re.compile(r"/\.{1,2}(?:/|$)")
+_PROVIDER_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """How the key is sent: ``Authorization: Bearer``, alone in ``header`` (lower case), or not at all."""
+
+    style: AuthStyle
+    header: str
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One way to speak to a provider.
+
+    ``prefix`` follows the base URL: ``/v1`` makes ``https://api.openai.com/v1/chat/completions``. A base URL that
+    already ends with it does not get it twice, because people write both.
+    """
+
+    dialect: str
+    prefix: str
+    auth: Auth
+    asks_usage: bool
+    """Whether a streamed answer states its usage only when asked by ``stream_options.include_usage``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that a provider is known to have. ``name`` is the provider's own."""
+
+    name: str
+    display_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TestCall:
+    """The cheapest call that tells a good key from a bad one: ``path`` follows the API's prefix."""
+
+    __test__ = False  # not a test, whatever pytest thinks of the name
+
+    method: str
+    path: str
+    dialect: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPattern:
+    """A form of key. ``reason`` is set for forms that are refused, and says why."""
+
+    pattern: re.Pattern[str]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Provider:
+    """A service that takes a key. Compared by identity: two users' providers of one name are not the same."""
+
+    name: str
+    display_name: str
+    base_url: str
+    """``https://host[:port][/path]``, without a trailing slash, query or user information."""
+    apis: Mapping[str, Api]
+    """By dialect."""
+    secret_type: SecretType
+    key_patterns: tuple[KeyPattern, ...]
+    refused_patterns: tuple[KeyPattern, ...]
+    test: TestCall
+    models: tuple[Model, ...]
+    model_patterns: tuple[re.Pattern[str], ...]
+    """Bare model names that can only be this provider's."""
+    keys_url: str
+    """Where people make keys; empty where unknown."""
+    docs_url: str
+    headers: tuple[tuple[str, str], ...]
+    """Sent where the caller did not set them: names in lower case."""
+    is_predefined: bool
+    owner_id: UUID | None
+    """Who made a custom provider; ``None``: predefined."""
+    roots: Mapping[str, bytes] = field(init=False, repr=False)
+    """By dialect, the upstream path that an operation's own path follows: base path and prefix."""
+
+    def __post_init__(self) -> None:
+        base = _base_path(self.base_url)
+        roots = {dialect: _join(base, api.prefix).encode("ascii") for dialect, api in self.apis.items()}
+        object.__setattr__(self, "roots", MappingProxyType(roots))
+
+
+def with_base_url(provider: Provider, base_url: str) -> Provider:
+    """The same provider elsewhere: an administrator's edit. Raises ``Invalid`` for a URL that is none."""
+    return replace(provider, base_url=_clean_base_url(base_url))
+
+
+def with_models(provider: Provider, models: Iterable[Model]) -> Provider:
+    """The same provider with further models; names that it has already stay as they are."""
+    known = {model.name for model in provider.models}
+    added = {model.name: model for model in models if model.name not in known}
+    return replace(provider, models=(*provider.models, *added.values()))
+
+
+def custom(
+    name: str,
+    display_name: str,
+    base_url: str,
+    auth_style: str,
+    auth_header: str,
+    models: Iterable[Model],
+    owner_id: UUID,
+) -> Provider:
+    """A provider that somebody made: an OpenAI-compatible API at ``base_url``, as its SDKs' ``base_url`` is written.
+
+    ``auth_header`` matters for the style ``header`` only. Raises ``Invalid`` with the fields that are wrong.
+    """
+    wrong: list[FieldError] = []
+    if not _PROVIDER_NAME.fullmatch(name):
+        wrong.append(FieldError("name", "lower-case letters, digits, dots, dashes and underscores; at most 64"))
+    if auth_style not in {"bearer", "header", "none"}:
+        wrong.append(FieldError("auth_style", "one of bearer, header and none"))
+    if auth_style == "header" and not _HEADER_NAME.fullmatch(auth_header):
+        wrong.append(FieldError("auth_header", "not a header name"))
+    if wrong:
+        raise Invalid(fields=tuple(wrong))
+    auth = Auth(auth_style, "authorization" if auth_style == "bearer" else auth_header.lower())  # type: ignore[arg-type]
+    return Provider(
+        name=name,
+        display_name=display_name,
+        base_url=_clean_base_url(base_url),
+        apis=MappingProxyType({OPENAI: Api(OPENAI, "", auth, asks_usage=True)}),
+        secret_type=SecretType.API_KEY,
+        key_patterns=(),
+        refused_patterns=(),
+        test=TestCall("GET", "/models", OPENAI),
+        models=tuple(models),
+        model_patterns=(),
+        keys_url="",
+        docs_url="",
+        headers=(),
+        is_predefined=False,
+        owner_id=owner_id,
+    )
+
+
+def _clean_base_url(url: str) -> str:
+    """The URL without a trailing slash. The host itself is the egress policy's business."""
+    url = url.strip().rstrip("/")
+    _base_path(url)
+    return url
+
+
+def _base_path(url: str) -> str:
+    """The path of a base URL, checked: it becomes the start of every request line to that provider."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise _bad_url("not a URL") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise _bad_url("https://host, optionally with a port and a path")
+    if parts.username is not None or parts.password is not None:
+        raise _bad_url("no user name or password in a URL: store the key as a secret")
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        raise _bad_url("no query and no fragment")
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        raise _bad_url("only ASCII characters; write an international host name as xn--…")
+    if not _BASE_PATH.fullmatch(parts.path) or _DOT_SEGMENT.search(parts.path):
+        raise _bad_url("the path has characters or segments that do not belong there")
+    return parts.path.rstrip("/")
+
+
+def _bad_url(message: str) -> Invalid:
+    return Invalid("The base URL is wrong.", fields=(FieldError("base_url", message),))
+
+
+def _join(base: str, prefix: str) -> str:
+    return base if prefix and base.endswith(prefix) else base + prefix

@@ -1,0 +1,347 @@
+"""Which paths are the gateway's, and what each of them means. Pure: raw bytes in, a ``Route`` or an error out.
+
+Paths are compared as they are spelled. A path that is a gateway path only after decoding, after removing ``//``,
+``/./``, ``..`` or ``;…``, or in another case, belongs to the gateway too, so that nothing else serves it; and the
+gateway refuses it, because the provider might read it otherwise than we did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from keybearer.catalog import ANTHROPIC, GEMINI, OPENAI
+from keybearer.errors import InvalidRequest, KeybearerError, MethodNotAllowed, RouteUnknown
+
+Headers = Iterable[tuple[bytes, bytes]]
+"""Names in lower case."""
+
+_FIRST: Final = frozenset({b"v1", b"v1beta", b"v1alpha", b"openai", b"anthropic", b"gemini", b"p"})
+_PREFIXES: Final = tuple(b"/" + name + b"/" for name in sorted(_FIRST))
+_SEGMENT: Final = rb"[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*"
+_PLAIN: Final = re.compile(rb"/(?:" + _SEGMENT + rb"(?:/" + _SEGMENT + rb")*/?)?")
+_DECODINGS: Final = 4  # '%25252576…': nobody honest nests escapes; what is still escaped then is claimed
+
+_QUERY: Final = re.compile(rb"[!-~]*")
+_CREDENTIAL_NAMES: Final = frozenset(
+    {b"key", b"$key", b"api_key", b"api-key", b"apikey", b"access_token", b"$access_token", b"oauth_token", b"$oauth_token"}
+)
+_PATH_MODEL: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,=:@-]+(?:/[A-Za-z0-9._~!$&'()*+,=:@-]+)*")
+_HARMLESS_ESCAPE: Final = re.compile(rb"%(?:2[Ff]|3[Aa]|40)")  # '/', ':' and '@', which SDKs escape inside a model's name
+
+
+class Route(msgspec.Struct, frozen=True):
+    """What method and path say of a request."""
+
+    dialect: str
+    operation: str
+    """``chat.completions``, ``completions``, ``responses``, ``embeddings``, ``moderations``, ``messages``,
+    ``messages.count_tokens``, ``generateContent`` … (as Google names them), ``models``, ``models.get``."""
+    method: bytes
+    """Upper case; as it goes upstream."""
+    provider: str | None
+    """The path's home provider, which bare model names mean; ``None``: found by the model's name."""
+    suffix: bytes
+    """Upstream path after the API's root; where ``model`` is set, up to the model."""
+    model: str | None = None
+    """Where it stands in the path."""
+    tail: bytes = b""
+    """Upstream path after the model."""
+    query: bytes = b""
+    """Without its question mark."""
+    takes_body: bool = True
+    needs_body: bool = True
+    needs_model: bool = True
+    body_limit: int | None = None
+    """Bytes; ``None``: the server's own limit."""
+    streamed: bool = False
+    """The path itself asks for a stream (Gemini); otherwise the body does."""
+    is_local: bool = False
+    """Answered by the gateway itself."""
+
+
+def is_gateway_path(target: bytes) -> bool:
+    """Whether the gateway answers this request target, however it is spelled. A query is ignored. Never raises."""
+    if target.startswith(_PREFIXES):
+        return True
+    path = target.partition(b"?")[0]
+    if _PLAIN.fullmatch(path):
+        return path[1:].partition(b"/")[0].lower() in _FIRST
+    return _is_hidden(path)
+
+
+def route(method: bytes, target: bytes, headers: Headers) -> Route:
+    """What a request on a gateway path means. ``target`` is the raw request target, query included.
+
+    ``headers`` decide only where providers' paths collide. Raises ``RouteUnknown``, ``MethodNotAllowed``, ``InvalidRequest``.
+    """
+    found = _STATIC.get((method, target))
+    if found is not None:
+        return found
+    path, mark, query = target.partition(b"?")
+    if mark:
+        _check_query(query)
+    found = _STATIC.get((method, path)) or _by_header(method, path, headers) or _with_model(method, path, headers)
+    if found is None:
+        raise _unknown(method, path)
+    return msgspec.structs.replace(found, query=query) if query else found
+
+
+def dialect_of(target: bytes, headers: Headers = ()) -> str:
+    """The dialect in which to answer an error on this path, also where there is no such route. Never raises."""
+    path = target.partition(b"?")[0].lower()
+    if path.startswith((b"/anthropic", b"/v1/messages")):
+        return ANTHROPIC
+    if path.startswith((b"/v1beta/openai", b"/gemini/v1beta/openai", b"/openai", b"/v1/chat", b"/v1/responses")):
+        return OPENAI
+    if path.startswith((b"/gemini", b"/v1beta", b"/v1alpha")):
+        return GEMINI
+    if path.startswith(b"/v1/models/") and path.rpartition(b":")[2] in _LOWER_ACTIONS:
+        return GEMINI
+    return _dialect_by_header(headers)
+
+
+def _dialect_by_header(headers: Headers) -> str:
+    """DESIGN §1: where paths collide, ``x-goog-api-key`` means Gemini, ``anthropic-version`` Anthropic, else OpenAI."""
+    names = {name for name, _ in headers}
+    if b"x-goog-api-key" in names:
+        return GEMINI
+    return ANTHROPIC if b"anthropic-version" in names else OPENAI
+
+
+# --- hidden spellings -------------------------------------------------------------------------------------------------
+
+
+def _is_hidden(path: bytes) -> bool:
+    """Whether some reader could take ``path`` for a gateway path: decoded, resolved, in another case."""
+    for _ in range(_DECODINGS):
+        if any(_first(segments) in _FIRST for segments in _resolutions(path)):
+            return True
+        decoded = unquote_to_bytes(path)
+        if decoded == path:
+            return False
+        path = decoded
+    return True
+
+
+def _resolutions(path: bytes) -> tuple[list[bytes], list[bytes]]:
+    """The path's segments without dots and parameters, once with empty segments dropped before dots count and once after."""
+    segments = [part.partition(b";")[0].strip().lower() for part in path.replace(b"\\", b"/").split(b"/")[1:]]
+    return _resolve([part for part in segments if part]), [part for part in _resolve(segments) if part]
+
+
+def _resolve(segments: list[bytes]) -> list[bytes]:
+    resolved: list[bytes] = []
+    for segment in segments:
+        if segment == b"..":
+            del resolved[-1:]
+        elif segment != b".":
+            resolved.append(segment)
+    return resolved
+
+
+def _first(segments: list[bytes]) -> bytes:
+    return segments[0].partition(b"?")[0].partition(b"#")[0] if segments else b""
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+_OPENAI_POSTS: Final = {
+    b"/chat/completions": "chat.completions",
+    b"/completions": "completions",
+    b"/responses": "responses",
+    b"/embeddings": "embeddings",
+    b"/moderations": "moderations",
+}
+_ANTHROPIC_POSTS: Final = {b"/messages": "messages", b"/messages/count_tokens": "messages.count_tokens"}
+_GEMINI_ACTIONS: Final = {
+    name.encode(): name
+    for name in ("generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "countTokens")
+}
+_LOWER_ACTIONS: Final = frozenset(name.lower() for name in _GEMINI_ACTIONS)
+_GEMINI_VERSIONS: Final = (b"/v1beta", b"/v1alpha")
+
+_MODEL_PATHS: Final[tuple[tuple[bytes, str | None, str | None, bytes], ...]] = (
+    # path before the model, dialect (None: by header), home provider, upstream path before the model
+    (b"/v1/models/", None, None, b"/models/"),
+    (b"/openai/v1/models/", OPENAI, "openai", b"/models/"),
+    (b"/anthropic/v1/models/", ANTHROPIC, "anthropic", b"/models/"),
+    (b"/v1beta/openai/models/", OPENAI, "gemini", b"/models/"),
+    (b"/gemini/v1beta/openai/models/", OPENAI, "gemini", b"/models/"),
+    (b"/gemini/v1/models/", GEMINI, "gemini", b"/v1/models/"),
+    *((version + b"/models/", GEMINI, "gemini", version + b"/models/") for version in _GEMINI_VERSIONS),
+    *((b"/gemini" + version + b"/models/", GEMINI, "gemini", version + b"/models/") for version in _GEMINI_VERSIONS),
+)
+
+
+def _post(dialect: str, operation: str, provider: str | None, suffix: bytes) -> Route:
+    if operation == "moderations":
+        # The one operation whose model may be left out (OpenAI API reference, moderations): then it is OpenAI's default.
+        return Route(dialect, operation, b"POST", provider or "openai", suffix, needs_model=False)
+    return Route(dialect, operation, b"POST", provider, suffix)
+
+
+def _list(dialect: str, method: bytes, provider: str | None, suffix: bytes) -> Route:
+    return Route(
+        dialect,
+        "models",
+        method,
+        provider,
+        suffix,
+        takes_body=False,
+        needs_body=False,
+        needs_model=False,
+        body_limit=0,
+        is_local=provider is None,
+    )
+
+
+def _table() -> dict[tuple[bytes, bytes], Route]:
+    """Every route without a model in its path, by method and path as spelled by the client."""
+    table: dict[tuple[bytes, bytes], Route] = {}
+    openai_mounts: tuple[tuple[bytes, str | None], ...] = (
+        (b"/v1", None),
+        (b"/openai/v1", "openai"),
+        (b"/v1beta/openai", "gemini"),
+        (b"/gemini/v1beta/openai", "gemini"),
+    )
+    for mount, provider in openai_mounts:
+        for suffix, operation in _OPENAI_POSTS.items():
+            table[b"POST", mount + suffix] = _post(OPENAI, operation, provider, suffix)
+    table[b"POST", b"/anthropic/v1/chat/completions"] = _post(OPENAI, "chat.completions", "anthropic", b"/chat/completions")
+    for mount in (b"/v1", b"/anthropic/v1"):
+        for suffix, operation in _ANTHROPIC_POSTS.items():
+            table[b"POST", mount + suffix] = _post(ANTHROPIC, operation, "anthropic", suffix)
+    for method in (b"GET", b"HEAD"):
+        for mount, provider in openai_mounts[1:]:
+            table[method, mount + b"/models"] = _list(OPENAI, method, provider, b"/models")
+        table[method, b"/anthropic/v1/models"] = _list(ANTHROPIC, method, "anthropic", b"/models")
+        table[method, b"/gemini/v1/models"] = _list(GEMINI, method, "gemini", b"/v1/models")
+        for version in _GEMINI_VERSIONS:
+            for mount in (b"", b"/gemini"):
+                table[method, mount + version + b"/models"] = _list(GEMINI, method, "gemini", version + b"/models")
+    return table
+
+
+_STATIC: Final = _table()
+_LISTS: Final = {
+    (method, dialect): found
+    for method in (b"GET", b"HEAD")
+    for dialect, found in (
+        (OPENAI, _list(OPENAI, method, None, b"/models")),
+        (ANTHROPIC, _list(ANTHROPIC, method, "anthropic", b"/models")),
+        (GEMINI, _list(GEMINI, method, "gemini", b"/v1/models")),
+    )
+}
+_METHODS: Final[dict[bytes, str]] = {
+    path: ", ".join(sorted(known.decode() for known, other in _STATIC if other == path)) for _, path in _STATIC
+} | {b"/v1/models": "GET, HEAD"}
+
+
+def _by_header(method: bytes, path: bytes, headers: Headers) -> Route | None:
+    """``GET /v1/models``, which all three providers have."""
+    return _LISTS.get((method, _dialect_by_header(headers))) if path == b"/v1/models" else None
+
+
+def _with_model(method: bytes, path: bytes, headers: Headers) -> Route | None:
+    """Routes with a model in the path: Gemini's actions, and one model's description."""
+    for before, dialect, provider, suffix in _MODEL_PATHS:
+        if path.startswith(before):
+            name = path[len(before) :]
+            if dialect is None or dialect == GEMINI:
+                action = _gemini_action(method, name, provider, suffix)
+                if action is not None:
+                    return action
+            return _one_model(method, name, (dialect or _dialect_by_header(headers), provider, suffix))
+    return None
+
+
+def _gemini_action(method: bytes, name: bytes, provider: str | None, suffix: bytes) -> Route | None:
+    """``{model}:{action}``; ``None`` where there is no such action."""
+    model, _, action = name.rpartition(b":")
+    operation = _GEMINI_ACTIONS.get(action)
+    if operation is None or not model:
+        return None
+    if method != b"POST":
+        raise MethodNotAllowed(f"{operation} does not take {_printable(method)}.", hint="Use POST.")
+    return Route(
+        GEMINI,
+        operation,
+        method,
+        "gemini",
+        suffix if provider else b"/v1" + suffix,
+        model=_path_model(model),
+        tail=b":" + action,
+        streamed=operation == "streamGenerateContent",
+    )
+
+
+def _one_model(method: bytes, name: bytes, where: tuple[str, str | None, bytes]) -> Route:
+    dialect, provider, suffix = where
+    if dialect == GEMINI and b":" in name:
+        raise RouteUnknown(f"The gateway has no Gemini method {_printable(name.rpartition(b':')[2])}.")
+    if method not in {b"GET", b"HEAD"}:
+        raise MethodNotAllowed(f"A model's description does not take {_printable(method)}.", hint="Use GET.")
+    if provider is None and dialect != OPENAI:
+        provider = dialect
+        suffix = b"/v1/models/" if dialect == GEMINI else suffix
+    return Route(
+        dialect,
+        "models.get",
+        method,
+        provider,
+        suffix,
+        model=_path_model(name),
+        takes_body=False,
+        needs_body=False,
+        body_limit=0,
+    )
+
+
+def _path_model(raw: bytes) -> str:
+    """A model's name out of a path. Only '/', ':' and '@' may be escaped: whatever else is, the provider might read otherwise."""
+    name = _HARMLESS_ESCAPE.sub(lambda escape: bytes.fromhex(escape[0][1:].decode()), raw)
+    if not _PATH_MODEL.fullmatch(name) or any(part in {b".", b".."} for part in name.split(b"/")):
+        raise RouteUnknown(
+            "The model's name in the path is not spelled plainly.",
+            hint="Write it without escapes, for example /v1beta/models/gemini-2.5-flash:generateContent.",
+        )
+    return name.decode("ascii")
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def _check_query(query: bytes) -> None:
+    if not _QUERY.fullmatch(query) or b"#" in query:
+        raise InvalidRequest("The query has characters that do not belong there.", hint="Percent-encode them.")
+    for part in re.split(rb"[&;]", query):
+        if unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")).strip().lower() in _CREDENTIAL_NAMES:
+            raise InvalidRequest(
+                "Credentials in a URL are never accepted: URLs end up in logs and histories.",
+                hint="Send the Keybearer token as 'Authorization: Bearer kb_…', x-api-key or x-goog-api-key. "
+                "If it was sent in the URL, revoke it.",
+            )
+
+
+def _unknown(method: bytes, path: bytes) -> KeybearerError:
+    allowed = _METHODS.get(path)
+    if allowed is not None:
+        return MethodNotAllowed(f"{_printable(path)} does not take {_printable(method)}.", hint=f"Use {allowed}.")
+    canonical = b"/" + b"/".join(_resolutions(unquote_to_bytes(path))[0])
+    if canonical != path and (canonical in _METHODS or _PLAIN.fullmatch(path) is None):
+        return RouteUnknown(
+            "The gateway has no such path: it is not spelled canonically.",
+            hint=f"Write it as {_printable(canonical)}." if canonical in _METHODS else "Write it without escapes, '//' and '..'.",
+        )
+    return RouteUnknown(f"The gateway has no route {_printable(method)} {_printable(path)}.")
+
+
+def _printable(raw: bytes) -> str:
+    """A caller's bytes for an error message: ASCII, cut short."""
+    text = raw[:120].decode("ascii", "replace")
+    return "".join(character if character.isascii() and character.isprintable() else "?" for character in text)

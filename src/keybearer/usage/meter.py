@@ -1,0 +1,315 @@
+"""What an answer consumed, read from the answer as it passes. Pure: bytes in, a ``Usage`` out.
+
+Nothing is decoded while bytes pass: of a stream, the first and the last event that can state usage are kept; a whole
+answer is kept if it is small, else skimmed. Decoding happens once, at the end. What an answer does not say stays ``None``.
+
+Sources, compared 2026-11-21: OpenAI API reference (chat, responses, embeddings: ``usage``), Anthropic API (messages,
+streaming), Gemini API (``UsageMetadata``), OpenRouter (usage accounting: ``cost``), xAI (cost tracking:
+``cost_in_usd_ticks``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from keybearer.catalog import ANTHROPIC, GEMINI
+from keybearer.domain import Usage
+from keybearer.usage.skim import Skimmer
+
+_KEPT_LIMIT: Final = 256 * 1024  # bytes of a whole answer, or of one event, that are kept; what is larger is skimmed
+_COUNT_LIMIT: Final = 10**12  # tokens; more is nonsense, and would not fit where it is stored
+_MODEL_LIMIT: Final = 200
+_TICKS_PER_USD: Final = 10**10
+
+_EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_LINE_END: Final = re.compile(rb"[\r\n]")
+_DATA_LINE: Final = re.compile(rb"(?:^|[\r\n])data:")
+_NEEDLE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
+_GEMINI_NEEDLE: Final = re.compile(rb'"usageMetadata"')
+_SPACE: Final = b" \t\r\n\xef\xbb\xbf"
+
+_UNKNOWN, _WHOLE, _EVENTS, _SKIMMED, _LARGE_EVENT = range(5)
+
+
+class _Answer(msgspec.Struct):
+    """The parts of an answer, or of a stream's event, that say what it consumed."""
+
+    usage: Any = None
+    usage_metadata: Any = msgspec.field(default=None, name="usageMetadata")
+    model: Any = None
+    model_version: Any = msgspec.field(default=None, name="modelVersion")
+    message: msgspec.Raw | None = None
+    response: msgspec.Raw | None = None
+
+
+_ANSWER: Final = msgspec.json.Decoder(_Answer)
+
+
+class Meter:
+    """Watches one answer. ``feed`` each piece as it passes, ``finish`` once, however the answer ended."""
+
+    __slots__ = ("_dialect", "_first", "_held", "_kept", "_last", "_mode", "_needle", "_operation", "_size", "_skimmer")
+
+    def __init__(self, dialect: str, operation: str, streamed: bool) -> None:  # noqa: FBT001
+        """``streamed``: the client asked for a stream. What came instead, an error say, is told from its first byte."""
+        self._dialect = dialect
+        self._operation = operation
+        self._needle = _GEMINI_NEEDLE if dialect == GEMINI else _NEEDLE
+        self._mode = _UNKNOWN if streamed else _WHOLE
+        self._kept: list[bytes] = []
+        self._size = 0
+        self._held = b""
+        self._first: bytes | None = None
+        self._last: bytes | None = None
+        self._skimmer: Skimmer | None = None
+
+    @property
+    def is_between_events(self) -> bool:
+        """Whether an event stream is between two events now, so that an event of our own can follow."""
+        return self._mode == _EVENTS and not self._held
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the body. Never raises."""
+        if self._mode == _EVENTS:
+            if self._held or not data.endswith(b"\n\n"):
+                self._feed_events(data)
+            elif self._needle.search(data) is not None:
+                self._note(data)
+        elif self._mode == _WHOLE:
+            self._feed_whole(data)
+        else:
+            self._feed_other(data)
+
+    def finish(self) -> Usage:
+        """What the answer says it consumed. Never raises."""
+        if self._mode == _WHOLE:
+            return _usage(self._dialect, self._operation, (_decode(b"".join(self._kept)),))
+        if self._skimmer is not None and self._mode == _SKIMMED:
+            return _usage(self._dialect, self._operation, (_skimmed(self._skimmer),))
+        return _usage(self._dialect, self._operation, self._answers())
+
+    # --- a whole answer -----------------------------------------------------------------------------------------------
+
+    def _feed_whole(self, data: bytes) -> None:
+        self._kept.append(data)
+        self._size += len(data)
+        if self._size > _KEPT_LIMIT or len(self._kept) > _KEPT_LIMIT // 64:
+            self._mode, self._skimmer = _SKIMMED, Skimmer()
+            self._skimmer.feed(b"".join(self._kept))
+            self._kept.clear()
+
+    def _feed_other(self, data: bytes) -> None:
+        if self._mode == _LARGE_EVENT:
+            self._feed_large_event(data)
+        elif self._skimmer is not None:
+            self._skimmer.feed(data)
+        else:
+            data = (self._held + data).lstrip(_SPACE)
+            self._held = b""
+            if data:
+                self._mode = {b"{": _WHOLE, b"[": _SKIMMED}.get(data[:1], _EVENTS)
+                self._skimmer = Skimmer() if self._mode == _SKIMMED else None
+                self.feed(data)
+
+    # --- an event stream ----------------------------------------------------------------------------------------------
+
+    def _feed_events(self, data: bytes) -> None:
+        searched = max(len(self._held) - 3, 0)  # what was held has no end of an event, but may have a part of one
+        data = self._held + data
+        end = 0
+        for match in _EVENT_END.finditer(data, searched):
+            end = match.end()
+        events, self._held = data[:end], data[end:]
+        if events and self._needle.search(events) is not None:
+            self._note(events)
+        if len(self._held) > _KEPT_LIMIT:
+            self._begin_large_event()
+
+    def _note(self, events: bytes) -> None:
+        """Remember whole events of which one can state usage."""
+        if self._first is None:
+            self._first = events
+        self._last = events
+
+    def _begin_large_event(self) -> None:
+        """An event that is too large to keep, an image say: skim its data line. Events have one, from all providers we know."""
+        line = _DATA_LINE.search(self._held)
+        data, self._held = self._held[line.end() if line else len(self._held) :], b""
+        self._mode, self._skimmer = _LARGE_EVENT, Skimmer()
+        self._feed_large_event(data)
+
+    def _feed_large_event(self, data: bytes) -> None:
+        end = _LINE_END.search(data)
+        skimmer = self._skimmer
+        if skimmer is None:
+            return
+        skimmer.feed(data[: end.start()] if end else data)
+        if end:
+            if skimmer.found:
+                self._note(b"data: " + _rebuilt(skimmer) + b"\n\n")
+            self._mode, self._skimmer = _EVENTS, None
+            self._feed_events(data[end.start() :])
+
+    def _answers(self) -> Iterator[_Answer]:
+        """The first and the last event that state usage, decoded, in their order."""
+        if self._mode == _LARGE_EVENT and self._skimmer is not None:
+            self._note(b"data: " + _rebuilt(self._skimmer) + b"\n\n")
+        rest = self._held if self._needle.search(self._held) else b""
+        if self._first is not None:
+            yield from self._stating(_events(self._first))
+        last = (*_events(self._last or b""), *_events(rest))
+        yield from self._stating(reversed(last))
+
+    def _stating(self, events: Iterable[bytes]) -> Iterator[_Answer]:
+        for event in events:
+            if self._needle.search(event) is not None:
+                answer = _decode(_data(event))
+                if _states_usage(answer):
+                    yield answer
+                    return
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def _events(text: bytes) -> list[bytes]:
+    return [event for event in _EVENT_END.split(text) if event]
+
+
+def _data(event: bytes) -> bytes:
+    """The data of one event: its data lines, joined (WHATWG HTML, server-sent events)."""
+    return b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))
+
+
+def _decode(text: bytes) -> _Answer:
+    """An answer's decisive parts; wrapped ones unwrapped. Empty where the text is no such answer."""
+    try:
+        answer = _ANSWER.decode(text)
+        wrapped = answer.message if answer.message is not None else answer.response
+        if wrapped is not None and answer.usage is None:
+            inner = _ANSWER.decode(wrapped)
+            return inner if _states_usage(inner) else answer
+    except (ValueError, RecursionError):
+        return _Answer()
+    return answer
+
+
+def _rebuilt(skimmer: Skimmer) -> bytes:
+    return b"{" + b",".join(b'"' + key + b'":' + value for key, value in skimmer.found.items()) + b"}"
+
+
+def _skimmed(skimmer: Skimmer) -> _Answer:
+    return _decode(_rebuilt(skimmer))
+
+
+def _states_usage(answer: _Answer) -> bool:
+    return isinstance(answer.usage, dict) or isinstance(answer.usage_metadata, dict)
+
+
+def _usage(dialect: str, operation: str, answers: Iterable[_Answer]) -> Usage:
+    """One usage from one answer, or from a stream's first and last: what is said later counts, the rest stays."""
+    said: dict[str, Any] = {}
+    model: str | None = None
+    for answer in answers:
+        usage = answer.usage_metadata if dialect == GEMINI else answer.usage
+        if isinstance(usage, dict):
+            said.update((key, value) for key, value in usage.items() if value is not None)
+        name = answer.model_version if dialect == GEMINI else answer.model
+        if isinstance(name, str):
+            model = name[:_MODEL_LIMIT]
+    if not said:
+        return Usage(model=model)
+    if dialect == ANTHROPIC:
+        return _anthropic(said, model)
+    return _gemini(said, operation, model) if dialect == GEMINI else _openai(said, model)
+
+
+def _openai(said: Mapping[str, Any], model: str | None) -> Usage:
+    """``prompt_tokens`` … of chat, completions and embeddings, ``input_tokens`` … of responses.
+
+    Some compatible APIs leave the reasoning out of ``completion_tokens`` and count it only in ``total_tokens``.
+    """
+    given = _count(said, "prompt_tokens", "input_tokens")
+    made = _count(said, "completion_tokens", "output_tokens")
+    total = _count(said, "total_tokens")
+    details = _part(said, "prompt_tokens_details", "input_tokens_details")
+    reasoning = _count(_part(said, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens")
+    if given is not None and made is not None and total is not None and total > given + made:
+        hidden = total - given - made
+        made += hidden
+        reasoning = max(reasoning or 0, hidden)
+    return Usage(
+        input_tokens=given,
+        output_tokens=made,
+        cached_tokens=_count(details, "cached_tokens"),
+        cache_write_tokens=_count(details, "cache_write_tokens"),
+        reasoning_tokens=reasoning,
+        model=model,
+        cost_usd=_cost(said),
+    )
+
+
+def _anthropic(said: Mapping[str, Any], model: str | None) -> Usage:
+    """Here ``input_tokens`` leaves cached tokens out, read and written ones."""
+    fresh = _count(said, "input_tokens")
+    read = _count(said, "cache_read_input_tokens")
+    written = _count(said, "cache_creation_input_tokens")
+    return Usage(
+        input_tokens=None if fresh is None else fresh + (read or 0) + (written or 0),
+        output_tokens=_count(said, "output_tokens"),
+        cached_tokens=read,
+        cache_write_tokens=written,
+        reasoning_tokens=_count(_part(said, "output_tokens_details"), "thinking_tokens"),
+        model=model,
+        cost_usd=_cost(said),
+    )
+
+
+def _gemini(said: Mapping[str, Any], operation: str, model: str | None) -> Usage:
+    """Zero counts are left out (protobuf's JSON mapping), so where content is generated, missing means none."""
+    generated = operation in {"generateContent", "streamGenerateContent"}
+    absent = 0 if generated else None
+    thoughts = _count(said, "thoughtsTokenCount")
+    prompt, tools = _count(said, "promptTokenCount"), _count(said, "toolUsePromptTokenCount")
+    made = _count(said, "candidatesTokenCount")
+    return Usage(
+        input_tokens=None if prompt is None else prompt + (tools or 0),
+        output_tokens=(made or 0) + (thoughts or 0) if made is not None or thoughts is not None else absent,
+        cached_tokens=_count(said, "cachedContentTokenCount"),
+        reasoning_tokens=thoughts,
+        model=model,
+    )
+
+
+def _part(said: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    for name in names:
+        part = said.get(name)
+        if isinstance(part, dict):
+            return part
+    return {}
+
+
+def _count(said: Mapping[str, Any], *names: str) -> int | None:
+    """A number of tokens; ``None`` where there is none, or nonsense."""
+    for name in names:
+        value = said.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _COUNT_LIMIT:
+            return value
+    return None
+
+
+def _cost(said: Mapping[str, Any]) -> float | None:
+    """The cost in US dollars where the provider states one: OpenRouter's ``cost``, xAI's ``cost_in_usd_ticks``."""
+    ticks = _count(said, "cost_in_usd_ticks")
+    if ticks is not None:
+        return ticks / _TICKS_PER_USD
+    cost = said.get("cost")
+    if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= _COUNT_LIMIT:
+        return float(cost)
+    return None
