@@ -1,4 +1,4 @@
-"""What a key looks like: format checks (MISSION V14), detection of the provider, previews (V3). Pure; no value is kept or logged."""
+"""What a key looks like: format checks (V14), detection of the provider, previews (V3). Pure; no value is kept or logged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0
 
 @dataclass(frozen=True, slots=True)
 class KeyCheck:
-    """What is to be said of a value before it is saved. ``refused``: why it cannot be a key. ``warnings``: save anyway?"""
+    """What is to be said of a value before it is saved: why it cannot be a key, or what is odd about it."""
 
     refused: str | None = None
     warnings: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Reading ``providers.yaml``. Strict: an unknown field, a missing one or a bad pattern is a programming error and fails the tests."""
+"""Reading ``providers.yaml``. Strict: an unknown field, a missing one or a bad pattern is a programming error."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def _not_json(error: Exception) -> InvalidJson:
 
 
 def _reason(error: Exception) -> str:
-    """msgspec's own words name a kind of fault and a position, never what stands there."""
+    """The decoder's own words name a kind of fault and a position, never what stands there."""
     text = str(error)
     if "truncated" in text:
         return "it ends too early, or has half of a surrogate pair."

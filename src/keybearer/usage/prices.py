@@ -1,6 +1,6 @@
 """Tokens to money: what an answer cost, in millionths of a US dollar. Prices come with the package ``genai-prices``. Pure.
 
-Loading the price list takes 0.3–0.7 s (measured: it is 1.6 MB of Python, and brings pydantic), and one calculation by
+Loading the price list takes 0.7 s (measured: it is 1.6 MB of Python, and brings pydantic), and one calculation by
 the package's own means 130 µs. So the list is loaded by ``load()``, which a server calls in a thread as it starts, and
 each model's prices are worked out once, as integers.
 """
@@ -39,7 +39,7 @@ class Rates(msgspec.Struct, frozen=True):
     reasoning: Steps | None
 
 
-class _Unpriced(Exception):  # noqa: N818  # never leaves this module
+class _Unpriced(Exception):  # never leaves this module
     """The list has no price for this."""
 
 

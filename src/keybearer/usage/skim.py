@@ -6,7 +6,6 @@ It knows brackets, strings and where keys stand, and nothing else: what is not J
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Final
 
 WANTED: Final = frozenset({b"usage", b"usageMetadata", b"model", b"modelVersion"})
@@ -26,7 +25,7 @@ class Skimmer:
     Keys count at the top level, or in the elements of a top-level array (Gemini's streams without ``alt=sse``).
     """
 
-    __slots__ = ("_at_key", "_depth", "_escaped", "_in_string", "_key", "_keys_at", "_kept", "_root", "_value_of", "found")
+    __slots__ = ("_at_key", "_depth", "_escaped", "_in_string", "_kept", "_key", "_keys_at", "_root", "_value_of", "found")
 
     def __init__(self) -> None:
         self.found: dict[bytes, bytes] = {}
@@ -57,17 +56,13 @@ class Skimmer:
             start = self._token(token[0], data, start, at)
         self._keep(data[start:])
 
-    def objects(self) -> Mapping[bytes, bytes]:
-        """What was found, also where the JSON ended before its end."""
-        return self.found
-
     def _string(self, data: bytes, at: int) -> int:
         match = _IN_STRING.match(data, at)
         end = match.end() if match else at
         self._take_key(data[at:end] if self._key is not None else b"")
         if end == len(data):
             return end
-        if data[end] == 0x5C:  # a backslash as the last byte: what it escapes comes with the next piece
+        if data[end : end + 1] == b"\\":  # a backslash as the last byte: what it escapes comes with the next piece
             self._take_key(b"\\")
             self._escaped = True
             return end + 1
