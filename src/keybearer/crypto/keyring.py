@@ -1,0 +1,342 @@
+"""The keys of a running process: root keys unwrapped once, owner keys sealed under them, row MACs under a sealed system key.
+
+One object per process. It holds no transaction of its own after the start: callers bring theirs, so that a key and what it seals
+commit together and row-level security sees the caller. What it returns and what it keeps redacts itself.
+
+Sealed here, beside what callers seal (``Binding``), with these contexts: an owner key (purpose ``owner-key``, its owner, its id,
+its version, field ``key``) under the root key; a root key's proof (``root-key-proof``, system, the root key's id, 1, ``proof``)
+under itself; the row MAC key (``row-mac-key``, system, the deployment's id, 1, ``key``) under the system's owner key.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+from cryptography.hazmat.primitives import constant_time, hashes, hmac
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.crypto.envelope import KEY_BYTES, Context, key_id_of, open_sealed, seal
+from keybearer.crypto.kms import Wrapper
+from keybearer.domain import SYSTEM_OWNER_ID, OwnerKind, SecretBytes
+from keybearer.errors import Conflict, EnvelopeError, RootKeyError, Unavailable
+from keybearer.store.db import Actor, Database
+from keybearer.store.queries import keys
+
+CACHED_KEYS = 1024
+CACHED_SECONDS = 60.0
+"""An owner key that was destroyed in another process opens nothing here after this time."""
+
+_PROOF = b"keybearer root key"
+_RESTORE = "Restore the database from your backup; see docs/troubleshooting.md."
+
+RowField = str | bytes | int | bool | UUID | datetime | Sequence[str] | None
+"""What a row MAC covers. Times have a zone; floats have no one encoding and are left out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnerKey:
+    """One version of an owner's key."""
+
+    id: UUID
+    owner_id: UUID
+    version: int
+    key: SecretBytes
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where a sealed value belongs, beside its owner and deployment, which the key and the keyring know."""
+
+    record: UUID
+    version: int
+    field: str
+    egress: tuple[str, ...] = ()
+    """Canonical origins (``scheme://host:port``) that the value may be sent to."""
+    fetchable: bool = False
+    purpose: str = "secret"
+
+
+class RecentKeys:
+    """Owner keys opened a short while ago: at most ``most``, each for ``seconds``, the longest unused one dropped first."""
+
+    def __init__(
+        self, most: int = CACHED_KEYS, seconds: float = CACHED_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._clock = clock
+        self._kept: OrderedDict[UUID, tuple[float, OwnerKey]] = OrderedDict()
+
+    def get(self, key_id: UUID) -> OwnerKey | None:
+        """Return the key, unless it is unknown or its time is over; using it does not prolong that."""
+        until, key = self._kept.get(key_id, (0.0, None))
+        if key is None:
+            return None
+        if self._clock() >= until:
+            del self._kept[key_id]
+            return None
+        self._kept.move_to_end(key_id)
+        return key
+
+    def put(self, key: OwnerKey) -> None:
+        self._kept[key.id] = (self._clock() + self._seconds, key)
+        self._kept.move_to_end(key.id)
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+
+class Keyring:
+    """See the module. Made by ``open``."""
+
+    def __init__(self, deployment: UUID, wrapper: Wrapper) -> None:
+        self.deployment = deployment
+        self._wrapper = wrapper
+        self._roots: dict[UUID, SecretBytes] = {}
+        self._recent = RecentKeys()
+        self._mac: hmac.HMAC | None = None
+
+    @classmethod
+    async def open(cls, db: Database, wrapper: Wrapper) -> Keyring:
+        """Return the keyring of the deployment in ``db``; an empty one is founded first: root key, system owner, row MAC key.
+
+        Processes that start first at the same time end with one root key. Raises ``RootKeyError`` where the wrapper's key is not
+        the one this database was set up with, or where the database's own rows are damaged or mixed from two deployments.
+        """
+        async with db.read(Actor.system()) as tx:
+            found = await keys.get_deployment(tx)
+            if found is None and await keys.count_root_keys(tx):
+                raise RootKeyError("The database holds root keys but no deployment: it is damaged.", hint=_RESTORE)
+        if found is None:
+            await _found(db, wrapper)
+        async with db.read(Actor.system()) as tx:
+            row = await keys.get_deployment(tx)
+            active = await keys.get_active_root_key(tx)
+        if row is None or active is None:
+            raise RootKeyError("The database holds no active root key: it is damaged.", hint=_RESTORE)
+        keyring = cls(row.id, wrapper)
+        keyring._roots[active.id] = await _unwrap(row.id, wrapper, active)
+        async with db.read(Actor.system()) as tx:
+            await keyring._load_mac_key(tx, row.row_mac_key)
+        return keyring
+
+    async def sealing_key(self, tx: AsyncConnection, owner_id: UUID) -> OwnerKey:
+        """Return the owner's active key, made where there is none; ``tx`` writes, as that owner or the system.
+
+        Making one locks the active root key's row FOR SHARE until ``tx`` ends. Raises ``EnvelopeError`` if the key does not open.
+        """
+        row = await keys.get_active_owner_key(tx, owner_id)
+        if row is None:
+            await self._make_owner_key(tx, owner_id)
+            row = await keys.get_active_owner_key(tx, owner_id)
+        if row is None:
+            raise Unavailable("The owner's key was retired at this moment.")
+        return _of_owner(self._recent.get(row.id) or await self._open_owner_key(tx, row), owner_id)
+
+    async def opening_key(self, tx: AsyncConnection, key_id: UUID, owner_id: UUID) -> OwnerKey:
+        """Return the owner key ``key_id``, active or retired, from memory where it was used in the last minute.
+
+        ``owner_id`` is the owner that the row to be opened names. Raises ``EnvelopeError`` if the key is unknown (destroyed, or
+        invisible to ``tx``), does not open, or is another owner's: a row moved to another owner opens no value of the first.
+        """
+        key = self._recent.get(key_id)
+        if key is None:
+            row = await keys.get_owner_key(tx, key_id)
+            if row is None:
+                raise EnvelopeError
+            key = await self._open_owner_key(tx, row)
+        return _of_owner(key, owner_id)
+
+    def seal(self, key: OwnerKey, binding: Binding, plaintext: bytes) -> bytes:
+        """Seal ``plaintext`` for ``binding``. Raises ``ValueError`` where the binding is malformed."""
+        return seal(key.key.reveal(), key.id, self._context(key, binding), plaintext)
+
+    def unseal(self, key: OwnerKey, binding: Binding, envelope: bytes) -> SecretBytes:
+        """Return what was sealed for exactly ``binding``. Raises ``EnvelopeError`` and nothing else."""
+        try:
+            context = self._context(key, binding)
+        except ValueError:  # an edited row holds an origin that is none
+            raise EnvelopeError from None
+        return SecretBytes(open_sealed(key.key.reveal(), context, envelope))
+
+    def row_mac(self, table: str, *fields: RowField) -> bytes:
+        """Return 32 bytes over a row of ``table``: its fields, in an order that the caller keeps for ever."""
+        if self._mac is None:
+            raise RootKeyError("The keyring was not opened.")
+        state = self._mac.copy()
+        state.update(encode_row(table, *fields))
+        return state.finalize()
+
+    def check_row_mac(self, mac: bytes, table: str, *fields: RowField) -> None:
+        """Raise ``EnvelopeError`` unless ``mac`` was made here over the same row."""
+        if not constant_time.bytes_eq(mac, self.row_mac(table, *fields)):
+            raise EnvelopeError
+
+    def _context(self, key: OwnerKey, binding: Binding) -> Context:
+        return Context(
+            binding.purpose,
+            self.deployment,
+            key.owner_id,
+            binding.record,
+            binding.version,
+            binding.field,
+            binding.egress,
+            binding.fetchable,
+        )
+
+    async def _make_owner_key(self, tx: AsyncConnection, owner_id: UUID) -> None:
+        """Insert the owner's next key, or leave it where another transaction has."""
+        root_row = await keys.lock_active_root_key(tx)
+        if root_row is None:
+            raise RootKeyError("The database holds no active root key: it is damaged.", hint=_RESTORE)
+        root = await self._root(tx, root_row.id)
+        version = await keys.latest_owner_key_version(tx, owner_id) + 1
+        key, envelope = _new_owner_key(self.deployment, (root_row.id, root), owner_id, version)
+        await keys.insert_owner_key(tx, key.id, (owner_id, version), (root_row.id, envelope), datetime.now(UTC))
+
+    async def _open_owner_key(self, tx: AsyncConnection, row: keys.Row) -> OwnerKey:
+        root = await self._root(tx, row.root_key_id)
+        context = _owner_key_context(self.deployment, row.owner_id, row.id, row.version)
+        key = OwnerKey(row.id, row.owner_id, row.version, SecretBytes(open_sealed(root.reveal(), context, row.envelope)))
+        self._recent.put(key)
+        return key
+
+    async def _root(self, tx: AsyncConnection, key_id: UUID) -> SecretBytes:
+        """Return a root key from memory; one that came with a rotation since the start is unwrapped once."""
+        root = self._roots.get(key_id)
+        if root is None:
+            row = await keys.get_root_key(tx, key_id)
+            if row is None:
+                raise EnvelopeError
+            root = self._roots[key_id] = await _unwrap(self.deployment, self._wrapper, row)
+        return root
+
+    async def _load_mac_key(self, tx: AsyncConnection, envelope: bytes | None) -> None:
+        try:
+            envelope = envelope or b""  # a column that was emptied is damage like any other
+            system_key = await self.opening_key(tx, key_id_of(envelope), SYSTEM_OWNER_ID)
+            mac_key = SecretBytes(open_sealed(system_key.key.reveal(), _mac_key_context(self.deployment), envelope))
+        except EnvelopeError:
+            raise RootKeyError("The system's keys in the database are damaged or missing.", hint=_RESTORE) from None
+        self._mac = hmac.HMAC(mac_key.reveal(), hashes.SHA256())
+
+
+async def has_root_key(db: Database) -> bool:
+    """Whether a migrated database holds a root key: then a missing key file must not be replaced by a new one."""
+    async with db.read(Actor.system()) as tx:
+        return bool(await keys.count_root_keys(tx)) or await keys.get_deployment(tx) is not None
+
+
+def encode_row(table: str, *fields: RowField) -> bytes:
+    """Return what a row MAC covers: "keybearer/v1/row-mac", the table's name, the fields.
+
+    Each is one letter for its type, its length (u32, big-endian) and its bytes: ``s`` text as UTF-8, ``y`` bytes, ``i`` an
+    integer in decimal, ``b`` 01 or 00, ``u`` a UUID's 16 bytes, ``t`` a UTC time as ``2026-01-31T12:00:00.000000+00:00``, ``l``
+    the items of a list, each encoded as text, ``n`` nothing. So no two rows have the same bytes.
+    """
+    return b"keybearer/v1/row-mac" + _tagged(b"s", table.encode()) + b"".join(_encode_field(value) for value in fields)
+
+
+def _encode_field(value: RowField) -> bytes:
+    match value:
+        case None:
+            return _tagged(b"n", b"")
+        case bool():
+            return _tagged(b"b", b"\x01" if value else b"\x00")
+        case int():
+            return _tagged(b"i", b"%d" % value)
+        case str():
+            return _tagged(b"s", value.encode())
+        case bytes():
+            return _tagged(b"y", value)
+        case UUID():
+            return _tagged(b"u", value.bytes)
+        case datetime():
+            if value.tzinfo is None:
+                raise ValueError("naive datetime")
+            return _tagged(b"t", value.astimezone(UTC).isoformat(timespec="microseconds").encode())
+        case list() | tuple():
+            return _tagged(b"l", b"".join(_tagged(b"s", item.encode()) for item in value))
+    raise TypeError(f"a row MAC covers no {type(value).__name__}")
+
+
+def _tagged(tag: bytes, data: bytes) -> bytes:
+    return tag + len(data).to_bytes(4, "big") + data
+
+
+async def _found(db: Database, wrapper: Wrapper) -> None:
+    """Found the deployment in one transaction, or leave it where another process was first."""
+    deployment, root_id, at = uuid4(), uuid4(), datetime.now(UTC)
+    root = SecretBytes(os.urandom(KEY_BYTES))
+    system, system_envelope = _new_owner_key(deployment, (root_id, root), SYSTEM_OWNER_ID, 1)
+    mac_key = seal(system.key.reveal(), system.id, _mac_key_context(deployment), os.urandom(KEY_BYTES))
+    proof = seal(root.reveal(), root_id, _proof_context(deployment, root_id), _PROOF)
+    wrapped = await wrapper.wrap(root.reveal(), _root_key_aad(deployment, root_id))
+    try:
+        async with db.write(Actor.system()) as tx:
+            if await keys.get_deployment(tx) is not None:
+                return
+            await keys.insert_deployment(tx, deployment, mac_key, at)
+            await keys.insert_root_key(tx, root_id, (wrapper.provider, wrapper.reference), wrapped, proof, at)
+            await keys.insert_owner(tx, SYSTEM_OWNER_ID, OwnerKind.SYSTEM, at)
+            await keys.insert_owner_key(tx, system.id, (SYSTEM_OWNER_ID, 1), (root_id, system_envelope), at)
+    except Conflict:
+        return  # another process was first; its rows are read next
+
+
+async def _unwrap(deployment: UUID, wrapper: Wrapper, row: keys.Row) -> SecretBytes:
+    """Return the root key of ``row``, proved to be the one this database was sealed with."""
+    if row.wrapped is None:
+        raise RootKeyError("The wrapped root key is missing from the database.", hint=_RESTORE)
+    try:
+        root = SecretBytes(await wrapper.unwrap(row.wrapped, _root_key_aad(deployment, row.id)))
+    except RootKeyError as error:
+        if row.provider == wrapper.provider:
+            raise
+        raise RootKeyError(
+            f"{error.message} The database was set up with KEYBEARER_ROOT_KEY_PROVIDER={row.provider} ({row.reference}), "
+            f"now it is {wrapper.provider}.",
+            hint="Set the provider as it was; 'keybearer key rotate' moves to another one.",
+        ) from None
+    try:
+        proved = open_sealed(root.reveal(), _proof_context(deployment, row.id), row.proof) == _PROOF
+    except EnvelopeError:
+        proved = False
+    if not proved:
+        raise RootKeyError("The root key does not match this database: its rows are damaged or mixed.", hint=_RESTORE)
+    return root
+
+
+def _new_owner_key(deployment: UUID, root: tuple[UUID, SecretBytes], owner_id: UUID, version: int) -> tuple[OwnerKey, bytes]:
+    """Return a random owner key and its envelope under the root key."""
+    root_id, root_key = root
+    key = OwnerKey(uuid4(), owner_id, version, SecretBytes(os.urandom(KEY_BYTES)))
+    context = _owner_key_context(deployment, owner_id, key.id, version)
+    return key, seal(root_key.reveal(), root_id, context, key.key.reveal())
+
+
+def _of_owner(key: OwnerKey, owner_id: UUID) -> OwnerKey:
+    if key.owner_id != owner_id:
+        raise EnvelopeError
+    return key
+
+
+def _owner_key_context(deployment: UUID, owner_id: UUID, key_id: UUID, version: int) -> Context:
+    return Context("owner-key", deployment, owner_id, key_id, version, "key")
+
+
+def _proof_context(deployment: UUID, root_id: UUID) -> Context:
+    return Context("root-key-proof", deployment, SYSTEM_OWNER_ID, root_id, 1, "proof")
+
+
+def _mac_key_context(deployment: UUID) -> Context:
+    return Context("row-mac-key", deployment, SYSTEM_OWNER_ID, deployment, 1, "key")
+
+
+def _root_key_aad(deployment: UUID, root_id: UUID) -> bytes:
+    return b"keybearer/v1/root-key" + deployment.bytes + root_id.bytes

@@ -1,0 +1,113 @@
+"""Deployment, root keys and owner keys: rows in, rows out. Everything that is key material in these rows is wrapped or sealed.
+
+On PostgreSQL an owner key is visible to its owner's transactions and to the system's; root key rows are visible to all.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.domain import OwnerKind
+from keybearer.store.schema import deployment, owner, owner_key, root_key
+
+Row: TypeAlias = "sa.Row[*tuple[Any, ...]]"
+
+
+async def get_deployment(tx: AsyncConnection) -> Row | None:
+    """``id`` and ``row_mac_key`` of this deployment; ``None`` before the first run."""
+    return (await tx.execute(sa.select(deployment.c.id, deployment.c.row_mac_key))).one_or_none()
+
+
+async def insert_deployment(tx: AsyncConnection, deployment_id: UUID, row_mac_key: bytes, at: datetime) -> None:
+    """Insert the one row. A second one is ``Conflict``, on PostgreSQL after the first one's transaction has ended."""
+    await tx.execute(sa.insert(deployment).values(singleton=1, id=deployment_id, row_mac_key=row_mac_key, created_at=at))
+
+
+async def count_root_keys(tx: AsyncConnection) -> int:
+    """How many root keys there are, in any state."""
+    return (await tx.execute(sa.select(sa.func.count()).select_from(root_key))).scalar_one()
+
+
+async def get_root_key(tx: AsyncConnection, key_id: UUID) -> Row | None:
+    """Return a root key's row, in any state."""
+    return (await tx.execute(sa.select(root_key).where(root_key.c.id == key_id))).one_or_none()
+
+
+async def get_active_root_key(tx: AsyncConnection) -> Row | None:
+    """Return the root key's row that new owner keys are sealed under."""
+    return (await tx.execute(sa.select(root_key).where(root_key.c.state == "active"))).one_or_none()
+
+
+async def lock_active_root_key(tx: AsyncConnection) -> Row | None:
+    """Return the active root key's row, locked FOR SHARE until the transaction ends.
+
+    So a rotation, which locks it FOR UPDATE, comes before (then this finds the new one) or after (then it finds what is inserted
+    now). SQLite has one writer at a time and needs no lock.
+    """
+    return (await tx.execute(sa.select(root_key).where(root_key.c.state == "active").with_for_update(read=True))).one_or_none()
+
+
+async def insert_root_key(
+    tx: AsyncConnection, key_id: UUID, origin: tuple[str, str], wrapped: bytes, proof: bytes, at: datetime
+) -> None:
+    """Insert a new active root key; ``origin`` is provider and reference of what wrapped it."""
+    provider, reference = origin
+    await tx.execute(
+        sa.insert(root_key).values(
+            id=key_id, provider=provider, reference=reference, wrapped=wrapped, proof=proof, state="active", created_at=at
+        )
+    )
+
+
+async def insert_owner(tx: AsyncConnection, owner_id: UUID, kind: OwnerKind, at: datetime) -> None:
+    """Insert an owner, before its first key."""
+    await tx.execute(sa.insert(owner).values(id=owner_id, kind=kind.value, created_at=at))
+
+
+async def get_owner_key(tx: AsyncConnection, key_id: UUID) -> Row | None:
+    """Return an owner key's row, active or retired."""
+    return (await tx.execute(sa.select(owner_key).where(owner_key.c.id == key_id))).one_or_none()
+
+
+async def get_active_owner_key(tx: AsyncConnection, owner_id: UUID) -> Row | None:
+    """Return the row of the owner's newest active key."""
+    query = sa.select(owner_key).where(owner_key.c.owner_id == owner_id, owner_key.c.state == "active")
+    return (await tx.execute(query.order_by(owner_key.c.version.desc()).limit(1))).one_or_none()
+
+
+async def latest_owner_key_version(tx: AsyncConnection, owner_id: UUID) -> int:
+    """Return the highest version of the owner's keys, active or retired; 0 where there is none."""
+    query = sa.select(sa.func.coalesce(sa.func.max(owner_key.c.version), 0)).where(owner_key.c.owner_id == owner_id)
+    return int((await tx.execute(query)).scalar_one())
+
+
+async def insert_owner_key(
+    tx: AsyncConnection, key_id: UUID, owner: tuple[UUID, int], sealed: tuple[UUID, bytes], at: datetime
+) -> bool:
+    """Insert an active owner key; ``owner`` is its owner and version, ``sealed`` the root key's id and the envelope.
+
+    False where another transaction has made that version: on PostgreSQL after that one's end, and without breaking this one.
+    """
+    owner_id, version = owner
+    root_key_id, envelope = sealed
+    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
+    statement = (
+        insert(owner_key)
+        .values(
+            id=key_id,
+            owner_id=owner_id,
+            version=version,
+            root_key_id=root_key_id,
+            envelope=envelope,
+            state="active",
+            created_at=at,
+        )
+        .on_conflict_do_nothing(index_elements=["owner_id", "version"])
+    )
+    return bool((await tx.execute(statement)).rowcount)
