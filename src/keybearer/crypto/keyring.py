@@ -16,16 +16,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID, uuid4
 
 from cryptography.hazmat.primitives import constant_time, hashes, hmac
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from keybearer.crypto.envelope import KEY_BYTES, Context, key_id_of, open_sealed, seal
 from keybearer.crypto.kms import Wrapper
 from keybearer.domain import SYSTEM_OWNER_ID, OwnerKind, SecretBytes
-from keybearer.errors import Conflict, EnvelopeError, RootKeyError, Unavailable
-from keybearer.store.db import Actor, Database
+from keybearer.errors import Conflict, DatabaseError, EnvelopeError, RootKeyError, Unavailable
+from keybearer.store import engine as engines
+from keybearer.store.db import Actor, Database, translated
 from keybearer.store.queries import keys
 
 CACHED_KEYS = 1024
@@ -116,9 +119,9 @@ class Keyring:
             await _found(db, wrapper)
         async with db.read(Actor.system()) as tx:
             row = await keys.get_deployment(tx)
-            active = await keys.get_active_root_key(tx)
-        if row is None or active is None:
-            raise RootKeyError("The database holds no active root key: it is damaged.", hint=_RESTORE)
+            active = _only(await keys.get_active_root_keys(tx))
+        if row is None:
+            raise RootKeyError("The database lost its deployment: it is damaged.", hint=_RESTORE)
         keyring = cls(row.id, wrapper)
         keyring._roots[active.id] = await _unwrap(row.id, wrapper, active)
         async with db.read(Actor.system()) as tx:
@@ -191,9 +194,9 @@ class Keyring:
 
     async def _make_owner_key(self, tx: AsyncConnection, owner_id: UUID) -> None:
         """Insert the owner's next key, or leave it where another transaction has."""
-        root_row = await keys.lock_active_root_key(tx)
-        if root_row is None:
-            raise RootKeyError("The database holds no active root key: it is damaged.", hint=_RESTORE)
+        # A rotation that came while the first waited for its lock is seen by the second.
+        found = await keys.get_active_root_keys(tx, lock=True) or await keys.get_active_root_keys(tx, lock=True)
+        root_row = _only(found)
         root = await self._root(tx, root_row.id)
         version = await keys.latest_owner_key_version(tx, owner_id) + 1
         key, envelope = _new_owner_key(self.deployment, (root_row.id, root), owner_id, version)
@@ -226,10 +229,33 @@ class Keyring:
         self._mac = hmac.HMAC(mac_key.reveal(), hashes.SHA256())
 
 
-async def has_root_key(db: Database) -> bool:
-    """Whether a migrated database holds a root key: then a missing key file must not be replaced by a new one."""
-    async with db.read(Actor.system()) as tx:
-        return bool(await keys.count_root_keys(tx)) or await keys.get_deployment(tx) is not None
+async def has_root_key(url: str) -> bool:
+    """Tell whether the database at ``url``, migrated or not, holds a root key: then a missing key file must not be made anew.
+
+    Changes nothing, and makes no SQLite file. Raises ``DatabaseError`` for a malformed URL or a file that is no database,
+    ``Unavailable`` if nobody answers.
+    """
+    engine = _existing(url)
+    if engine is None:
+        return False
+    try:
+        with translated():
+            async with engine.connect() as connection:
+                return await keys.may_hold_root_keys(connection)
+    except DBAPIError as error:
+        raise DatabaseError(f"The database cannot be read: {error.orig}") from None
+    finally:
+        await engine.dispose()
+
+
+def _existing(url: str) -> AsyncEngine | None:
+    """Return an engine for a database that is there; connecting would make an SQLite file."""
+    name, parsed = engines.parse(url)
+    if name == "postgresql":
+        return engines.postgresql(parsed, pool_size=1)
+    if Path(str(parsed.database)).exists():
+        return engines.sqlite(parsed, pool_size=1, begin="BEGIN", read_only=True)
+    return None
 
 
 def encode_row(table: str, *fields: RowField) -> bytes:
@@ -287,6 +313,12 @@ async def _found(db: Database, wrapper: Wrapper) -> None:
             await keys.insert_owner_key(tx, system.id, (SYSTEM_OWNER_ID, 1), (root_id, system_envelope), at)
     except Conflict:
         return  # another process was first; its rows are read next
+
+
+def _only(active: Sequence[keys.Row]) -> keys.Row:
+    if len(active) != 1:
+        raise RootKeyError(f"The database holds {len(active)} active root keys, not one: it is damaged.", hint=_RESTORE)
+    return active[0]
 
 
 async def _unwrap(deployment: UUID, wrapper: Wrapper, row: keys.Row) -> SecretBytes:

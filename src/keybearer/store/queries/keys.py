@@ -5,12 +5,14 @@ On PostgreSQL an owner key is visible to its owner's transactions and to the sys
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.domain import OwnerKind
@@ -30,8 +32,24 @@ async def insert_deployment(tx: AsyncConnection, deployment_id: UUID, row_mac_ke
 
 
 async def count_root_keys(tx: AsyncConnection) -> int:
-    """How many root keys there are, in any state."""
-    return (await tx.execute(sa.select(sa.func.count()).select_from(root_key))).scalar_one()
+    """Count the root keys, in any state."""
+    return int((await tx.execute(sa.select(sa.func.count()).select_from(root_key))).scalar_one())
+
+
+async def may_hold_root_keys(connection: AsyncConnection) -> bool:
+    """Tell whether a database, migrated or not, holds root keys; yes, too, where its tables are there but cannot be read."""
+    if connection.dialect.name == "postgresql":
+        exists = sa.text("SELECT to_regclass('public.root_key')")
+    else:
+        exists = sa.text("SELECT name FROM sqlite_master WHERE name = 'root_key'")
+    if (await connection.execute(exists)).scalar() is None:
+        return False
+    try:
+        if connection.dialect.name == "postgresql":
+            await connection.execute(sa.text("SET LOCAL ROLE keybearer_system"))
+        return await count_root_keys(connection) > 0
+    except ProgrammingError:  # of PostgreSQL: a login that was never admitted
+        return True
 
 
 async def get_root_key(tx: AsyncConnection, key_id: UUID) -> Row | None:
@@ -39,18 +57,15 @@ async def get_root_key(tx: AsyncConnection, key_id: UUID) -> Row | None:
     return (await tx.execute(sa.select(root_key).where(root_key.c.id == key_id))).one_or_none()
 
 
-async def get_active_root_key(tx: AsyncConnection) -> Row | None:
-    """Return the root key's row that new owner keys are sealed under."""
-    return (await tx.execute(sa.select(root_key).where(root_key.c.state == "active"))).one_or_none()
+async def get_active_root_keys(tx: AsyncConnection, *, lock: bool = False) -> Sequence[Row]:
+    """Return the rows of root keys that new owner keys are sealed under: one, unless the database is damaged.
 
-
-async def lock_active_root_key(tx: AsyncConnection) -> Row | None:
-    """Return the active root key's row, locked FOR SHARE until the transaction ends.
-
-    So a rotation, which locks it FOR UPDATE, comes before (then this finds the new one) or after (then it finds what is inserted
-    now). SQLite has one writer at a time and needs no lock.
+    ``lock`` takes it FOR SHARE until the transaction ends: a rotation, which locks it FOR UPDATE, comes before or after. Where it
+    came while this waited, none is found, as the new one was not yet there at the statement's start: ask again. SQLite has one
+    writer at a time and needs no lock.
     """
-    return (await tx.execute(sa.select(root_key).where(root_key.c.state == "active").with_for_update(read=True))).one_or_none()
+    query = sa.select(root_key).where(root_key.c.state == "active")
+    return (await tx.execute(query.with_for_update(read=True) if lock else query)).all()
 
 
 async def insert_root_key(
