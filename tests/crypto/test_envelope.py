@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from cryptography.exceptions import InvalidTag
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.crypto import make_vectors, reference
 from tests.crypto.vectors import Json, context_of, load
@@ -129,6 +129,7 @@ class TestAnyInput:
         fetchable=st.booleans(),
     )
 
+    @settings(deadline=None)  # the machine may be busy
     @given(contexts, st.binary(min_size=32, max_size=32), st.uuids(), st.binary())
     def test_what_is_sealed_opens_and_is_read_alike_by_the_reference(
         self, context: Context, key: bytes, key_id: UUID, plaintext: bytes
@@ -139,6 +140,7 @@ class TestAnyInput:
         assert open_sealed(key, context, data) == plaintext
         assert reference.open_without_commitment(key, as_json(context), data) == plaintext
 
+    @settings(deadline=None)  # the machine may be busy
     @given(contexts, contexts)
     def test_two_contexts_have_the_same_bytes_only_if_they_are_the_same(self, left: Context, right: Context) -> None:
         same = dataclasses.replace(left, egress=()) == dataclasses.replace(right, egress=()) and set(left.egress) == set(
@@ -146,6 +148,7 @@ class TestAnyInput:
         )
         assert (left.encode() == right.encode()) == same
 
+    @settings(deadline=None)  # the machine may be busy
     @given(st.binary(max_size=300))
     def test_random_bytes_are_refused_the_same_way(self, data: bytes) -> None:
         with pytest.raises(EnvelopeError) as caught:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.crypto import make_vectors, reference
 from tests.crypto.vectors import load
@@ -131,6 +131,7 @@ class TestWrappedFormat:
 class TestText:
     """32 bytes as base64, base64url or hex, and nothing else."""
 
+    @settings(deadline=None)  # the machine may be busy
     @given(st.binary(min_size=32, max_size=32).map(lambda seed: hashlib.sha256(seed).digest()))
     def test_each_spelling_of_a_random_key(self, key: bytes) -> None:
         standard, urlsafe = b64encode(key).decode(), urlsafe_b64encode(key).decode()
