@@ -1,1 +1,18 @@
-"""Placeholder."""
+"""The audit trail: no credential leaves before its intent is recorded, and nobody can change the record unseen.
+
+Terms
+    line        one JSON object that says what happened: ``use``, ``outcome``, ``open``, ``close`` or ``manage``
+    entry       a line with its place: writer, sequence number, nonce, ``d`` and ``h``
+    ``d``       SHA-256(nonce | line): stands for the line where the line itself is not shown
+    ``h``       SHA-256(``h`` of the entry before | ``d``); 32 zero bytes before a writer's first entry
+    writer      whoever numbers entries: each process start is one, and one more is kept for management records
+    journal     the files of one process's writer: a directory with a lock and segments of entries
+    management  records that commit together with the change they tell of
+
+``lines``       what entries look like, to the byte (pure)
+``segments``    where a journal's files lie, who holds them, and reading them back
+``journal``     writing a use before the key leaves, and its outcome after
+``management``  chaining a record into the transaction of its change
+``ship``        moving entries to the database, each exactly once
+``verify``      proving that nothing is missing, changed or reordered
+"""

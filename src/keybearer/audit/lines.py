@@ -1,0 +1,334 @@
+"""What an entry of the audit trail looks like, to the byte. Pure: values in, bytes out, and back.
+
+An entry is one line of JSON in this one form, without spaces, ended by a line feed::
+
+    {"w":"<writer, 32 hex>","n":<seq from 1>,"x":"<nonce, 32 hex>","d":"<64 hex>","h":"<64 hex>","line":{…}}
+
+``d = SHA-256(nonce | line)`` over the exact bytes of ``line``; ``h = SHA-256(h of the entry before | d)``. A reader refuses any
+other spelling of the same JSON, so every byte of a journal is covered. A writer's first line is ``open`` and names the writer,
+which binds the chain to it.
+
+Text that clients chose (model, workflow, node, user agent …) is cut to the width of its column, and whatever is not printable is
+written as an escape, so that it can neither break a line nor play tricks on a terminal that shows it.
+"""
+
+from __future__ import annotations
+
+from binascii import hexlify
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from keybearer.domain import Client, ManagementRecord, Owner, OutcomeRecord, UseRecord
+
+GENESIS = bytes(32)
+"""The ``h`` before a writer's first entry."""
+NONCE_BYTES = 16
+MAX_ENTRY_BYTES = 64 * 1024
+"""No entry is longer; a reader stops looking for the end of one here."""
+UNKNOWN = "unknown"
+"""The outcome of a use until its outcome line arrives: for ever, if the process was killed in between."""
+
+# The widths of the columns that hold client-chosen or provider-chosen text, in characters.
+REQUEST_ID, TOKEN_ID, PROVIDER, MODEL, OPERATION, WORKFLOW, NODE, IP, USER_AGENT = 40, 12, 64, 200, 40, 200, 200, 64, 256
+ACTION, OUTCOME, USAGE_OUTCOME, SUBJECT, DETAIL_NAME, DETAIL_VALUE, DETAIL_COUNT, HOST = 64, 40, 16, 200, 64, 200, 32, 255
+_SHORT = 200
+"""Up to so many characters in all, no field of client-chosen text can be wider than its column; the server's own are not."""
+
+Kind = Literal["use", "outcome", "open", "close", "manage"]
+
+_ENTRY = b'%b%d,"x":"%b","d":"%b","h":"%b","line":%b}\n'
+_encode = msgspec.json.Encoder().encode
+
+
+class LineError(ValueError):
+    """The bytes are not an entry: the message says what is wrong with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry as read back; ``line`` is exactly what was hashed."""
+
+    writer: UUID
+    seq: int
+    nonce: bytes
+    d: bytes
+    h: bytes
+    line: bytes
+
+
+class Facts(NamedTuple):
+    """What the database's columns say about a line."""
+
+    kind: str
+    action: str
+    at: datetime
+    user_id: UUID | None
+    owner_id: UUID | None
+    secret_id: UUID | None
+    request_id: str | None
+    outcome: str
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A writer's first line; ``durability`` is empty for the management writer."""
+
+    writer: UUID
+    at: float
+    host: str
+    pid: int
+    durability: str
+
+
+class Managed(msgspec.Struct, frozen=True):
+    """A management line as read back."""
+
+    at: float
+    action: str
+    subject: str
+    outcome: str
+    user_id: UUID | None
+    token_id: str | None
+    session_id: UUID | None
+    client: Client | None
+    owner: Owner | None
+    detail: dict[str, str]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    w: str
+    n: int
+    x: str
+    d: str
+    h: str
+    line: msgspec.Raw
+
+
+class _At(msgspec.Struct, frozen=True):
+    at: float
+
+
+_decode_entry = msgspec.json.Decoder(_Entry).decode
+decode_use = msgspec.json.Decoder(UseRecord).decode
+decode_outcome = msgspec.json.Decoder(OutcomeRecord).decode
+decode_open = msgspec.json.Decoder(Opened).decode
+decode_manage = msgspec.json.Decoder(Managed).decode
+_decode_at = msgspec.json.Decoder(_At).decode
+
+
+# --- digests
+
+
+def digest(nonce: bytes, line: bytes) -> bytes:
+    """``d``: what stands for a line."""
+    return sha256(nonce + line).digest()
+
+
+def chain(before: bytes, d: bytes) -> bytes:
+    """``h``: what stands for a line and all before it."""
+    return sha256(before + d).digest()
+
+
+# --- writing
+
+
+def clean(text: str, limit: int) -> str:
+    """``text`` cut to ``limit`` characters, with everything that is not printable as an escape (``\\x1b``, ``\\u202e``)."""
+    if len(text) <= limit and text.isprintable():
+        return text
+    if not text.isprintable():
+        text = "".join(
+            character if character.isprintable() else ascii(character)[1:-1] for character in text[: limit + 1]
+        )  # repr() of one unprintable character is its escape between quotes
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def use_line(record: UseRecord) -> bytes:
+    """The line of a use. On the hot path: one look at all its text, one pass of the encoder."""
+    text = f"{record.model}{record.workflow}{record.node}{record.client.user_agent}{record.provider}{record.operation}{record.token_id}"
+    if len(text) > _SHORT or not text.isprintable():
+        record = _clean_use(record)
+    return b'{"kind":"use",' + _encode(record)[1:]
+
+
+def outcome_line(record: OutcomeRecord) -> bytes:
+    """The line of an outcome; the model's name in it is the provider's text."""
+    text = f"{record.usage.model}{record.outcome}"
+    if len(text) > _SHORT or not text.isprintable():
+        record = _clean_outcome(record)
+    return b'{"kind":"outcome",' + _encode(record)[1:]
+
+
+def open_line(opened: Opened) -> bytes:
+    """A writer's first line."""
+    return b'{"kind":"open",' + _encode(msgspec.structs.replace(opened, host=clean(opened.host, HOST)))[1:]
+
+
+def close_line(at: float) -> bytes:
+    """A writer's last line: after it, nothing was lost. ``at`` is Unix time in seconds."""
+    return b'{"kind":"close","at":%b}' % _encode(at)
+
+
+def manage_line(record: ManagementRecord, at: float) -> bytes:
+    """The line of a management record. ``at`` is Unix time in seconds."""
+    caller = record.caller
+    managed = Managed(
+        at=at,
+        action=clean(record.action, ACTION),
+        subject=clean(record.subject, SUBJECT),
+        outcome=clean(record.outcome, OUTCOME),
+        user_id=caller.user_id if caller else None,
+        token_id=clean(caller.token_id, TOKEN_ID) if caller and caller.token_id is not None else None,
+        session_id=caller.session_id if caller else None,
+        client=_clean_client(caller.client) if caller else None,
+        owner=record.owner,
+        detail={clean(name, DETAIL_NAME): clean(value, DETAIL_VALUE) for name, value in record.detail[:DETAIL_COUNT]},
+    )
+    return b'{"kind":"manage",' + _encode(managed)[1:]
+
+
+def entry_head(writer: UUID) -> bytes:
+    """The constant beginning of a writer's entries."""
+    return b'{"w":"%b","n":' % writer.hex.encode()
+
+
+def next_entry(head: bytes, seq: int, nonce: bytes, before: bytes, line: bytes) -> tuple[bytes, bytes]:
+    """The entry of ``line`` after the one whose ``h`` is ``before``: its own ``h``, and its bytes with the line feed."""
+    d = sha256(nonce + line).digest()
+    h = sha256(before + d).digest()
+    return h, _ENTRY % (head, seq, hexlify(nonce), hexlify(d), hexlify(h), line)
+
+
+def _clean_client(client: Client) -> Client:
+    return Client(clean(client.ip, IP), clean(client.user_agent, USER_AGENT))
+
+
+def _clean_use(record: UseRecord) -> UseRecord:
+    return replace(
+        record,
+        request_id=clean(record.request_id, REQUEST_ID),
+        token_id=clean(record.token_id, TOKEN_ID),
+        provider=clean(record.provider, PROVIDER),
+        model=clean(record.model, MODEL),
+        operation=clean(record.operation, OPERATION),
+        workflow=clean(record.workflow, WORKFLOW),
+        node=clean(record.node, NODE),
+        client=_clean_client(record.client),
+    )
+
+
+def _clean_outcome(record: OutcomeRecord) -> OutcomeRecord:
+    usage = record.usage
+    return replace(
+        record,
+        request_id=clean(record.request_id, REQUEST_ID),
+        outcome=clean(record.outcome, USAGE_OUTCOME),
+        usage=replace(usage, model=clean(usage.model, MODEL)) if usage.model is not None else usage,
+    )
+
+
+# --- reading
+
+
+def parse(raw: bytes) -> Entry:
+    """The entry in ``raw`` (without its line feed). Raises ``LineError`` for anything but the one right spelling.
+
+    The digest is not checked here: ``check`` does, given what came before.
+    """
+    try:
+        found = _decode_entry(raw)
+        line = bytes(found.line)
+        entry = Entry(UUID(found.w), found.n, bytes.fromhex(found.x), bytes.fromhex(found.d), bytes.fromhex(found.h), line)
+    except (ValueError, UnicodeDecodeError) as error:  # msgspec's errors are ValueErrors
+        raise LineError("not an entry") from error
+    if entry.seq < 1 or len(entry.nonce) != NONCE_BYTES:
+        raise LineError("not an entry")
+    spelled = _ENTRY % (entry_head(entry.writer), entry.seq, hexlify(entry.nonce), hexlify(entry.d), hexlify(entry.h), line)
+    if spelled[:-1] != raw:
+        raise LineError("not in the one form an entry has")
+    return entry
+
+
+def check(entry: Entry, before: bytes) -> None:
+    """Raise ``LineError`` unless ``entry`` is whole and follows the entry whose ``h`` is ``before``."""
+    if digest(entry.nonce, entry.line) != entry.d:
+        raise LineError("changed: the line is not what was hashed")
+    if chain(before, entry.d) != entry.h:
+        raise LineError("out of place: it does not follow the entry before it")
+
+
+def facts(line: bytes, use_of: Callable[[str], Facts | None]) -> Facts:
+    """What the columns of the database say about ``line``; ``use_of`` finds the use that an outcome belongs to.
+
+    Raises ``LineError`` if the line does not say what its kind must say.
+    """
+    kind = kind_of(line)
+    try:
+        return _FACTS[kind](line, use_of)
+    except (ValueError, OverflowError, OSError) as error:  # what datetime says about times beyond the calendar
+        raise LineError(f"not a line of kind {kind}") from error
+
+
+def kind_of(line: bytes) -> Kind:
+    """The kind of a line, from its first bytes. Raises ``LineError``."""
+    for kind, head in _HEADS:
+        if line.startswith(head):
+            return kind
+    raise LineError("of no known kind")
+
+
+def _use_facts(line: bytes, _: Callable[[str], Facts | None]) -> Facts:
+    use = decode_use(line)
+    action = "secret.test" if use.operation == "test" else "secret.use"
+    return Facts("use", action, _time(use.at), use.user_id, use.owner.id, use.secret_id, use.request_id[:REQUEST_ID], UNKNOWN)
+
+
+def _outcome_facts(line: bytes, use_of: Callable[[str], Facts | None]) -> Facts:
+    ended = decode_outcome(line)
+    request_id = ended.request_id[:REQUEST_ID]
+    use = use_of(request_id)
+    who = (use.user_id, use.owner_id, use.secret_id) if use else (None, None, None)
+    return Facts("outcome", "secret.outcome", _time(ended.at), *who, request_id, ended.outcome[:OUTCOME])
+
+
+def _open_facts(line: bytes, _: Callable[[str], Facts | None]) -> Facts:
+    return Facts("open", "journal.open", _time(decode_open(line).at), None, None, None, None, "ok")
+
+
+def _close_facts(line: bytes, _: Callable[[str], Facts | None]) -> Facts:
+    return Facts("close", "journal.close", _time(_decode_at(line).at), None, None, None, None, "ok")
+
+
+def _manage_facts(line: bytes, _: Callable[[str], Facts | None]) -> Facts:
+    managed = decode_manage(line)
+    owner_id = managed.owner.id if managed.owner else None
+    secret_id = _secret_id(managed.subject) if managed.action.startswith("secret.") else None
+    who = (managed.user_id, owner_id, secret_id)
+    return Facts("manage", managed.action[:ACTION], _time(managed.at), *who, None, managed.outcome[:OUTCOME])
+
+
+def _secret_id(subject: str) -> UUID | None:
+    """The subject of a ``secret.…`` action as an id; a refused attempt may name anything."""
+    try:
+        return UUID(subject)
+    except ValueError:
+        return None
+
+
+def _time(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)
+
+
+_FACTS: dict[Kind, Callable[[bytes, Callable[[str], Facts | None]], Facts]] = {
+    "use": _use_facts,
+    "outcome": _outcome_facts,
+    "open": _open_facts,
+    "close": _close_facts,
+    "manage": _manage_facts,
+}
+_HEADS: tuple[tuple[Kind, bytes], ...] = tuple((kind, b'{"kind":"%b",' % kind.encode()) for kind in _FACTS)

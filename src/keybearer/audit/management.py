@@ -1,0 +1,63 @@
+"""Management records: a change and the record of it commit together, or neither does.
+
+They form one chain for the whole deployment. The start of every journal, its end where a process was killed, and every alarm are
+records of it too, so that a journal cannot be taken away without a trace.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.audit import lines
+from keybearer.domain import ManagementRecord
+from keybearer.store.db import Actor, Database
+from keybearer.store.queries import audit as queries
+
+WRITER = UUID(int=1)
+"""The writer of management records: one per deployment, so its id need not be random."""
+OPENED, LOST, ALARM = "audit.open", "audit.lost", "audit.alarm"
+"""Actions about journals; the subject is the journal's writer."""
+
+
+async def record(db: Database, tx: AsyncConnection, entry: ManagementRecord) -> None:
+    """Chain ``entry`` into ``tx``, the transaction of the change it tells of.
+
+    Takes ``db.lock_order`` until that transaction ends, so call it late in it. What people typed is cut to length, and what is not
+    printable in it is escaped; secrets do not belong in ``detail`` at all.
+    """
+    await db.lock_order(tx)
+    writer = await queries.writer(tx, WRITER, lock=True)
+    if writer is None:
+        writer = queries.Writer(WRITER, "management", "", 0, datetime.now(UTC), None, 0, lines.GENESIS)
+        await queries.add_writer(tx, writer)
+        opened = lines.Opened(WRITER, time.time(), socket.gethostname(), os.getpid(), "")
+        first = _row(1, lines.GENESIS, lines.open_line(opened))
+        await queries.add_records(tx, [first])
+        row = _row(2, first.h, lines.manage_line(entry, time.time()))
+    else:
+        row = _row(writer.shipped_seq + 1, writer.shipped_hash, lines.manage_line(entry, time.time()))
+    await queries.add_records(tx, [row])
+    await queries.advance_writer(tx, WRITER, row.seq, row.h)
+
+
+async def register_writer(db: Database, writer: UUID, host: str, pid: int) -> None:
+    """Make a process's writer known before it serves."""
+    host = lines.clean(host, lines.HOST)
+    async with db.write(Actor.system()) as tx:
+        await queries.add_writer(
+            tx, queries.Writer(writer, "process", host, pid, datetime.now(UTC), None, 0, lines.GENESIS)
+        )
+        await record(db, tx, ManagementRecord(OPENED, None, str(writer), detail=(("host", host), ("pid", str(pid)))))
+
+
+def _row(seq: int, before: bytes, line: bytes) -> queries.Record:
+    nonce = os.urandom(lines.NONCE_BYTES)
+    d = lines.digest(nonce, line)
+    facts = lines.facts(line, lambda _: None)
+    return queries.Record(WRITER, seq, *facts[2:3], *facts[:2], *facts[3:], nonce, line.decode(), d, lines.chain(before, d))

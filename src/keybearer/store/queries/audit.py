@@ -1,0 +1,228 @@
+"""Writers and records of the audit trail. What is in a line is the business of ``audit``; here are its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.store.queries import cursors
+from keybearer.store.schema import audit_record, audit_writer, usage_record
+
+GENESIS = bytes(32)
+SHOWN_KINDS = ("use", "manage")
+"""What an access log shows; outcomes are shown with their uses."""
+
+_Cursor = tuple[datetime, UUID, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A row of ``audit_writer``."""
+
+    id: UUID
+    kind: Literal["process", "management"]
+    host: str
+    pid: int
+    started_at: datetime
+    closed_at: datetime | None
+    shipped_seq: int
+    shipped_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row of ``audit_record``; ``line`` is the exact text that was hashed."""
+
+    writer_id: UUID
+    seq: int
+    at: datetime
+    kind: str
+    action: str
+    user_id: UUID | None
+    owner_id: UUID | None
+    secret_id: UUID | None
+    request_id: str | None
+    outcome: str
+    nonce: bytes
+    line: str
+    d: bytes
+    h: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which records to list. ``None``: any.
+
+    ``seen_by`` is the wall between tenants where the database has none of its own: a member sees what they did and what was done
+    with what they own; ``None`` is for administrators and the operator.
+    """
+
+    seen_by: UUID | None
+    secret_id: UUID | None = None
+    user_id: UUID | None = None
+    action: str | None = None
+    outcome: str | None = None
+    request_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    """Exclusive."""
+    kinds: tuple[str, ...] = SHOWN_KINDS
+
+
+# --- writers
+
+
+async def add_writer(tx: AsyncConnection, writer: Writer) -> None:
+    """Register a writer. Raises ``IntegrityError`` if it is registered already."""
+    await tx.execute(
+        sa.insert(audit_writer).values(
+            id=writer.id,
+            kind=writer.kind,
+            host=writer.host,
+            pid=writer.pid,
+            started_at=writer.started_at,
+            closed_at=writer.closed_at,
+            shipped_seq=writer.shipped_seq,
+            shipped_hash=writer.shipped_hash,
+        )
+    )
+
+
+async def writer(tx: AsyncConnection, writer_id: UUID, *, lock: bool = False) -> Writer | None:
+    """One writer; with ``lock`` nobody else may advance it until this transaction ends."""
+    query = sa.select(audit_writer).where(audit_writer.c.id == writer_id)
+    row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
+    return Writer(**row._mapping) if row else None  # noqa: SLF001  # SQLAlchemy's public name for it
+
+
+async def writers(tx: AsyncConnection) -> list[Writer]:
+    """All writers, the oldest first."""
+    rows = await tx.execute(sa.select(audit_writer).order_by(audit_writer.c.started_at, audit_writer.c.id))
+    return [Writer(**row._mapping) for row in rows]  # noqa: SLF001  # see above
+
+
+async def advance_writer(
+    tx: AsyncConnection, writer_id: UUID, seq: int, h: bytes, *, closed_at: datetime | None = None
+) -> None:
+    """Note that everything up to ``seq`` is here, and perhaps that no more will come."""
+    values: dict[str, Any] = {"shipped_seq": seq, "shipped_hash": h}
+    if closed_at is not None:
+        values["closed_at"] = closed_at
+    await tx.execute(sa.update(audit_writer).where(audit_writer.c.id == writer_id).values(values))
+
+
+# --- records
+
+
+async def add_records(tx: AsyncConnection, rows: Sequence[Record]) -> None:
+    """Insert records. Raises ``IntegrityError`` if one of them is there already."""
+    await tx.execute(sa.insert(audit_record), [_values(row) for row in rows])
+
+
+async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) -> list[Record]:
+    """The records of a writer that follow number ``after``, in order."""
+    rows = await tx.execute(
+        sa.select(audit_record)
+        .where(audit_record.c.writer_id == writer_id, audit_record.c.seq > after)
+        .order_by(audit_record.c.seq)
+        .limit(limit)
+    )
+    return [Record(**row._mapping) for row in rows]  # noqa: SLF001  # see above
+
+
+async def hashes(tx: AsyncConnection, writer_id: UUID, first: int, last: int) -> dict[int, bytes]:
+    """``h`` by number, of the records of a writer from ``first`` to ``last`` that are here."""
+    rows = await tx.execute(
+        sa.select(audit_record.c.seq, audit_record.c.h).where(
+            audit_record.c.writer_id == writer_id, audit_record.c.seq.between(first, last)
+        )
+    )
+    return {row.seq: row.h for row in rows}
+
+
+async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str], before: int) -> dict[str, Record]:
+    """The last use before number ``before`` of each of these requests, as far as this writer recorded one."""
+    if not request_ids:
+        return {}
+    rows = await tx.execute(
+        sa.select(audit_record)
+        .where(
+            audit_record.c.request_id.in_(request_ids),
+            audit_record.c.writer_id == writer_id,
+            audit_record.c.kind == "use",
+            audit_record.c.seq < before,
+        )
+        .order_by(audit_record.c.seq)
+    )
+    return {row.request_id: Record(**row._mapping) for row in rows}  # noqa: SLF001  # see above
+
+
+async def with_subject_action(tx: AsyncConnection, writer_id: UUID, actions: Sequence[str]) -> list[Record]:
+    """A writer's records of these actions, in order."""
+    rows = await tx.execute(
+        sa.select(audit_record)
+        .where(audit_record.c.writer_id == writer_id, audit_record.c.action.in_(actions))
+        .order_by(audit_record.c.seq)
+    )
+    return [Record(**row._mapping) for row in rows]  # noqa: SLF001  # see above
+
+
+async def records(
+    tx: AsyncConnection, wanted: Filter, cursor: str | None = None, limit: int = 50
+) -> tuple[list[Record], str | None]:
+    """A page of records, the newest first, and the cursor of the next page. Raises ``Invalid`` for a foreign cursor.
+
+    The ``outcome`` of a use is what its outcome record says, or ``unknown`` as long as there is none.
+    """
+    outcome = sa.case((audit_record.c.kind == "use", sa.func.coalesce(usage_record.c.outcome, "unknown")), else_=audit_record.c.outcome)
+    columns = [outcome.label("outcome") if column.name == "outcome" else column for column in audit_record.c]
+    place = sa.tuple_(audit_record.c.at, audit_record.c.writer_id, audit_record.c.seq)
+    conditions = _conditions(wanted)
+    if wanted.outcome is not None:
+        conditions.append(outcome == wanted.outcome)
+    if cursor is not None:
+        after = cursors.decode(cursor, _Cursor)
+        types = (audit_record.c.at.type, audit_record.c.writer_id.type, audit_record.c.seq.type)
+        conditions.append(place < sa.tuple_(*(sa.literal(part, kind) for part, kind in zip(after, types, strict=True))))
+    joined = audit_record.outerjoin(
+        usage_record, sa.and_(usage_record.c.request_id == audit_record.c.request_id, audit_record.c.kind == "use")
+    )
+    order = (audit_record.c.at.desc(), audit_record.c.writer_id.desc(), audit_record.c.seq.desc())
+    base = sa.select(*columns).select_from(joined).where(*conditions).order_by(*order).limit(limit + 1)
+    if wanted.seen_by is None:
+        query: Any = base
+    else:  # one index each for what they did and for what they own, instead of a scan for either
+        did = base.where(audit_record.c.user_id == wanted.seen_by).subquery()
+        owned = base.where(audit_record.c.owner_id == wanted.seen_by).subquery()
+        both = sa.union(sa.select(did), sa.select(owned)).subquery()
+        query = sa.select(both).order_by(both.c.at.desc(), both.c.writer_id.desc(), both.c.seq.desc()).limit(limit + 1)
+    found = [Record(**row._mapping) for row in await tx.execute(query)]  # noqa: SLF001  # see above
+    page, rest = found[:limit], found[limit:]
+    return page, cursors.encode((page[-1].at, page[-1].writer_id, page[-1].seq)) if rest else None
+
+
+def _conditions(wanted: Filter) -> list[sa.ColumnElement[bool]]:
+    c = audit_record.c
+    equal = {
+        c.secret_id: wanted.secret_id,
+        c.user_id: wanted.user_id,
+        c.action: wanted.action,
+        c.request_id: wanted.request_id,
+    }
+    conditions: list[sa.ColumnElement[bool]] = [column == value for column, value in equal.items() if value is not None]
+    conditions.append(c.kind.in_(wanted.kinds))
+    if wanted.since is not None:
+        conditions.append(c.at >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(c.at < wanted.until)
+    return conditions
+
+
+def _values(row: Record) -> dict[str, Any]:
+    return {column.name: getattr(row, column.name) for column in audit_record.c}
