@@ -1,12 +1,12 @@
 """The journal of this process: a use is on record before its key leaves, its outcome soon after.
 
-A use costs one ``write`` of one line; outcomes wait for the next use or 50 ms, so that a call costs one system call, not two. What
-a use survives before ``durable`` returns is the deployment's choice: ``journal`` a killed process, ``fsync`` power loss,
+A use costs one ``write`` of one line; outcomes wait for the next use or 50 ms, so that a call costs one system call, not two.
+What a use survives before ``durable`` returns is the deployment's choice: ``journal`` a killed process, ``fsync`` power loss,
 ``database`` the loss of the machine.
 
-If a write fails or is short, the tail is cut off again and the use refused, so the chain never holds a part of a line; the next use
-tries anew. If an fsync fails, what was written before can no longer be trusted to be on disk (the kernel reports it once and forgets),
-so the journal refuses everything from then on.
+If a write fails or is short, the tail is cut off again and the use refused, so the chain never holds a part of a line; the next
+use tries anew. If an fsync fails, what was written before can no longer be trusted to be on disk (the kernel reports it once and
+forgets), so the journal refuses everything from then on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ RETRY_AFTER = 1.0
 """Seconds between attempts to write outcomes to a journal that fails."""
 DURABLE_WITHIN = 10.0
 """Seconds until a use that is not yet durable is refused."""
-SEGMENT_BYTES = 64 * 2**20
+SEGMENT_BYTES = 16 * 2**20
 PENDING_BYTES = 8 * 2**20
 """Outcomes kept for a journal that fails; beyond, they are dropped and counted (and shown as unknown)."""
 _NONCES = 256
@@ -61,7 +61,9 @@ _sync_data = getattr(os, "fdatasync", os.fsync)
 class Journal:
     """One writer and its files. Made by ``open``; to be used from its event loop's thread alone."""
 
-    def __init__(self, writer: UUID, path: Path, lock: int, durability: Durability, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, writer: UUID, path: Path, lock: int, durability: Durability, *, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
         self.writer = writer
         self.path = path
         self.durability: Durability = durability
@@ -123,7 +125,7 @@ class Journal:
         _log.info("audit.journal_opened", writer=str(self.writer), path=str(self.path), durability=self.durability)
 
     def use(self, record: UseRecord) -> int:
-        """Write down that a key is about to leave; return the entry's number. Raises ``JournalFailed``: then it must not leave."""
+        """Write down that a key is about to leave; return the entry's number. Raises ``JournalFailed``: it must not leave."""
         return self._append(use_line(record))
 
     def outcome(self, record: OutcomeRecord) -> int:
@@ -148,7 +150,7 @@ class Journal:
             self._flushed()
 
     async def durable(self, seq: int) -> None:
-        """Return when entry ``seq`` will survive what the deployment wants it to. Raises ``JournalFailed``: the key must not leave."""
+        """Return when entry ``seq`` is as durable as the deployment wants. Raises ``JournalFailed``: the key must not leave."""
         if not self.needs_wait or seq <= self._durable:
             return
         if self._lost is not None:
@@ -164,10 +166,12 @@ class Journal:
                 await waiter
         except TimeoutError:
             self.failures += 1
-            raise JournalFailed(f"The use could not be made durable within {DURABLE_WITHIN:.0f} s, so the key was not sent.") from None
+            raise JournalFailed(
+                f"The use could not be made durable within {DURABLE_WITHIN:.0f} s, so the key was not sent."
+            ) from None
 
     def committed(self, seq: int) -> None:
-        """The shipper says: entries up to ``seq`` are in the database."""
+        """Hear from the shipper that entries up to ``seq`` are in the database."""
         if self.durability == "database":
             self._settle(seq)
 
@@ -179,7 +183,7 @@ class Journal:
             self.flush()
             self._append(close_line(time.time()))
         except JournalFailed as error:
-            _log.error("audit.journal_not_closed", writer=str(self.writer), reason=error.message)  # noqa: TRY400  # told in full
+            _log.error("audit.journal_not_closed", writer=str(self.writer), reason=error.message)
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -189,7 +193,7 @@ class Journal:
         try:
             await self._loop.run_in_executor(self._executor, _sync, self.path, retired, None)
         except OSError as error:
-            _log.error("audit.journal_not_synced", writer=str(self.writer), reason=_reason(error))  # noqa: TRY400  # told in full
+            _log.error("audit.journal_not_synced", writer=str(self.writer), reason=_reason(error))
         self._descriptor = -1
         self._executor.shutdown()
         self._fail_waiters(JournalFailed("The journal is closed."))
@@ -236,7 +240,7 @@ class Journal:
             _log.info("audit.journal_recovered", writer=str(self.writer))
 
     def _prepare(self, size: int) -> None:
-        """What stands between a write and the file: a closed or lost journal, a torn end, a full segment."""
+        """Deal with what stands between a write and the file: a closed or lost journal, a torn end, a full segment."""
         if self._closed:
             raise JournalFailed("The journal is closed.")
         if self._lost is not None:

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 from uuid import UUID
 
 import msgspec
 
-from keybearer.domain import Client, ManagementRecord, Owner, OutcomeRecord, UseRecord
+from keybearer.domain import Client, ManagementRecord, OutcomeRecord, Owner, Usage, UseRecord
 
 GENESIS = bytes(32)
 """The ``h`` before a writer's first entry."""
@@ -42,6 +42,7 @@ _SHORT = 200
 
 Kind = Literal["use", "outcome", "open", "close", "manage"]
 
+_MOST = 2**63 - 1
 _ENTRY = b'%b%d,"x":"%b","d":"%b","h":"%b","line":%b}\n'
 _encode = msgspec.json.Encoder().encode
 
@@ -63,11 +64,11 @@ class Entry:
 
 
 class Facts(NamedTuple):
-    """What the database's columns say about a line."""
+    """What the database's columns say about a line, in their order."""
 
+    at: datetime
     kind: str
     action: str
-    at: datetime
     user_id: UUID | None
     owner_id: UUID | None
     secret_id: UUID | None
@@ -100,6 +101,19 @@ class Managed(msgspec.Struct, frozen=True):
     detail: dict[str, str]
 
 
+class Ended(msgspec.Struct, frozen=True):
+    """An outcome line as read back: an ``OutcomeRecord`` whose figures may be missing (JSON has no infinity)."""
+
+    request_id: str
+    at: float
+    status: int
+    outcome: str
+    duration_ms: float | None
+    first_byte_ms: float | None
+    usage: Usage
+    cost_micro_usd: int | None
+
+
 class _Entry(msgspec.Struct, frozen=True):
     w: str
     n: int
@@ -115,7 +129,7 @@ class _At(msgspec.Struct, frozen=True):
 
 _decode_entry = msgspec.json.Decoder(_Entry).decode
 decode_use = msgspec.json.Decoder(UseRecord).decode
-decode_outcome = msgspec.json.Decoder(OutcomeRecord).decode
+decode_outcome = msgspec.json.Decoder(Ended).decode
 decode_open = msgspec.json.Decoder(Opened).decode
 decode_manage = msgspec.json.Decoder(Managed).decode
 _decode_at = msgspec.json.Decoder(_At).decode
@@ -138,7 +152,7 @@ def chain(before: bytes, d: bytes) -> bytes:
 
 
 def clean(text: str, limit: int) -> str:
-    """``text`` cut to ``limit`` characters, with everything that is not printable as an escape (``\\x1b``, ``\\u202e``)."""
+    r"""Cut ``text`` to ``limit`` characters, and write everything that is not printable as an escape (``\x1b``, ``\u202e``)."""
     if len(text) <= limit and text.isprintable():
         return text
     if not text.isprintable():
@@ -149,33 +163,37 @@ def clean(text: str, limit: int) -> str:
 
 
 def use_line(record: UseRecord) -> bytes:
-    """The line of a use. On the hot path: one look at all its text, one pass of the encoder."""
-    text = f"{record.model}{record.workflow}{record.node}{record.client.user_agent}{record.provider}{record.operation}{record.token_id}"
+    """Return the line of a use. On the hot path: one look at all its text, one pass of the encoder."""
+    text = f"{record.model}{record.workflow}{record.node}{record.client.user_agent}{record.provider}{record.operation}"
     if len(text) > _SHORT or not text.isprintable():
         record = _clean_use(record)
     return b'{"kind":"use",' + _encode(record)[1:]
 
 
 def outcome_line(record: OutcomeRecord) -> bytes:
-    """The line of an outcome; the model's name in it is the provider's text."""
+    """Return the line of an outcome; the model's name in it is the provider's text."""
     text = f"{record.usage.model}{record.outcome}"
     if len(text) > _SHORT or not text.isprintable():
         record = _clean_outcome(record)
-    return b'{"kind":"outcome",' + _encode(record)[1:]
+    try:
+        line: bytes = _encode(record)
+    except OverflowError:  # a count beyond 64 bits
+        line = _encode(_clean_outcome(record))
+    return b'{"kind":"outcome",' + line[1:]
 
 
 def open_line(opened: Opened) -> bytes:
-    """A writer's first line."""
+    """Return a writer's first line."""
     return b'{"kind":"open",' + _encode(msgspec.structs.replace(opened, host=clean(opened.host, HOST)))[1:]
 
 
 def close_line(at: float) -> bytes:
-    """A writer's last line: after it, nothing was lost. ``at`` is Unix time in seconds."""
+    """Return a writer's last line: after it, nothing was lost. ``at`` is Unix time in seconds."""
     return b'{"kind":"close","at":%b}' % _encode(at)
 
 
 def manage_line(record: ManagementRecord, at: float) -> bytes:
-    """The line of a management record. ``at`` is Unix time in seconds."""
+    """Return the line of a management record. ``at`` is Unix time in seconds."""
     caller = record.caller
     managed = Managed(
         at=at,
@@ -193,12 +211,12 @@ def manage_line(record: ManagementRecord, at: float) -> bytes:
 
 
 def entry_head(writer: UUID) -> bytes:
-    """The constant beginning of a writer's entries."""
+    """Return the constant beginning of a writer's entries."""
     return b'{"w":"%b","n":' % writer.hex.encode()
 
 
 def next_entry(head: bytes, seq: int, nonce: bytes, before: bytes, line: bytes) -> tuple[bytes, bytes]:
-    """The entry of ``line`` after the one whose ``h`` is ``before``: its own ``h``, and its bytes with the line feed."""
+    """Return the entry of ``line`` after the one whose ``h`` is ``before``: its own ``h``, and its bytes with the line feed."""
     d = sha256(nonce + line).digest()
     h = sha256(before + d).digest()
     return h, _ENTRY % (head, seq, hexlify(nonce), hexlify(d), hexlify(h), line)
@@ -228,21 +246,36 @@ def _clean_outcome(record: OutcomeRecord) -> OutcomeRecord:
         record,
         request_id=clean(record.request_id, REQUEST_ID),
         outcome=clean(record.outcome, USAGE_OUTCOME),
-        usage=replace(usage, model=clean(usage.model, MODEL)) if usage.model is not None else usage,
+        cost_micro_usd=count(record.cost_micro_usd),
+        usage=replace(
+            usage,
+            model=clean(usage.model, MODEL) if usage.model is not None else None,
+            input_tokens=count(usage.input_tokens),
+            output_tokens=count(usage.output_tokens),
+            cached_tokens=count(usage.cached_tokens),
+            cache_write_tokens=count(usage.cache_write_tokens),
+            reasoning_tokens=count(usage.reasoning_tokens),
+        ),
     )
+
+
+def count(number: int | None) -> int | None:
+    """Return a count as a provider stated it, if a column of 64 bits can hold it; otherwise it is not known."""
+    return number if number is not None and 0 <= number <= _MOST else None
 
 
 # --- reading
 
 
 def parse(raw: bytes) -> Entry:
-    """The entry in ``raw`` (without its line feed). Raises ``LineError`` for anything but the one right spelling.
+    """Return the entry in ``raw`` (without its line feed). Raises ``LineError`` for anything but the one right spelling.
 
     The digest is not checked here: ``check`` does, given what came before.
     """
     try:
         found = _decode_entry(raw)
         line = bytes(found.line)
+        line.decode()
         entry = Entry(UUID(found.w), found.n, bytes.fromhex(found.x), bytes.fromhex(found.d), bytes.fromhex(found.h), line)
     except (ValueError, UnicodeDecodeError) as error:  # msgspec's errors are ValueErrors
         raise LineError("not an entry") from error
@@ -262,58 +295,55 @@ def check(entry: Entry, before: bytes) -> None:
         raise LineError("out of place: it does not follow the entry before it")
 
 
-def facts(line: bytes, use_of: Callable[[str], Facts | None]) -> Facts:
-    """What the columns of the database say about ``line``; ``use_of`` finds the use that an outcome belongs to.
-
-    Raises ``LineError`` if the line does not say what its kind must say.
-    """
-    kind = kind_of(line)
-    try:
-        return _FACTS[kind](line, use_of)
-    except (ValueError, OverflowError, OSError) as error:  # what datetime says about times beyond the calendar
-        raise LineError(f"not a line of kind {kind}") from error
-
-
 def kind_of(line: bytes) -> Kind:
-    """The kind of a line, from its first bytes. Raises ``LineError``."""
+    """Return the kind of a line, from its first bytes. Raises ``LineError``."""
     for kind, head in _HEADS:
         if line.startswith(head):
             return kind
     raise LineError("of no known kind")
 
 
-def _use_facts(line: bytes, _: Callable[[str], Facts | None]) -> Facts:
-    use = decode_use(line)
+def facts(line: bytes, use_of: Callable[[str], Facts | None]) -> Facts:
+    """Return what the columns of the database say about ``line``; ``use_of`` finds the use that an outcome belongs to.
+
+    Raises ``LineError`` if the line does not say what its kind must say.
+    """
+    kind = kind_of(line)
+    try:
+        if kind == "use":
+            return use_facts(decode_use(line))
+        if kind == "outcome":
+            ended = decode_outcome(line)
+            return outcome_facts(ended, use_of(ended.request_id[:REQUEST_ID]))
+        if kind == "manage":
+            return _manage_facts(decode_manage(line))
+        at = decode_open(line).at if kind == "open" else _decode_at(line).at
+        return Facts(_time(at), kind, f"journal.{kind}", None, None, None, None, "ok")
+    except (ValueError, OverflowError, OSError) as error:  # the last two: times beyond the calendar
+        raise LineError(f"not a line of kind {kind}") from error
+
+
+def use_facts(use: UseRecord) -> Facts:
+    """Return what the columns say about a use. Its outcome stays ``unknown`` there: an audit record is never changed."""
     action = "secret.test" if use.operation == "test" else "secret.use"
-    return Facts("use", action, _time(use.at), use.user_id, use.owner.id, use.secret_id, use.request_id[:REQUEST_ID], UNKNOWN)
+    return Facts(_time(use.at), "use", action, use.user_id, use.owner.id, use.secret_id, use.request_id[:REQUEST_ID], UNKNOWN)
 
 
-def _outcome_facts(line: bytes, use_of: Callable[[str], Facts | None]) -> Facts:
-    ended = decode_outcome(line)
-    request_id = ended.request_id[:REQUEST_ID]
-    use = use_of(request_id)
+def outcome_facts(ended: Ended, use: Facts | None) -> Facts:
+    """Return what the columns say about an outcome: who and whose is known from its use."""
     who = (use.user_id, use.owner_id, use.secret_id) if use else (None, None, None)
-    return Facts("outcome", "secret.outcome", _time(ended.at), *who, request_id, ended.outcome[:OUTCOME])
+    return Facts(_time(ended.at), "outcome", "secret.outcome", *who, ended.request_id[:REQUEST_ID], ended.outcome[:OUTCOME])
 
 
-def _open_facts(line: bytes, _: Callable[[str], Facts | None]) -> Facts:
-    return Facts("open", "journal.open", _time(decode_open(line).at), None, None, None, None, "ok")
-
-
-def _close_facts(line: bytes, _: Callable[[str], Facts | None]) -> Facts:
-    return Facts("close", "journal.close", _time(_decode_at(line).at), None, None, None, None, "ok")
-
-
-def _manage_facts(line: bytes, _: Callable[[str], Facts | None]) -> Facts:
-    managed = decode_manage(line)
+def _manage_facts(managed: Managed) -> Facts:
     owner_id = managed.owner.id if managed.owner else None
     secret_id = _secret_id(managed.subject) if managed.action.startswith("secret.") else None
     who = (managed.user_id, owner_id, secret_id)
-    return Facts("manage", managed.action[:ACTION], _time(managed.at), *who, None, managed.outcome[:OUTCOME])
+    return Facts(_time(managed.at), "manage", managed.action[:ACTION], *who, None, managed.outcome[:OUTCOME])
 
 
 def _secret_id(subject: str) -> UUID | None:
-    """The subject of a ``secret.…`` action as an id; a refused attempt may name anything."""
+    """Return the subject of a ``secret.…`` action as an id; a refused attempt may name anything."""
     try:
         return UUID(subject)
     except ValueError:
@@ -324,11 +354,4 @@ def _time(at: float) -> datetime:
     return datetime.fromtimestamp(at, UTC)
 
 
-_FACTS: dict[Kind, Callable[[bytes, Callable[[str], Facts | None]], Facts]] = {
-    "use": _use_facts,
-    "outcome": _outcome_facts,
-    "open": _open_facts,
-    "close": _close_facts,
-    "manage": _manage_facts,
-}
-_HEADS: tuple[tuple[Kind, bytes], ...] = tuple((kind, b'{"kind":"%b",' % kind.encode()) for kind in _FACTS)
+_HEADS: tuple[tuple[Kind, bytes], ...] = tuple((kind, b'{"kind":"%b",' % kind.encode()) for kind in get_args(Kind))

@@ -28,8 +28,8 @@ OPENED, LOST, ALARM = "audit.open", "audit.lost", "audit.alarm"
 async def record(db: Database, tx: AsyncConnection, entry: ManagementRecord) -> None:
     """Chain ``entry`` into ``tx``, the transaction of the change it tells of.
 
-    Takes ``db.lock_order`` until that transaction ends, so call it late in it. What people typed is cut to length, and what is not
-    printable in it is escaped; secrets do not belong in ``detail`` at all.
+    Takes ``db.lock_order`` until that transaction ends, so call it late in it. What people typed is cut to length, and what is
+    not printable in it is escaped; secrets do not belong in ``detail`` at all.
     """
     await db.lock_order(tx)
     writer = await queries.writer(tx, WRITER, lock=True)
@@ -50,9 +50,7 @@ async def register_writer(db: Database, writer: UUID, host: str, pid: int) -> No
     """Make a process's writer known before it serves."""
     host = lines.clean(host, lines.HOST)
     async with db.write(Actor.system()) as tx:
-        await queries.add_writer(
-            tx, queries.Writer(writer, "process", host, pid, datetime.now(UTC), None, 0, lines.GENESIS)
-        )
+        await queries.add_writer(tx, queries.Writer(writer, "process", host, pid, datetime.now(UTC), None, 0, lines.GENESIS))
         await record(db, tx, ManagementRecord(OPENED, None, str(writer), detail=(("host", host), ("pid", str(pid)))))
 
 
@@ -60,4 +58,4 @@ def _row(seq: int, before: bytes, line: bytes) -> queries.Record:
     nonce = os.urandom(lines.NONCE_BYTES)
     d = lines.digest(nonce, line)
     facts = lines.facts(line, lambda _: None)
-    return queries.Record(WRITER, seq, *facts[2:3], *facts[:2], *facts[3:], nonce, line.decode(), d, lines.chain(before, d))
+    return queries.Record(WRITER, seq, *facts, nonce, line.decode(), d, lines.chain(before, d))

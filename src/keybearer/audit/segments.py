@@ -5,8 +5,8 @@
     <directory>/<writer, 32 hex>/lock                          flock'ed as long as the writer lives
     <directory>/<writer, 32 hex>/<first seq, 20 digits>.jsonl   entries, in segments
 
-The kernel frees the lock however the process dies, so a lock that can be had means a dead writer; shippers hold it in turn while they
-ship a dead writer's rest. A new journal is made under a hidden name and renamed when it is locked, so no one takes it for dead.
+The kernel frees the lock however the process dies, so a lock that can be had means a dead writer; shippers hold it in turn while
+they ship a dead writer's rest. A new journal is made under a hidden name and renamed when it is locked: none takes it for dead.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def create(directory: Path, writer: UUID) -> tuple[Path, int]:
 
 
 def seize(path: Path) -> int | None:
-    """The lock of a dead writer's journal, or ``None`` while its writer (or another shipper) holds it, or once it is gone."""
+    """Return the lock of a dead writer's journal; ``None`` while its writer or another shipper holds it, or once it is gone."""
     try:
         lock = os.open(path / LOCK, os.O_RDWR)
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def is_held(path: Path) -> bool:
 
 
 def journals(directory: Path) -> dict[UUID, Path]:
-    """The journals in ``directory`` by writer; other files there are none of ours."""
+    """Return the journals in ``directory`` by writer; other files there are none of ours."""
     found = {}
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if len(path.name) == 32 and path.is_dir():  # noqa: PLR2004  # a UUID in hex
@@ -102,16 +102,16 @@ def journals(directory: Path) -> dict[UUID, Path]:
 
 
 def segments(path: Path) -> list[Segment]:
-    """The segments of a journal in order; none if the journal is gone."""
+    """Return the segments of a journal in order; none if the journal is gone."""
     try:
-        names = sorted(os.listdir(path))
+        names = sorted(entry.name for entry in path.iterdir())
     except FileNotFoundError:
         return []
     return [Segment(int(name[:20]), path / name) for name in names if name.endswith(SUFFIX) and name[:20].isdecimal()]
 
 
 def segment_path(path: Path, first: int) -> Path:
-    """The file whose first entry has the sequence number ``first``."""
+    """Return the file whose first entry has the sequence number ``first``."""
     return path / f"{first:020d}{SUFFIX}"
 
 
@@ -153,9 +153,9 @@ class Tail:
         self._skipped_h: bytes | None = None
 
     def read(self, limit: int) -> list[Entry]:
-        """Up to ``limit`` further entries, each following the one before; none at the end. Raises ``Broken`` at the first that is wrong.
+        """Return up to ``limit`` further entries, each following the one before; none at the end.
 
-        After ``Broken`` the entries before it have been returned; reading on raises it again.
+        Raises ``Broken`` at the first that is wrong, when those before it have been returned; reading on raises it again.
         """
         found: list[Entry] = []
         try:
@@ -197,13 +197,10 @@ class Tail:
         """Check one entry and move on to it; ``None`` for one that is known already."""
         skipping = self._skipped is not None
         seq = self._last() + 1
+        before = self._skipped_h if skipping else self.h
         try:
             entry = parse(raw)
-            if entry.writer.hex != self.path.name:
-                raise LineError("of another writer")
-            if entry.seq != seq:
-                raise LineError(_misplaced(entry.seq, seq))
-            before = self._skipped_h if skipping else self.h
+            _check_place(entry, self.path.name, seq)
             if before is not None:
                 check(entry, before)
         except LineError as error:
@@ -273,7 +270,10 @@ class Tail:
         self._buffer = b""
 
 
-def _misplaced(found: int, expected: int) -> str:
-    if found > expected:
-        return f"missing: the next entry is {found}"
-    return f"duplicate or reordered: entry {found} stands here"
+def _check_place(entry: Entry, writer_hex: str, seq: int) -> None:
+    if entry.writer.hex != writer_hex:
+        raise LineError("changed: an entry of another writer")
+    if entry.seq > seq:
+        raise LineError(f"missing: the next entry is {entry.seq}")
+    if entry.seq < seq:
+        raise LineError(f"duplicate or reordered: entry {entry.seq} stands here")

@@ -95,21 +95,19 @@ async def add_writer(tx: AsyncConnection, writer: Writer) -> None:
 
 
 async def writer(tx: AsyncConnection, writer_id: UUID, *, lock: bool = False) -> Writer | None:
-    """One writer; with ``lock`` nobody else may advance it until this transaction ends."""
+    """Return one writer; with ``lock`` nobody else may advance it until this transaction ends."""
     query = sa.select(audit_writer).where(audit_writer.c.id == writer_id)
     row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
     return Writer(**row._mapping) if row else None  # noqa: SLF001  # SQLAlchemy's public name for it
 
 
 async def writers(tx: AsyncConnection) -> list[Writer]:
-    """All writers, the oldest first."""
+    """Return all writers, the oldest first."""
     rows = await tx.execute(sa.select(audit_writer).order_by(audit_writer.c.started_at, audit_writer.c.id))
     return [Writer(**row._mapping) for row in rows]  # noqa: SLF001  # see above
 
 
-async def advance_writer(
-    tx: AsyncConnection, writer_id: UUID, seq: int, h: bytes, *, closed_at: datetime | None = None
-) -> None:
+async def advance_writer(tx: AsyncConnection, writer_id: UUID, seq: int, h: bytes, *, closed_at: datetime | None = None) -> None:
     """Note that everything up to ``seq`` is here, and perhaps that no more will come."""
     values: dict[str, Any] = {"shipped_seq": seq, "shipped_hash": h}
     if closed_at is not None:
@@ -126,7 +124,7 @@ async def add_records(tx: AsyncConnection, rows: Sequence[Record]) -> None:
 
 
 async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) -> list[Record]:
-    """The records of a writer that follow number ``after``, in order."""
+    """Return the records of a writer that follow number ``after``, in order."""
     rows = await tx.execute(
         sa.select(audit_record)
         .where(audit_record.c.writer_id == writer_id, audit_record.c.seq > after)
@@ -137,7 +135,7 @@ async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) ->
 
 
 async def hashes(tx: AsyncConnection, writer_id: UUID, first: int, last: int) -> dict[int, bytes]:
-    """``h`` by number, of the records of a writer from ``first`` to ``last`` that are here."""
+    """Return ``h`` by number, of the records of a writer from ``first`` to ``last`` that are here."""
     rows = await tx.execute(
         sa.select(audit_record.c.seq, audit_record.c.h).where(
             audit_record.c.writer_id == writer_id, audit_record.c.seq.between(first, last)
@@ -147,7 +145,7 @@ async def hashes(tx: AsyncConnection, writer_id: UUID, first: int, last: int) ->
 
 
 async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str], before: int) -> dict[str, Record]:
-    """The last use before number ``before`` of each of these requests, as far as this writer recorded one."""
+    """Return the last use before number ``before`` of each of these requests, as far as this writer recorded one."""
     if not request_ids:
         return {}
     rows = await tx.execute(
@@ -163,8 +161,8 @@ async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str],
     return {row.request_id: Record(**row._mapping) for row in rows}  # noqa: SLF001  # see above
 
 
-async def with_subject_action(tx: AsyncConnection, writer_id: UUID, actions: Sequence[str]) -> list[Record]:
-    """A writer's records of these actions, in order."""
+async def with_actions(tx: AsyncConnection, writer_id: UUID, actions: Sequence[str]) -> list[Record]:
+    """Return a writer's records of these actions, in order."""
     rows = await tx.execute(
         sa.select(audit_record)
         .where(audit_record.c.writer_id == writer_id, audit_record.c.action.in_(actions))
@@ -176,11 +174,13 @@ async def with_subject_action(tx: AsyncConnection, writer_id: UUID, actions: Seq
 async def records(
     tx: AsyncConnection, wanted: Filter, cursor: str | None = None, limit: int = 50
 ) -> tuple[list[Record], str | None]:
-    """A page of records, the newest first, and the cursor of the next page. Raises ``Invalid`` for a foreign cursor.
+    """Return a page of records, the newest first, and the cursor of the next page. Raises ``Invalid`` for a foreign cursor.
 
     The ``outcome`` of a use is what its outcome record says, or ``unknown`` as long as there is none.
     """
-    outcome = sa.case((audit_record.c.kind == "use", sa.func.coalesce(usage_record.c.outcome, "unknown")), else_=audit_record.c.outcome)
+    outcome = sa.case(
+        (audit_record.c.kind == "use", sa.func.coalesce(usage_record.c.outcome, "unknown")), else_=audit_record.c.outcome
+    )
     columns = [outcome.label("outcome") if column.name == "outcome" else column for column in audit_record.c]
     place = sa.tuple_(audit_record.c.at, audit_record.c.writer_id, audit_record.c.seq)
     conditions = _conditions(wanted)

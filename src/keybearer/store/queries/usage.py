@@ -193,7 +193,7 @@ async def touch_tokens(tx: AsyncConnection, used: Mapping[str, datetime]) -> Non
 
 
 async def by_request(tx: AsyncConnection, request_ids: Sequence[str]) -> dict[str, UsageRecord]:
-    """The records of these requests."""
+    """Return the records of these requests."""
     rows = await tx.execute(sa.select(usage_record).where(usage_record.c.request_id.in_(request_ids)))
     return {row.request_id: UsageRecord(**row._mapping) for row in rows}  # noqa: SLF001  # SQLAlchemy's public name for it
 
@@ -201,7 +201,7 @@ async def by_request(tx: AsyncConnection, request_ids: Sequence[str]) -> dict[st
 async def records(
     tx: AsyncConnection, wanted: Filter, cursor: str | None = None, limit: int = 50
 ) -> tuple[list[UsageRecord], str | None]:
-    """A page of records, the newest first, and the cursor of the next page. Raises ``Invalid`` for a foreign cursor."""
+    """Return a page of records, the newest first, and the cursor of the next page. Raises ``Invalid`` for a foreign cursor."""
     base = sa.select(usage_record).where(*_conditions(wanted))
     if cursor is not None:
         at, request_id = cursors.decode(cursor, _Cursor)
@@ -223,7 +223,7 @@ async def records(
 
 
 async def summary(tx: AsyncConnection, wanted: Filter, group_by: Sequence[GroupBy], limit: int = 1000) -> list[UsageSum]:
-    """Sums by one thing or several, in their order; at most ``limit`` groups."""
+    """Return sums by one thing or several, in their order; at most ``limit`` groups."""
     c = usage_record.c
     groups = [_group(tx, name) for name in group_by]
     conditions = _conditions(wanted)

@@ -1,0 +1,332 @@
+"""Moving journals to the database: each entry exactly once, whoever is killed when.
+
+The row of a writer says how far the database has come and with which ``h``; it is locked, compared and advanced in the same
+transaction that inserts the entries, counts the uses and completes the usage records. So a shipper that dies or loses the
+database in the middle, or whose commit was never answered, goes on from what the row says. An entry that does not fit what is
+there (a cloned data directory, a changed file) raises an alarm, and that journal is left as it is, as evidence.
+
+Each process ships its own journal, and those of dead writers beside it: their locks are free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.audit import lines, management, segments
+from keybearer.audit.batch import Batch
+from keybearer.audit.journal import Journal
+from keybearer.audit.lines import GENESIS, Entry, LineError
+from keybearer.audit.segments import Broken, Tail
+from keybearer.domain import ManagementRecord
+from keybearer.errors import Conflict, KeybearerError
+from keybearer.store.db import Actor, Database
+from keybearer.store.queries import audit as queries
+from keybearer.store.queries import usage as usage_queries
+
+BATCH = 1000
+"""Entries in one transaction."""
+SLICE = 50
+"""Entries handled before others get their turn on the event loop: about half a millisecond."""
+KEEP = 7 * 86400.0
+"""Seconds for which shipped segments are kept."""
+
+_log = structlog.get_logger(__name__)
+
+
+class _Stream:
+    """One journal on its way: what was read and not yet committed."""
+
+    def __init__(self, writer: UUID, path: Path, seq: int = 0, h: bytes = GENESIS) -> None:
+        self.writer = writer
+        self.tail = Tail(path, seq, h)
+        self.before = h
+        """``h`` before the first of ``unsent``."""
+        self.unsent: list[Entry] = []
+
+    async def fill(self) -> None:
+        """Read the next entries. Raises ``Broken``."""
+        self.before = self.tail.h
+        while len(self.unsent) < BATCH:
+            entries = self.tail.read(SLICE)
+            if not entries:
+                return
+            self.unsent.extend(entries)
+            await asyncio.sleep(0)
+
+
+class _Misfit(Exception):  # noqa: N818  # what it is: an entry that does not fit the database
+    """The journal and the database contradict each other at entry ``seq``."""
+
+    def __init__(self, seq: int, what: str) -> None:
+        super().__init__(what)
+        self.seq = seq
+        self.what = what
+
+
+class _Behind(Exception):  # noqa: N818  # no error: the database was restored from a backup
+    """The database knows less than it did: ship again from what it knows."""
+
+
+class Shipper:
+    """Ships this process's journal and those of dead writers in ``directory``.
+
+    ``keep`` is how many seconds fully shipped segments stay on disk; ``None``: for ever. ``alarms`` counts journals that do not
+    fit the database; ``shipped`` counts entries.
+    """
+
+    def __init__(
+        self, db: Database, directory: Path, journal: Journal | None, *, interval: float = 1.0, keep: float | None = KEEP
+    ) -> None:
+        self.alarms = 0
+        self.shipped = 0
+        self._db = db
+        self._directory = directory
+        self._journal = journal
+        self._interval = interval
+        self._keep = keep
+        self._own: _Stream | None = None
+        self._turn = asyncio.Lock()
+        self._done: set[UUID] = set()
+        """Dead writers of which everything is in the database."""
+        self._quarantined: set[UUID] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._ailing = False
+
+    async def ship_once(self) -> int:
+        """Ship all there is; return the number of entries. Raises ``Unavailable`` where the database does not answer."""
+        async with self._turn:
+            shipped = await self._ship_own()
+            for writer, path in segments.journals(self._directory).items():
+                if writer not in self._quarantined and (self._journal is None or writer != self._journal.writer):
+                    shipped += await self._ship_dead(writer, path)
+            return shipped
+
+    def start(self) -> None:
+        """Ship in the background until ``stop``."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ship what is left (close the journal first) and stop. What cannot be shipped now, the next process will."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        try:
+            async with asyncio.timeout(5):
+                await self.ship_once()
+        except (KeybearerError, TimeoutError, OSError) as error:
+            _log.warning("audit.left_to_ship", reason=str(error))
+
+    async def _run(self) -> None:
+        due = 0.0
+        while True:
+            try:
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self._interval
+                    await self.ship_once()
+                else:
+                    async with self._turn:
+                        await self._ship_own()
+                self._ailing = False
+            except Exception as error:  # noqa: BLE001  # the loop must outlive any error; the entries stay in the journal
+                if not self._ailing:
+                    self._ailing = True
+                    _log.warning("audit.not_shipped", reason=str(error), exc_info=not isinstance(error, KeybearerError))
+                await asyncio.sleep(self._interval)
+            await self._pause(due)
+
+    async def _pause(self, due: float) -> None:
+        """Until the next round, or until somebody waits for the database."""
+        delay = max(0.0, due - time.monotonic())
+        if self._journal is None:
+            await asyncio.sleep(delay)
+            return
+        try:
+            async with asyncio.timeout(delay):
+                await self._journal.wanted.wait()
+        except TimeoutError:
+            pass
+        self._journal.wanted.clear()
+
+    # --- one journal
+
+    async def _ship_own(self) -> int:
+        journal = self._journal
+        if journal is None or journal.writer in self._quarantined:
+            return 0
+        if self._own is None:
+            self._own = _Stream(journal.writer, journal.path)
+        shipped = await self._pump(self._own)
+        if shipped and self._keep is not None:
+            self._prune(journal.path, self._own.tail.seq, self._keep)
+        return shipped
+
+    async def _ship_dead(self, writer: UUID, path: Path) -> int:
+        """Ship the rest of a dead writer's journal; mark the writer closed by its own word, or lost after its last entry."""
+        if writer in self._done and self._keep is None:
+            return 0
+        lock = segments.seize(path)
+        if lock is None:
+            return 0
+        try:
+            async with self._db.read(Actor.system()) as tx:
+                row = await queries.writer(tx, writer)
+            if row is None:
+                return await self._meet_stranger(writer, path)
+            if row.closed_at is not None:
+                self._done.add(writer)
+                if self._keep is not None and _is_older(path, self._keep):
+                    segments.remove(path)
+                return 0
+            stream = _Stream(writer, path, row.shipped_seq, row.shipped_hash)
+            try:
+                shipped = await self._pump(stream)
+                if writer not in self._quarantined:
+                    await self._mark_lost(stream)
+            finally:
+                stream.tail.close()
+            return shipped
+        finally:
+            os.close(lock)
+
+    async def _pump(self, stream: _Stream) -> int:
+        """Ship what ``stream`` has; an alarm ends it."""
+        shipped = 0
+        try:
+            while True:
+                if not stream.unsent:
+                    await stream.fill()
+                if not stream.unsent:
+                    return shipped
+                shipped += await self._commit(stream)
+        except _Behind:
+            await self._rewind(stream)
+        except _Misfit as misfit:
+            await self._alarm(stream.writer, misfit.seq, misfit.what)
+        except Broken as broken:
+            await self._alarm(stream.writer, broken.seq, broken.what)
+        return shipped
+
+    async def _commit(self, stream: _Stream) -> int:
+        """One transaction: entries, usage, counters, and how far we are. Return the number of entries that were new."""
+        entries = stream.unsent
+        try:
+            async with self._db.write(Actor.system()) as tx:
+                fresh = _fresh(await queries.writer(tx, stream.writer, lock=True), entries, stream.before)
+                if fresh:
+                    await _put(tx, fresh)
+        except Conflict:
+            async with self._db.read(Actor.system()) as tx:
+                known = await queries.hashes(tx, stream.writer, entries[0].seq, entries[-1].seq)
+            other = next((entry.seq for entry in entries if known.get(entry.seq, entry.h) != entry.h), min(known, default=0))
+            raise _Misfit(other, "the database holds another entry of this number") from None
+        stream.unsent = []
+        self.shipped += len(fresh)
+        if self._journal is not None and stream.writer == self._journal.writer:
+            self._journal.committed(entries[-1].seq)
+        return len(fresh)
+
+    async def _rewind(self, stream: _Stream) -> None:
+        """Begin again where the database is now, at the next round: it was set back."""
+        _log.warning("audit.database_set_back", writer=str(stream.writer))
+        if stream is self._own:
+            async with self._db.read(Actor.system()) as tx:
+                row = await queries.writer(tx, stream.writer)
+            stream.tail.close()
+            self._own = _Stream(stream.writer, stream.tail.path, row.shipped_seq, row.shipped_hash) if row else None
+
+    async def _meet_stranger(self, writer: UUID, path: Path) -> int:
+        """Handle a journal whose writer the database does not know: killed before it was registered, or not ours."""
+        if any(segment.path.stat().st_size for segment in segments.segments(path)):
+            await self._alarm(writer, 1, "the writer of this journal is not registered")
+        else:
+            segments.remove(path)
+        return 0
+
+    async def _mark_lost(self, stream: _Stream) -> None:
+        """Close a dead writer that wrote no closing line: whatever it wrote after its last entry is lost."""
+        async with self._db.write(Actor.system()) as tx:
+            row = await queries.writer(tx, stream.writer, lock=True)
+            if row is None or row.closed_at is not None or row.shipped_seq < stream.tail.seq:
+                return
+            await queries.advance_writer(tx, row.id, row.shipped_seq, row.shipped_hash, closed_at=datetime.now(UTC))
+            detail = (("after", str(row.shipped_seq)), ("h", row.shipped_hash.hex()), ("torn_bytes", str(stream.tail.torn)))
+            await management.record(self._db, tx, ManagementRecord(management.LOST, None, str(row.id), detail=detail))
+        _log.warning("audit.writer_lost", writer=str(stream.writer), after=row.shipped_seq, torn_bytes=stream.tail.torn)
+
+    async def _alarm(self, writer: UUID, seq: int, what: str) -> None:
+        """Say it in the log, in the count and in the trail itself (once), and leave this journal alone."""
+        self.alarms += 1
+        self._quarantined.add(writer)
+        _log.critical("audit.alarm", writer=str(writer), entry=seq, reason=what)
+        async with self._db.write(Actor.system()) as tx:
+            for known in await queries.with_actions(tx, management.WRITER, (management.ALARM,)):
+                if lines.decode_manage(known.line.encode()).subject == str(writer):
+                    return
+            detail = (("entry", str(seq)), ("what", what))
+            await management.record(self._db, tx, ManagementRecord(management.ALARM, None, str(writer), "failed", detail=detail))
+
+    def _prune(self, path: Path, shipped: int, keep: float) -> None:
+        """Delete segments of a living journal whose entries are all in the database, when they are old enough."""
+        known = segments.segments(path)
+        for segment, following in pairwise(known):
+            if following.first <= shipped + 1 and segment.path.stat().st_mtime <= time.time() - keep:
+                segment.path.unlink()
+
+
+def _fresh(row: queries.Writer | None, entries: Sequence[Entry], before: bytes) -> Sequence[Entry]:
+    """Return the entries that the database does not have yet. Raises ``_Misfit`` if those it has are others."""
+    first = entries[0].seq
+    if row is None:
+        raise _Misfit(first, "the writer of this journal is not registered")
+    if row.shipped_seq < first - 1:
+        raise _Behind
+    if row.shipped_seq > entries[-1].seq:
+        raise _Misfit(entries[-1].seq + 1, "the database holds entries that this journal has not")
+    known = before if row.shipped_seq == first - 1 else entries[row.shipped_seq - first].h
+    if known != row.shipped_hash:
+        raise _Misfit(row.shipped_seq, "the database holds another entry of this number")
+    if row.closed_at is not None and row.shipped_seq < entries[-1].seq:
+        raise _Misfit(row.shipped_seq + 1, "the journal goes on after its end")
+    return entries[row.shipped_seq - first + 1 :]
+
+
+async def _put(tx: AsyncConnection, entries: Sequence[Entry]) -> None:
+    """Write what ``entries`` mean, and that they are here. The row of their writer is locked."""
+    batch = Batch()
+    for index, entry in enumerate(entries):
+        try:
+            batch.add(entry)
+        except LineError as error:
+            raise _Misfit(entry.seq, str(error)) from error
+        if index % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
+    last = entries[-1]
+    request_ids = [ended.request_id for _, ended in batch.orphans]
+    batch.adopt(await queries.uses(tx, last.writer, request_ids, entries[0].seq))
+    for start in range(0, len(batch.records), SLICE):
+        await queries.add_records(tx, batch.records[start : start + SLICE])
+    uses = list(batch.uses.values())
+    for start in range(0, len(uses), SLICE):
+        await usage_queries.put_uses(tx, uses[start : start + SLICE])
+    if batch.late:
+        await usage_queries.put_outcomes(tx, batch.late)
+    await usage_queries.count_secret_uses(tx, list(batch.secrets.values()))
+    await usage_queries.touch_tokens(tx, batch.tokens)
+    await queries.advance_writer(tx, last.writer, last.seq, last.h, closed_at=batch.closed_at)
+
+
+def _is_older(path: Path, seconds: float) -> bool:
+    """Whether nothing in a journal was touched for so long."""
+    newest = max((segment.path.stat().st_mtime for segment in segments.segments(path)), default=0.0)
+    return newest <= time.time() - seconds
