@@ -34,7 +34,7 @@ class Segment(NamedTuple):
     path: Path
 
 
-class Broken(Exception):  # noqa: N818  # reads as what it says: this journal is broken at ``seq``
+class Broken(Exception):  # reads as what it says: this journal is broken at ``seq``
     """A journal does not read on: the entry that should be number ``seq`` is missing, changed or out of place."""
 
     def __init__(self, seq: int, what: str) -> None:

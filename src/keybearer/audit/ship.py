@@ -64,7 +64,7 @@ class _Stream:
             await asyncio.sleep(0)
 
 
-class _Misfit(Exception):  # noqa: N818  # what it is: an entry that does not fit the database
+class _Misfit(Exception):  # what it is: an entry that does not fit the database
     """The journal and the database contradict each other at entry ``seq``."""
 
     def __init__(self, seq: int, what: str) -> None:
@@ -73,7 +73,7 @@ class _Misfit(Exception):  # noqa: N818  # what it is: an entry that does not fi
         self.what = what
 
 
-class _Behind(Exception):  # noqa: N818  # no error: the database was restored from a backup
+class _Behind(Exception):  # no error: the database was restored from a backup
     """The database knows less than it did: ship again from what it knows."""
 
 
