@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Self
 from uuid import UUID
@@ -113,13 +113,12 @@ class Database:
         else:
             pool = engines.postgresql(parsed, pool_size=pool_size)
             db = cls(name, readers=pool, writers=pool, side=engines.postgresql(parsed, pool_size=1), direct_url=direct_url)
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(db.close)
             with translated():
                 async with db._side.connect() as connection:
                     await guard.check(connection)
-        except BaseException:
-            await db.close()
-            raise
+            stack.pop_all()
         return db
 
     def read(self, actor: Actor) -> AbstractAsyncContextManager[AsyncConnection]:
@@ -189,21 +188,18 @@ class Database:
         """
         statement = _BEGIN if writes else _BEGIN_READ
         for attempt in (1, 2):
-            connection = await engine.connect()
             try:
-                if self.name == "postgresql":
-                    await connection.execute(statement, actor.settings())
-                else:
-                    await connection.begin()
+                async with AsyncExitStack() as stack:
+                    connection = await stack.enter_async_context(engine.connect())
+                    if self.name == "postgresql":
+                        await connection.execute(statement, actor.settings())
+                    else:
+                        await connection.begin()
+                    stack.pop_all()
+                    return connection
             except DBAPIError as error:
-                await connection.close()
                 if not error.connection_invalidated or attempt == 2:  # noqa: PLR2004  # the last
                     raise
-            except BaseException:
-                await connection.close()
-                raise
-            else:
-                return connection
         raise AssertionError  # pragma: no cover  # the loop returns or raises
 
 
