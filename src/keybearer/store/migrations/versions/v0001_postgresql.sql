@@ -115,7 +115,7 @@ CREATE POLICY system ON public.one_time_link TO keybearer_system USING (true) WI
 -- session: an administrator sees and ends those of others
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.session TO keybearer_app;
-GRANT SELECT (id, user_id, last_seen_at, expires_at), DELETE ON public.session TO keybearer_system;
+GRANT SELECT, DELETE ON public.session TO keybearer_system;
 CREATE POLICY app_read ON public.session FOR SELECT TO keybearer_app
     USING (user_id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()));
 CREATE POLICY app_insert ON public.session FOR INSERT TO keybearer_app
@@ -129,8 +129,7 @@ CREATE POLICY system ON public.session TO keybearer_system USING (true) WITH CHE
 -- access_token: an administrator sees, switches off and deletes those of others, and makes none for them
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.access_token TO keybearer_app;
-GRANT SELECT (id, user_id, name, is_active, expires_at, last_used_at), UPDATE (last_used_at) ON public.access_token
-    TO keybearer_system;
+GRANT SELECT, UPDATE (last_used_at) ON public.access_token TO keybearer_system;
 CREATE POLICY app ON public.access_token TO keybearer_app
     USING (user_id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()))
     WITH CHECK (user_id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()));
