@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -85,7 +86,11 @@ def route(method: bytes, target: bytes, headers: Headers) -> Route:
     path, mark, query = target.partition(b"?")
     if mark:
         _check_query(query)
-    found = _STATIC.get((method, path)) or _by_header(method, path, headers) or _with_model(method, path, headers)
+    found = _STATIC.get((method, path))
+    if found is None:
+        # Only where paths collide do headers count, so that the answers for all other paths can be remembered.
+        collides = path.startswith(b"/v1/models")
+        found = _dynamic(method, path, _dialect_by_header(headers) if collides else OPENAI)
     if found is None:
         raise _unknown(method, path)
     return msgspec.structs.replace(found, query=query) if query else found
@@ -242,13 +247,11 @@ _METHODS: Final[dict[bytes, str]] = {
 } | {b"/v1/models": "GET, HEAD"}
 
 
-def _by_header(method: bytes, path: bytes, headers: Headers) -> Route | None:
-    """``GET /v1/models``, which all three providers have."""
-    return _LISTS.get((method, _dialect_by_header(headers))) if path == b"/v1/models" else None
-
-
-def _with_model(method: bytes, path: bytes, headers: Headers) -> Route | None:
-    """Routes with a model in the path: Gemini's actions, and one model's description."""
+@lru_cache(maxsize=1024)
+def _dynamic(method: bytes, path: bytes, by_header: str) -> Route | None:
+    """Routes that are no table look-up: ``GET /v1/models``, which all three have, and those with a model in the path."""
+    if path == b"/v1/models":
+        return _LISTS.get((method, by_header))
     for before, dialect, provider, suffix in _MODEL_PATHS:
         if path.startswith(before):
             name = path[len(before) :]
@@ -256,7 +259,7 @@ def _with_model(method: bytes, path: bytes, headers: Headers) -> Route | None:
                 action = _gemini_action(method, name, provider, suffix)
                 if action is not None:
                     return action
-            return _one_model(method, name, (dialect or _dialect_by_header(headers), provider, suffix))
+            return _one_model(method, name, (dialect or by_header, provider, suffix))
     return None
 
 
@@ -316,6 +319,7 @@ def _path_model(raw: bytes) -> str:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=256)
 def _check_query(query: bytes) -> None:
     if not _QUERY.fullmatch(query) or b"#" in query:
         raise InvalidRequest("The query has characters that do not belong there.", hint="Percent-encode them.")
