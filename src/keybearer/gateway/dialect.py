@@ -165,9 +165,9 @@ _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[msgspec.Raw] | None = None
-    usage: dict[str, msgspec.Raw] | None = None
-    error: msgspec.Raw | None = None
+    choices: msgspec.Raw = msgspec.Raw(b"null")
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
@@ -228,4 +228,6 @@ def _is_usage(event: bytes) -> bool:
         chunk = _CHUNK.decode(data)
     except (ValueError, RecursionError):
         return False
-    return chunk.usage is not None and not chunk.choices and chunk.error is None
+    if bytes(chunk.usage)[:1] != b"{" or bytes(chunk.error) != b"null":
+        return False
+    return bytes(chunk.choices).translate(None, b" \t\r\n") in {b"[]", b"null"}

@@ -27,6 +27,14 @@ _SEGMENT: Final = rb"[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*"
 _PLAIN: Final = re.compile(rb"/(?:" + _SEGMENT + rb"(?:/" + _SEGMENT + rb")*/?)?")
 _DECODINGS: Final = 4  # '%25252576…': nobody honest nests escapes; what is still escaped then is claimed
 
+_OPENAI_PATHS: Final = (
+    b"/openai",
+    b"/v1/chat",
+    b"/v1/responses",
+    b"/anthropic/v1/chat",
+    b"/v1beta/openai",
+    b"/gemini/v1beta/openai",
+)
 _QUERY: Final = re.compile(rb"[!-~]*")
 _CREDENTIAL_NAMES: Final = frozenset(
     {b"key", b"$key", b"api_key", b"api-key", b"apikey", b"access_token", b"$access_token", b"oauth_token", b"$oauth_token"}
@@ -99,10 +107,10 @@ def route(method: bytes, target: bytes, headers: Headers) -> Route:
 def dialect_of(target: bytes, headers: Headers = ()) -> str:
     """The dialect in which to answer an error on this path, also where there is no such route. Never raises."""
     path = target.partition(b"?")[0].lower()
+    if path.startswith(_OPENAI_PATHS):
+        return OPENAI
     if path.startswith((b"/anthropic", b"/v1/messages")):
         return ANTHROPIC
-    if path.startswith((b"/v1beta/openai", b"/gemini/v1beta/openai", b"/openai", b"/v1/chat", b"/v1/responses")):
-        return OPENAI
     if path.startswith((b"/gemini", b"/v1beta", b"/v1alpha")):
         return GEMINI
     if path.startswith(b"/v1/models/") and path.rpartition(b":")[2] in _LOWER_ACTIONS:

@@ -64,14 +64,14 @@ def _plan_by_body(route: Route, body: bytes, registry: Registry) -> Plan:
     """The model stands in the body: OpenAI's and Anthropic's operations."""
     document = Document(body)
     name = document.head.model
-    if name is not None:
+    if isinstance(name, str):
         found, model = registry.locate(name, route.provider)
     elif route.needs_model:
         raise Invalid("The body names no model.", fields=(FieldError("model", "is missing"),))
     else:
         found, model = registry.get(route.provider or OPENAI), ""
     provider, api = _api(route, found)
-    if model != name and name is not None:
+    if isinstance(name, str) and model != name:
         document.rename(model)
     return _sent(route, provider, api, model, document)
 

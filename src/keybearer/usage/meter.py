@@ -42,8 +42,8 @@ class _Answer(msgspec.Struct):
     usage_metadata: Any = msgspec.field(default=None, name="usageMetadata")
     model: Any = None
     model_version: Any = msgspec.field(default=None, name="modelVersion")
-    message: msgspec.Raw | None = None
-    response: msgspec.Raw | None = None
+    message: msgspec.Raw = msgspec.Raw(b"")
+    response: msgspec.Raw = msgspec.Raw(b"")
 
 
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
@@ -189,8 +189,8 @@ def _decode(text: bytes) -> _Answer:
     """An answer's decisive parts; wrapped ones unwrapped. Empty where the text is no such answer."""
     try:
         answer = _ANSWER.decode(text)
-        wrapped = answer.message if answer.message is not None else answer.response
-        if wrapped is not None and answer.usage is None:
+        wrapped = bytes(answer.message) or bytes(answer.response)
+        if wrapped and answer.usage is None:
             inner = _ANSWER.decode(wrapped)
             return inner if _states_usage(inner) else answer
     except (ValueError, RecursionError):
