@@ -178,8 +178,8 @@ class Secret:
     """``ok``, ``failed`` (the provider refused it) or ``unreadable`` (it does not open)."""
     state_reason: str
     version: int
-    key_id: UUID
-    """The owner key that sealed the current version."""
+    key_id: UUID | None
+    """The owner key that sealed the current version; ``None`` where a listing may not tell (an administrator's, of others)."""
     created_by: UUID
     created_at: datetime
     updated_at: datetime

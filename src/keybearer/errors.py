@@ -30,7 +30,8 @@ KeybearerError
 │   ├── InvalidJson (400)       invalid_json
 │   ├── InvalidRequest (400)    invalid_request      (HTTP that is malformed or ambiguous)
 │   ├── ModelAmbiguous (400)    model_ambiguous
-│   └── KeyRefused              key_refused          (surely wrong: admin key, control characters)
+│   ├── KeyRefused              key_refused          (surely wrong: admin key, control characters)
+│   └── KeyDoubtful             key_doubtful         (looks wrong; may be saved anyway)
 ├── RateLimited (429)           rate_limited
 ├── KeyUnusable (403)           resolution stopped at an own key
 │   ├── KeyMissing (404)        key_missing
@@ -286,6 +287,13 @@ class KeyRefused(Invalid):
 
     code = "key_refused"
     default_hint = "Copy the key again from the provider's page, without spaces or line breaks."
+
+
+class KeyDoubtful(Invalid):
+    """This does not look like a key of this provider."""
+
+    code = "key_doubtful"
+    default_hint = "Check it. If it is right, save it with save_anyway: providers change the form of their keys."
 
 
 class RateLimited(KeybearerError):

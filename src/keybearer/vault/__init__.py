@@ -1,1 +1,13 @@
-"""Placeholder."""
+"""The vault: secrets go in once, and come out only to be borne to a provider.
+
+Secret        a value with its owner, provider, type, name and rules; ``Secret`` is all of it but the value
+Value         what is sealed; only this package and the gateway's credentials open one
+Egress set    the origins a value may be sent to, bound into its envelope when it is stored
+Provider      a service that takes a key: predefined, the system's, or a person's own
+Resolution    which secrets may serve a call, in which order, and where to stop
+Credential    a secret resolved and opened for one call
+
+``values``     what a value must look like (pure)     ``secrets``    the only writer of secrets
+``registry``   the providers that an owner can name   ``providers``  providers and models, made and changed
+``resolve``    from a call to its credentials
+"""

@@ -1,0 +1,58 @@
+"""Which columns a row MAC covers, in an order kept for ever: a changed column, or a row inserted by other hands, is no way in.
+
+Functions give the arguments of ``Keyring.row_mac`` and ``check_row_mac``. A row comes as it was read, so it may hold anything:
+what cannot have been written here raises ``EnvelopeError``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from keybearer.crypto.keyring import RowField
+from keybearer.errors import EnvelopeError
+
+TOKEN = "access_token"  # noqa: S105  # a table's name
+SESSION = "session"
+USER = "user_account"
+
+
+def token_fields(row: Any) -> tuple[RowField, ...]:
+    """All of an access token but its name and last use."""
+    return (
+        row.id,
+        bytes(row.token_hash),
+        row.user_id,
+        strings(row.scopes),
+        optional_strings(row.allowed_providers),
+        optional_strings(row.allowed_models),
+        strings(row.ip_allowlist),
+        bool(row.is_active),
+        row.expires_at,
+        row.created_at,
+    )
+
+
+def session_fields(
+    session_id: UUID, token_hash: bytes, user_id: UUID, created_at: datetime, expires_at: datetime
+) -> tuple[RowField, ...]:
+    """All of a session but its last use and what the browser says of itself."""
+    return (session_id, bytes(token_hash), user_id, created_at, expires_at)
+
+
+def user_fields(user_id: UUID, role: str, is_active: bool) -> tuple[RowField, ...]:  # noqa: FBT001  # a column's value
+    """What an account may do. Its password hash needs no MAC: it is peppered with the account's id and a sealed key."""
+    return (user_id, role, bool(is_active))
+
+
+def strings(value: Any) -> tuple[str, ...]:
+    """A JSON list of texts."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise EnvelopeError
+    return tuple(value)
+
+
+def optional_strings(value: Any) -> tuple[str, ...] | None:
+    """A JSON list of texts, or nothing: no limit."""
+    return None if value is None else strings(value)

@@ -1,0 +1,71 @@
+"""Providers and models that people and administrators added: rows in, rows out. Every query names the owners it may touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.store.schema import model, provider
+
+Row = sa.Row[Any]
+
+
+async def of_owners(tx: AsyncConnection, owners: Iterable[UUID]) -> Sequence[Row]:
+    """The providers of these owners, by name."""
+    query = sa.select(provider).where(provider.c.owner_id.in_(list(owners)))
+    return (await tx.execute(query.order_by(provider.c.name, provider.c.id))).all()
+
+
+async def models_of_owners(tx: AsyncConnection, owners: Iterable[UUID]) -> Sequence[Row]:
+    """The models of these owners, oldest first."""
+    query = sa.select(model).where(model.c.owner_id.in_(list(owners)))
+    return (await tx.execute(query.order_by(model.c.created_at, model.c.name))).all()
+
+
+async def get(tx: AsyncConnection, owners: Iterable[UUID], provider_id: UUID) -> Row | None:
+    """One provider of these owners, locked until the transaction ends."""
+    query = sa.select(provider).where(provider.c.id == provider_id, provider.c.owner_id.in_(list(owners)))
+    return (await tx.execute(query.with_for_update())).one_or_none()
+
+
+async def insert(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
+    """A new provider."""
+    await tx.execute(sa.insert(provider).values(**columns))
+
+
+async def update(tx: AsyncConnection, owner_id: UUID, provider_id: UUID, columns: Mapping[str, Any]) -> None:
+    """Change columns of a provider."""
+    where = (provider.c.id == provider_id, provider.c.owner_id == owner_id)
+    await tx.execute(sa.update(provider).where(*where).values(**columns))
+
+
+async def delete(tx: AsyncConnection, owner_id: UUID, provider_id: UUID) -> None:
+    """Remove a provider."""
+    await tx.execute(sa.delete(provider).where(provider.c.id == provider_id, provider.c.owner_id == owner_id))
+
+
+async def insert_models(tx: AsyncConnection, columns: Sequence[Mapping[str, Any]]) -> None:
+    """New models."""
+    if columns:
+        await tx.execute(sa.insert(model), [dict(each) for each in columns])
+
+
+async def get_model(tx: AsyncConnection, owners: Iterable[UUID], model_id: UUID) -> Row | None:
+    """One model of these owners."""
+    query = sa.select(model).where(model.c.id == model_id, model.c.owner_id.in_(list(owners)))
+    return (await tx.execute(query)).one_or_none()
+
+
+async def delete_model(tx: AsyncConnection, owner_id: UUID, model_id: UUID) -> None:
+    """Remove a model."""
+    await tx.execute(sa.delete(model).where(model.c.id == model_id, model.c.owner_id == owner_id))
+
+
+async def delete_models(tx: AsyncConnection, owner_id: UUID, provider_name: str, but: Iterable[str] = ()) -> None:
+    """Remove an owner's models of a provider, but for the names given."""
+    query = sa.delete(model).where(model.c.owner_id == owner_id, model.c.provider == provider_name)
+    await tx.execute(query.where(model.c.name.not_in(list(but))))

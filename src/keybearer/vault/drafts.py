@@ -1,0 +1,186 @@
+"""A secret as somebody typed it: checked field by field into columns. Pure, but for the clock it is handed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from keybearer.access.fields import NAME_LIMIT, Fields
+from keybearer.catalog import MODEL_NAME_LIMIT, Catalog, Provider, Registry
+from keybearer.domain import SecretBytes, SecretType
+from keybearer.errors import ProviderUnknown
+from keybearer.vault import values
+
+DEFAULT_NAME = "default"
+PRIORITY_LIMIT = 1000
+LIST_LIMIT = 100
+CHANGEABLE = frozenset(
+    {
+        "name",
+        "value",
+        "description",
+        "tags",
+        "priority",
+        "allowed_models",
+        "allowed_tokens",
+        "expires_at",
+        "is_active",
+        "fetchable",
+        "save_anyway",
+    }
+)
+LIFTED_BY_NONE = frozenset({"allowed_models", "allowed_tokens", "expires_at"})
+"""Fields for which ``None`` is a value: no limit, never. For the others it means: as it is."""
+
+_PROVIDER = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_TOKEN_ID = re.compile(r"[0-9A-Za-z]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecret:
+    """A secret to be stored; see ``domain.Secret`` for the fields."""
+
+    provider: str
+    value: SecretBytes
+    secret_type: SecretType | None = None
+    """``None``: the provider's default."""
+    name: str = DEFAULT_NAME
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    priority: int = 100
+    """0 to 1000; lower first."""
+    allowed_models: tuple[str, ...] | None = None
+    """Model names, bare or as ``provider/model``; ``None``: all."""
+    allowed_tokens: tuple[str, ...] | None = None
+    """Ids of access tokens; ``None``: all."""
+    expires_at: datetime | None = None
+    is_active: bool = True
+    fetchable: bool = False
+    """Whether the value may be fetched at all, with the scope ``secrets:read``."""
+    system: bool = False
+    """The deployment's own; administrators only."""
+    save_anyway: bool = False
+    """Save although the format looks wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A new secret, checked."""
+
+    provider: Provider | None
+    """``None``: not in the registry."""
+    columns: dict[str, Any]
+    value: SecretBytes
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Changes of a secret, checked."""
+
+    columns: dict[str, Any]
+    value: SecretBytes | None
+    """``None``: as it is."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of what was given, for the record."""
+        named = {"value" if name == "preview" else name for name in self.columns}
+        return tuple(sorted(named))
+
+
+def provider_named(providers: Registry, name: str) -> Provider:
+    """A provider of the registry. Raises ``ProviderUnknown``, which repeats only what can be a provider's name."""
+    if not _PROVIDER.fullmatch(name):
+        raise ProviderUnknown
+    return providers.get(name)
+
+
+def checked_draft(providers: Registry, catalog: Catalog, new: NewSecret, now: datetime) -> Draft:
+    """A new secret's columns. Raises ``ProviderUnknown``, ``Invalid`` and its kinds.
+
+    Secrets of other types than ``api_key`` may name a provider that the registry does not have: they are bound to no host, and
+    no call uses them.
+    """
+    known = providers.providers.get(new.provider)
+    if known is None and (new.secret_type in {None, SecretType.API_KEY} or not _PROVIDER.fullmatch(new.provider)):
+        provider_named(providers, new.provider)
+    secret_type = new.secret_type or (known.secret_type if known else SecretType.CUSTOM)
+    given = {name: getattr(new, name) for name in CHANGEABLE - {"value", "save_anyway"}}
+    columns = _columns(new.provider, given, now)
+    text = values.text_of(new.value, secret_type)
+    values.check(catalog, known, secret_type, text, save_anyway=new.save_anyway)
+    columns |= {"provider": new.provider, "secret_type": secret_type.value, "preview": values.preview_of(text, secret_type)}
+    return Draft(known, columns, SecretBytes(text.encode()))
+
+
+def checked_changes(known: Provider | None, catalog: Catalog, row: Any, fields: Mapping[str, Any], now: datetime) -> Changes:
+    """The columns that a change of ``row`` writes. Raises ``Invalid`` and its kinds."""
+    given = {name: value for name, value in fields.items() if value is not None or name in LIFTED_BY_NONE}
+    value = given.pop("value", None)
+    save_anyway = bool(given.pop("save_anyway", False))
+    columns = _columns(row.provider, given, now)
+    secret_type = SecretType(row.secret_type)
+    text = "" if value is None else values.text_of(value, secret_type)
+    if not text.strip():
+        return Changes(columns, None)
+    values.check(catalog, known, secret_type, text, shown=row.preview, save_anyway=save_anyway)
+    return Changes(columns | {"preview": values.preview_of(text, secret_type)}, SecretBytes(text.encode()))
+
+
+def _columns(provider: str, given: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """The fields that were given, checked together so that all that is wrong is told at once."""
+    fields = Fields()
+    columns: dict[str, Any] = {}
+    for name, value in given.items():
+        match name:
+            case "name":
+                columns[name] = fields.name(name, value, NAME_LIMIT)
+            case "description":
+                columns[name] = fields.text(name, value)
+            case "tags":
+                columns[name] = list(fields.words(name, value))
+            case "priority":
+                columns[name] = _priority(fields, value)
+            case "allowed_models":
+                columns[name] = _models(fields, provider, value)
+            case "allowed_tokens":
+                columns[name] = _tokens(fields, value)
+            case "expires_at":
+                columns[name] = fields.future(name, value, now)
+            case "is_active" | "fetchable":
+                columns[name] = bool(value)
+            case _:
+                fields.wrong(name[:40], "cannot be changed")
+    fields.check()
+    return columns
+
+
+def _priority(fields: Fields, value: int) -> int:
+    if not 0 <= value <= PRIORITY_LIMIT:
+        fields.wrong("priority", f"is not between 0 and {PRIORITY_LIMIT}")
+    return value
+
+
+def _models(fields: Fields, provider: str, names: Iterable[str] | None) -> list[str] | None:
+    """Bare names, as calls are compared with; an empty list would allow nothing and is surely a mistake."""
+    if names is None:
+        return None
+    cleaned = fields.words("allowed_models", names, LIST_LIMIT, MODEL_NAME_LIMIT)
+    if not cleaned:
+        fields.wrong("allowed_models", "is empty; leave it out to allow all")
+    return sorted({name.removeprefix(f"{provider}/") for name in cleaned})
+
+
+def _tokens(fields: Fields, ids: Iterable[str] | None) -> list[str] | None:
+    if ids is None:
+        return None
+    cleaned = fields.words("allowed_tokens", ids, LIST_LIMIT)
+    if not cleaned:
+        fields.wrong("allowed_tokens", "is empty; leave it out to allow all")
+    for number, token_id in enumerate(cleaned):
+        if not _TOKEN_ID.fullmatch(token_id):
+            fields.wrong(f"allowed_tokens.{number}", "is not the id of an access token (the 12 characters after kb_)")
+    return sorted(cleaned)

@@ -1,0 +1,505 @@
+"""Providers and models: what an owner can name, and how that is changed.
+
+A custom provider belongs to who made it; names are unique there, and none may be a predefined provider's. Of a predefined one
+only the base URL can be changed, by an administrator, which is kept beside the catalogue: an update of it overwrites nothing.
+Models can be added to any provider, for oneself or (an administrator) for everybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.access import policy
+from keybearer.access.attempts import attempt, taken
+from keybearer.access.fields import NAME_LIMIT, Fields
+from keybearer.audit import management
+from keybearer.catalog import Catalog, Provider, Registry, custom, with_base_url
+from keybearer.catalog.registry import check_model_name
+from keybearer.domain import (
+    SYSTEM_OWNER,
+    SYSTEM_OWNER_ID,
+    Caller,
+    ManagementRecord,
+    Owner,
+    OwnerKind,
+    Scope,
+    SecretBytes,
+    SecretType,
+)
+from keybearer.errors import Conflict, Forbidden, Invalid, NotFound, ProviderUnknown
+from keybearer.gateway.egress import EgressPolicy, egress_set
+from keybearer.store import changes
+from keybearer.store.db import Actor, Database
+from keybearer.store.queries import providers as rows
+from keybearer.store.queries import secrets as secret_rows
+from keybearer.store.queries import users as user_rows
+from keybearer.vault import registry
+from keybearer.vault.addresses import check_base_url
+from keybearer.vault.resolve import NO_FALLBACK
+from keybearer.vault.secrets import Secrets
+
+__all__ = ["ModelView", "NewProvider", "ProviderView", "Providers"]
+
+MODELS_LIMIT = 500
+"""Models one owner may add to one provider."""
+CHANGEABLE = frozenset({"name", "display_name", "base_url", "auth_style", "auth_header", "models", "api_key", "save_anyway"})
+_DISPLAY_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class NewProvider:
+    """A custom provider: an OpenAI-compatible API at ``base_url``."""
+
+    name: str
+    base_url: str
+    display_name: str = ""
+    api_key: SecretBytes | None = None
+    """Becomes the caller's own secret named ``default``."""
+    models: tuple[str, ...] = ()
+    auth_style: str = "bearer"
+    """``bearer``, ``header`` or ``none``."""
+    auth_header: str = ""
+    system: bool = False
+    """For everybody; administrators only."""
+    save_anyway: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderView:
+    """A provider as one caller sees it."""
+
+    id: str
+    """A predefined provider's name, a custom one's UUID."""
+    name: str
+    display_name: str
+    base_url: str
+    is_predefined: bool
+    owner_kind: OwnerKind
+    has_api_key: bool
+    """This caller has a usable key."""
+    auth_style: str
+    auth_header: str
+    secret_type: SecretType
+    models: tuple[str, ...]
+    keys_url: str
+    docs_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A model of a provider as one caller sees it."""
+
+    id: str
+    """A UUID; ``provider/name`` for those of the catalogue."""
+    provider: str
+    name: str
+    display_name: str
+    is_predefined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """Secrets that may be used at this moment: the caller's own, and the system's where they serve this caller."""
+
+    own: Sequence[Any]
+    system: Sequence[Any]
+
+    def serve(self, provider: Provider) -> bool:
+        """Whether one of them is for this provider and may be sent to where it is."""
+        systems = self.system if provider.owner_id in {None, SYSTEM_OWNER_ID} else ()
+        origins = set(egress_set(provider))
+        return any(
+            row.provider == provider.name and row.secret_type == provider.secret_type.value and origins <= set(row.egress)
+            for row in (*self.own, *systems)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """All that one owner sees, as read in one transaction."""
+
+    registry: Registry
+    providers: Sequence[Any]
+    models: Sequence[Any]
+
+    def row_of(self, provider: Provider) -> Any:
+        """The row of a custom provider; of a predefined one the administrator's edit, or ``None``."""
+        owner_id = provider.owner_id or SYSTEM_OWNER_ID
+        return next((row for row in self.providers if row.name == provider.name and row.owner_id == owner_id), None)
+
+    def find(self, key: str) -> Provider:
+        """A provider by id or name. Raises ``ProviderUnknown``."""
+        by_id = next((row for row in self.providers if str(row.id) == key.lower() and not row.is_predefined), None)
+        found = self.registry.providers.get(key if by_id is None else by_id.name)
+        if found is None or (by_id is not None and found.owner_id != by_id.owner_id):
+            raise ProviderUnknown
+        return found
+
+
+class Providers:
+    """Shows, makes and changes providers and their models; see the module."""
+
+    def __init__(
+        self, db: Database, catalog: Catalog, policy: EgressPolicy, secrets: Secrets, fallback: str = NO_FALLBACK
+    ) -> None:
+        self._db = db
+        self._catalog = catalog
+        self._policy = policy
+        self._secrets = secrets
+        self._falls_back = fallback != NO_FALLBACK
+
+    async def registry(self, user_id: UUID) -> Registry:
+        """What a person's calls can name."""
+        async with self._db.read(Actor.user(user_id)) as tx:
+            return await registry.load(tx, self._catalog, user_id)
+
+    async def list(self, caller: Caller) -> list[ProviderView]:
+        """All providers the caller can name: the predefined ones in the catalogue's order, then custom ones by name."""
+        async with self._db.read(self._actor(caller)) as tx:
+            seen, keys = await self._seen(tx, caller), await self._keys(tx, caller)
+        return [_view(seen, provider, keys) for provider in seen.registry.providers.values()]
+
+    async def get(self, caller: Caller, key: str) -> ProviderView:
+        """One provider by id or name. Raises ``ProviderUnknown``, for those of others as for unknown ones."""
+        async with self._db.read(self._actor(caller)) as tx:
+            return await self._shown(tx, caller, key)
+
+    async def find(self, caller: Caller, key: str) -> Provider:
+        """One provider by id or name as calls use it, for connection tests. Raises ``ProviderUnknown``."""
+        async with self._db.read(self._actor(caller)) as tx:
+            return (await self._seen(tx, caller)).find(key)
+
+    async def create(self, caller: Caller, new: NewProvider) -> ProviderView:
+        """Make a custom provider of the caller's, or the system's.
+
+        Raises ``Invalid`` and its kinds, ``Conflict``, ``ScopeMissing``, ``Forbidden``.
+        """
+        async with attempt(self._db, "provider.create", caller), taken("A provider of this name exists already."):
+            policy.require(caller, Scope.PROVIDERS_WRITE)
+            if new.system:
+                policy.require_admin(caller)
+            owner = SYSTEM_OWNER if new.system else Owner(OwnerKind.USER, caller.user_id)
+            made = self._made(new, owner)
+            now, provider_id = datetime.now(UTC), uuid4()
+            async with self._db.write(self._actor(caller)) as tx:
+                if made.name in (await self._seen(tx, caller)).registry.providers:
+                    raise Conflict("A provider of this name exists already.")
+                columns = {"id": provider_id, "owner_id": owner.id, "name": made.name, "is_predefined": False}
+                await rows.insert(tx, columns | _columns(made) | {"created_at": now, "updated_at": now})
+                await rows.insert_models(tx, _model_rows(owner.id, made.name, new.models, now))
+                await self._note(tx, caller, "provider.create", (str(provider_id), owner), name=made.name, base_url=made.base_url)
+                await self._put_key(tx, caller, made.name, new.api_key, save_anyway=new.save_anyway)
+                return await self._shown(tx, caller, str(provider_id))
+
+    async def update(self, caller: Caller, key: str, fields: Mapping[str, Any]) -> ProviderView:
+        """Change the fields given (``CHANGEABLE``); ``None``, a blank key and what is so already change nothing.
+
+        ``api_key`` becomes the caller's own secret named ``default``; ``models`` are all that the caller wants to have added.
+        A new base URL widens no secret's egress set. Raises ``ProviderUnknown``, ``Invalid`` and its kinds, ``ScopeMissing``,
+        ``Forbidden`` (of a predefined provider only administrators change the base URL, and nobody anything else).
+        """
+        async with attempt(self._db, "provider.update", caller, key[:64]):
+            given = {name: value for name, value in fields.items() if value is not None}
+            _check_names(given)
+            async with self._db.write(self._actor(caller)) as tx:
+                seen = await self._seen(tx, caller)
+                provider = seen.find(key)
+                changed = _differences(provider, given)
+                if changed:
+                    await self._change(tx, caller, seen, provider, changed)
+                if "models" in given:
+                    await self._set_models(tx, caller, seen, provider, given["models"])
+                save_anyway = bool(given.get("save_anyway", False))
+                await self._put_key(tx, caller, provider.name, given.get("api_key"), save_anyway=save_anyway)
+                return await self._shown(tx, caller, key)
+
+    async def delete(self, caller: Caller, key: str) -> None:
+        """Delete a custom provider with its owner's models; secrets for it stay, and serve no call.
+
+        Raises ``ProviderUnknown``, ``Forbidden`` (predefined, or another's), ``ScopeMissing``.
+        """
+        async with attempt(self._db, "provider.delete", caller, key[:64]):
+            policy.require(caller, Scope.PROVIDERS_WRITE)
+            async with self._db.write(self._actor(caller)) as tx:
+                seen = await self._seen(tx, caller)
+                provider = seen.find(key)
+                if provider.is_predefined:
+                    raise Forbidden("Predefined providers cannot be deleted.", hint="Leave it without a key instead.")
+                owner = self._may_change(caller, provider)
+                row = seen.row_of(provider)
+                await rows.delete_models(tx, owner.id, provider.name)
+                await rows.delete(tx, owner.id, row.id)
+                await self._note(tx, caller, "provider.delete", (str(row.id), owner), name=provider.name)
+
+    async def models(self, caller: Caller, key: str) -> tuple[ModelView, ...]:
+        """The models of a provider. Raises ``ProviderUnknown``."""
+        async with self._db.read(self._actor(caller)) as tx:
+            seen = await self._seen(tx, caller)
+        return tuple(_model_views(seen, seen.find(key)))
+
+    async def add_model(self, caller: Caller, key: str, name: str, display_name: str = "", *, system: bool = False) -> ModelView:
+        """Add a model to a provider, for oneself, or (``system``, administrators) for everybody.
+
+        Raises ``ProviderUnknown``, ``Conflict``, ``Invalid``, ``ScopeMissing``, ``Forbidden``.
+        """
+        async with attempt(self._db, "model.create", caller), taken("The provider has a model of this name already."):
+            policy.require(caller, Scope.MODELS_WRITE)
+            if system:
+                policy.require_admin(caller)
+            fields = Fields()
+            name = fields.name("name", name, NAME_LIMIT)
+            shown = fields.line("display_name", display_name, NAME_LIMIT) or name
+            fields.check()
+            owner_id, now = SYSTEM_OWNER_ID if system else caller.user_id, datetime.now(UTC)
+            async with self._db.write(self._actor(caller)) as tx:
+                seen = await self._seen(tx, caller)
+                provider = seen.find(key)
+                if any(model.name == name for model in provider.models):
+                    raise Conflict("The provider has a model of this name already.")
+                _check_count(sum(row.owner_id == owner_id and row.provider == provider.name for row in seen.models) + 1)
+                columns = _model_rows(owner_id, provider.name, [name], now)
+                columns[0]["display_name"] = shown
+                await rows.insert_models(tx, columns)
+                model_id = str(columns[0]["id"])
+                await self._note_model(tx, caller, "model.create", model_id, owner_id, f"{provider.name}/{name}")
+                return ModelView(model_id, provider.name, name, shown, is_predefined=False)
+
+    async def delete_model(self, caller: Caller, model_id: str) -> None:
+        """Delete a model that was added: one's own, or (administrators) the system's. Raises ``NotFound``, ``ScopeMissing``."""
+        async with attempt(self._db, "model.delete", caller, model_id[:64]):
+            policy.require(caller, Scope.MODELS_WRITE)
+            owners = (caller.user_id, SYSTEM_OWNER_ID) if caller.is_admin else (caller.user_id,)
+            async with self._db.write(self._actor(caller)) as tx:
+                row = await rows.get_model(tx, owners, _uuid(model_id))
+                if row is None:
+                    raise NotFound
+                await rows.delete_model(tx, row.owner_id, row.id)
+                await self._note_model(tx, caller, "model.delete", str(row.id), row.owner_id, f"{row.provider}/{row.name}")
+
+    def _actor(self, caller: Caller) -> Actor:
+        """Whether there is a key of the system's that may be used is seen with the system's eyes."""
+        return Actor.user(caller.user_id, admin=caller.is_admin, system_keys=caller.is_admin or self._falls_back)
+
+    async def _seen(self, tx: AsyncConnection, caller: Caller) -> _Seen:
+        owners = registry.owners_of(caller.user_id)
+        providers, models = await rows.of_owners(tx, owners), await rows.models_of_owners(tx, owners)
+        return _Seen(registry.build(self._catalog, providers, models, caller.user_id), providers, models)
+
+    async def _keys(self, tx: AsyncConnection, caller: Caller) -> _Keys:
+        now = datetime.now(UTC)
+        own = await secret_rows.usable(tx, caller.user_id, now)
+        user = await user_rows.get(tx, caller.user_id) if self._falls_back else None
+        system = await secret_rows.usable(tx, SYSTEM_OWNER_ID, now) if user is not None and user.fallback_allowed else ()
+        return _Keys(own, system)
+
+    async def _shown(self, tx: AsyncConnection, caller: Caller, key: str) -> ProviderView:
+        seen = await self._seen(tx, caller)
+        return _view(seen, seen.find(key), await self._keys(tx, caller))
+
+    def _made(self, new: NewProvider, owner: Owner) -> Provider:
+        """A new provider, checked. Raises ``Invalid``."""
+        fields = Fields()
+        display_name = fields.line("display_name", new.display_name, NAME_LIMIT) or new.name
+        _check_models(fields, new.models)
+        fields.check()
+        made = custom(new.name, display_name, new.base_url, new.auth_style, new.auth_header, (), owner.id)
+        if made.name in self._catalog.providers:
+            raise Conflict("This is the name of a predefined provider.", hint="Choose another name, or add your key to that one.")
+        check_base_url(self._policy, made.base_url, admin_defined=owner == SYSTEM_OWNER)
+        return made
+
+    async def _change(
+        self, tx: AsyncConnection, caller: Caller, seen: _Seen, provider: Provider, changed: Mapping[str, Any]
+    ) -> None:
+        """Write what differs of a provider's own fields."""
+        policy.require(caller, Scope.PROVIDERS_WRITE)
+        owner = self._may_change(caller, provider)
+        row, now = seen.row_of(provider), datetime.now(UTC)
+        if provider.is_predefined:
+            if set(changed) != {"base_url"}:
+                raise Forbidden("Of a predefined provider only the base URL can be changed.", hint="Make a custom provider.")
+            after = with_base_url(provider, changed["base_url"])
+        else:
+            auth = provider.apis[provider.test.dialect].auth
+            new = {
+                "display_name": provider.display_name,
+                "base_url": provider.base_url,
+                "auth_style": auth.style,
+                "auth_header": auth.header,
+            }
+            fields = Fields()
+            new |= changed
+            new["display_name"] = fields.line("display_name", new["display_name"], NAME_LIMIT) or provider.name
+            fields.check()
+            after = custom(provider.name, **new, models=(), owner_id=owner.id)
+        check_base_url(self._policy, after.base_url, admin_defined=owner == SYSTEM_OWNER)
+        columns = _columns(after) | {"updated_at": now}
+        if row is None:
+            columns |= {"id": uuid4(), "owner_id": owner.id, "name": provider.name, "is_predefined": True, "created_at": now}
+            await rows.insert(tx, columns)
+        else:
+            await rows.update(tx, owner.id, row.id, columns)
+        subject = provider.name if provider.is_predefined else str(row.id)
+        await self._note(
+            tx,
+            caller,
+            "provider.update",
+            (subject, owner),
+            name=provider.name,
+            base_url=after.base_url,
+            fields=" ".join(sorted(changed)),
+        )
+
+    def _may_change(self, caller: Caller, provider: Provider) -> Owner:
+        """Whose the provider is, if the caller may change it. Raises ``Forbidden``."""
+        if provider.owner_id == caller.user_id:
+            return Owner(OwnerKind.USER, caller.user_id)
+        policy.require_admin(caller)
+        return SYSTEM_OWNER
+
+    async def _set_models(
+        self, tx: AsyncConnection, caller: Caller, seen: _Seen, provider: Provider, wanted: Iterable[str]
+    ) -> None:
+        """Let the owner's added models be the wanted ones that the provider does not have without them."""
+        if caller.scopes.isdisjoint({Scope.PROVIDERS_WRITE, Scope.MODELS_WRITE}):
+            policy.require(caller, Scope.MODELS_WRITE)
+        fields, names = Fields(), list(wanted)
+        _check_models(fields, names)
+        fields.check()
+        is_systems = provider.owner_id == SYSTEM_OWNER_ID and caller.is_admin
+        owner = SYSTEM_OWNER if is_systems else Owner(OwnerKind.USER, caller.user_id)
+        mine = {row.name for row in seen.models if row.provider == provider.name and row.owner_id == owner.id}
+        others = {model.name for model in provider.models} - mine
+        added = [name for name in names if name not in mine | others]
+        if not added and mine <= set(names):
+            return
+        await rows.delete_models(tx, owner.id, provider.name, but=names)
+        await rows.insert_models(tx, _model_rows(owner.id, provider.name, added, datetime.now(UTC)))
+        row = None if provider.is_predefined else seen.row_of(provider)
+        subject = provider.name if row is None else str(row.id)
+        await self._note(tx, caller, "provider.set_models", (subject, owner), name=provider.name, models=str(len(names)))
+
+    async def _put_key(
+        self, tx: AsyncConnection, caller: Caller, name: str, api_key: SecretBytes | None, *, save_anyway: bool
+    ) -> None:
+        """Store the caller's own key; a blank one says: as it is."""
+        if api_key is None or not api_key.reveal().strip():
+            return
+        policy.require(caller, Scope.SECRETS_WRITE)
+        await self._secrets.put_default(tx, caller, name, api_key, save_anyway=save_anyway)
+
+    async def _note(self, tx: AsyncConnection, caller: Caller, action: str, subject: tuple[str, Owner], **detail: str) -> None:
+        subject_id, owner = subject
+        record = ManagementRecord(action, caller, subject_id, owner=owner, detail=tuple(detail.items()))
+        await management.record(self._db, tx, record)
+        await changes.note(self._db, tx, "provider", subject_id, None if owner == SYSTEM_OWNER else owner.id)
+
+    async def _note_model(
+        self, tx: AsyncConnection, caller: Caller, action: str, model_id: str, owner_id: UUID, name: str
+    ) -> None:
+        owner = SYSTEM_OWNER if owner_id == SYSTEM_OWNER_ID else Owner(OwnerKind.USER, owner_id)
+        await management.record(self._db, tx, ManagementRecord(action, caller, model_id, owner=owner, detail=(("name", name),)))
+        await changes.note(self._db, tx, "model", model_id, None if owner == SYSTEM_OWNER else owner_id)
+
+
+def _view(seen: _Seen, provider: Provider, keys: _Keys) -> ProviderView:
+    auth = provider.apis[provider.test.dialect].auth
+    return ProviderView(
+        id=provider.name if provider.is_predefined else str(seen.row_of(provider).id),
+        name=provider.name,
+        display_name=provider.display_name,
+        base_url=provider.base_url,
+        is_predefined=provider.is_predefined,
+        owner_kind=OwnerKind.SYSTEM if provider.owner_id in {None, SYSTEM_OWNER_ID} else OwnerKind.USER,
+        has_api_key=keys.serve(provider),
+        auth_style=auth.style,
+        auth_header=auth.header,
+        secret_type=provider.secret_type,
+        models=tuple(model.name for model in provider.models),
+        keys_url=provider.keys_url,
+        docs_url=provider.docs_url,
+    )
+
+
+def _model_views(seen: _Seen, provider: Provider) -> Iterable[ModelView]:
+    added = {row.name: str(row.id) for row in seen.models if row.provider == provider.name}
+    return (
+        ModelView(
+            added.get(model.name, f"{provider.name}/{model.name}"),
+            provider.name,
+            model.name,
+            model.display_name,
+            is_predefined=model.name not in added,
+        )
+        for model in provider.models
+    )
+
+
+def _columns(provider: Provider) -> dict[str, Any]:
+    auth = provider.apis[provider.test.dialect].auth
+    return {
+        "display_name": provider.display_name,
+        "base_url": provider.base_url,
+        "auth_style": auth.style,
+        "auth_header": auth.header,
+    }
+
+
+def _model_rows(owner_id: UUID, provider_name: str, names: Iterable[str], now: datetime) -> list[dict[str, Any]]:
+    return [
+        {"id": uuid4(), "owner_id": owner_id, "provider": provider_name, "name": name, "display_name": name, "created_at": now}
+        for name in names
+    ]
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    fields = Fields()
+    for name in sorted(given.keys() - CHANGEABLE):
+        fields.wrong(name[:40], "cannot be changed")
+    fields.check()
+
+
+def _check_models(fields: Fields, names: Sequence[str]) -> None:
+    """Names as providers write them, each once."""
+    _check_count(len(names))
+    for number, name in enumerate(names):
+        try:
+            check_model_name(name)
+        except Invalid as error:
+            fields.wrong(f"models.{number}", error.fields[0].message)
+        if name in names[:number]:
+            fields.wrong(f"models.{number}", "is there twice")
+
+
+def _check_count(count: int) -> None:
+    if count > MODELS_LIMIT:
+        fields = Fields()
+        fields.wrong("models", f"has {count} entries; at most {MODELS_LIMIT} are allowed")
+        fields.check()
+
+
+def _differences(provider: Provider, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a provider's own fields is to become another; clients send back what they got."""
+    view = _columns(provider) | {"name": provider.name}
+    changed = {name: given[name] for name in view.keys() & given.keys() if given[name] != view[name]}
+    if changed.get("base_url", "").rstrip("/") == provider.base_url:
+        del changed["base_url"]
+    if "name" in changed:
+        fields = Fields()
+        fields.wrong("name", "cannot be changed")
+        fields.check()
+    return changed
+
+
+def _uuid(text: str) -> UUID:
+    """An id, or one of nothing."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise NotFound from None

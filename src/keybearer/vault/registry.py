@@ -1,0 +1,51 @@
+"""The providers that an owner can name now: the catalogue, the administrators' edits and additions, the owner's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.catalog import Catalog, Model, Provider, Registry, custom, with_base_url, with_models
+from keybearer.domain import SYSTEM_OWNER_ID
+from keybearer.store.queries import providers as rows
+
+
+async def load(tx: AsyncConnection, catalog: Catalog, owner_id: UUID) -> Registry:
+    """The registry of an owner; the system's own has nothing of any person's."""
+    owners = owners_of(owner_id)
+    return build(catalog, await rows.of_owners(tx, owners), await rows.models_of_owners(tx, owners), owner_id)
+
+
+def owners_of(owner_id: UUID) -> tuple[UUID, ...]:
+    """Whose providers and models an owner sees."""
+    return tuple(dict.fromkeys((owner_id, SYSTEM_OWNER_ID)))
+
+
+def build(catalog: Catalog, provider_rows: Iterable[Any], model_rows: Iterable[Any], owner_id: UUID) -> Registry:
+    """Put rows and catalogue together. An owner's own provider goes before the system's of the same name."""
+    known = list(provider_rows)
+    models = list(model_rows)
+    edited = {row.name: row.base_url for row in known if row.is_predefined and row.owner_id == SYSTEM_OWNER_ID}
+    found = [
+        with_models(
+            with_base_url(provider, edited[name]) if name in edited else provider,
+            (Model(row.name, row.display_name) for row in models if row.provider == name),
+        )
+        for name, provider in catalog.providers.items()
+    ]
+    own_first = sorted(known, key=lambda row: row.owner_id != owner_id)
+    found.extend(_custom(row, models, owner_id) for row in own_first if not row.is_predefined)
+    return Registry(found)
+
+
+def _custom(row: Any, model_rows: Iterable[Any], owner_id: UUID) -> Provider:
+    """A provider that somebody made, with the models that its owner and the viewer gave it."""
+    models = (
+        Model(model.name, model.display_name)
+        for model in model_rows
+        if model.provider == row.name and model.owner_id in {row.owner_id, owner_id}
+    )
+    return custom(row.name, row.display_name, row.base_url, row.auth_style, row.auth_header, models, row.owner_id)

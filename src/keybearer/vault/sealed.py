@@ -1,0 +1,140 @@
+"""A secret's row and its sealed value: what a row says, sealing, opening.
+
+What does not open names its row, so that it can be marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.catalog import Provider
+from keybearer.crypto.keyring import Binding, Keyring
+from keybearer.domain import Credential, KeySource, Owner, OwnerKind, Secret, SecretBytes, SecretType
+from keybearer.errors import EnvelopeError, KeyUnreadable
+from keybearer.gateway.egress import egress_set
+
+FIELD = "value"
+
+
+class Unreadable(KeyUnreadable):
+    """Your stored key cannot be read: enter it again."""
+
+    def __init__(self, row: Any) -> None:
+        """``row`` is the secret's, as it was read when its value did not open."""
+        super().__init__(
+            f"Your stored key '{row.name}' for {row.provider} cannot be read: enter it again.",
+            hint=f"Enter it again at {console_path(row.id)}; docs/troubleshooting.md lists the causes.",
+        )
+        self.is_news = row.state != "unreadable"
+        self.secret_id: UUID = row.id
+        self.version: int = row.version
+
+
+class Sealer:
+    """Seals values for a place in the vault, and opens what a row holds."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+
+    async def seal(
+        self, tx: AsyncConnection, owner_id: UUID, binding: Binding, value: SecretBytes, at: datetime
+    ) -> dict[str, Any]:
+        """The columns of a ``secret_version`` under the owner's active key."""
+        key = await self._keyring.sealing_key(tx, owner_id)
+        return {
+            "secret_id": binding.record,
+            "version": binding.version,
+            "owner_id": owner_id,
+            "owner_key_id": key.id,
+            "envelope": self._keyring.seal(key, binding, value.reveal()),
+            "created_at": at,
+        }
+
+    async def open(self, tx: AsyncConnection, row: Any) -> SecretBytes:
+        """The value of a row of ``queries.secrets``. Raises ``Unreadable`` where anything about it is not as it was sealed."""
+        if row.envelope is None:
+            raise Unreadable(row)
+        try:
+            bound = binding(row.id, row.version, egress_of(row), fetchable=row.fetchable)
+            key = await self._keyring.opening_key(tx, row.owner_key_id, row.owner_id)
+            return self._keyring.unseal(key, bound, bytes(row.envelope))
+        except EnvelopeError:
+            raise Unreadable(row) from None
+
+
+def binding(secret_id: UUID, version: int, egress: Sequence[str], *, fetchable: bool) -> Binding:
+    """What an envelope of a secret's value is bound to, beside its owner."""
+    return Binding(secret_id, version, FIELD, tuple(egress), fetchable)
+
+
+def egress_of(row: Any) -> tuple[str, ...]:
+    """The egress set as the row has it. Raises ``EnvelopeError`` for what was not written here."""
+    if not isinstance(row.egress, list) or not all(isinstance(origin, str) for origin in row.egress):
+        raise EnvelopeError
+    return tuple(row.egress)
+
+
+def egress_for(provider: Provider | None) -> tuple[str, ...]:
+    """The egress set of a new value; nowhere for providers that the registry does not know."""
+    return () if provider is None else egress_set(provider)
+
+
+def console_path(secret_id: UUID) -> str:
+    """Where people look at a secret."""
+    return f"/secrets/{secret_id}"
+
+
+def owner_of(row: Any) -> Owner:
+    """Whose secret the row is."""
+    return Owner(OwnerKind(row.owner_kind), row.owner_id)
+
+
+def secret_of(row: Any) -> Secret:
+    """The row as listings show it."""
+    return Secret(
+        id=row.id,
+        owner=owner_of(row),
+        provider=row.provider,
+        secret_type=SecretType(row.secret_type),
+        name=row.name,
+        preview=row.preview,
+        description=row.description,
+        tags=tuple(row.tags),
+        is_active=row.is_active,
+        priority=row.priority,
+        allowed_models=None if row.allowed_models is None else tuple(row.allowed_models),
+        allowed_tokens=None if row.allowed_tokens is None else tuple(row.allowed_tokens),
+        fetchable=row.fetchable,
+        egress=tuple(row.egress),
+        expires_at=row.expires_at,
+        state=row.state,
+        state_reason=row.state_reason,
+        version=row.version,
+        key_id=row.owner_key_id,
+        created_by=row.created_by,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        last_used_at=row.last_used_at,
+        usage_count=row.usage_count,
+        last_used_in_workflow=row.last_used_in_workflow,
+    )
+
+
+def credential_of(row: Any, value: SecretBytes, source: KeySource) -> Credential:
+    """The row and its opened value as the gateway uses them."""
+    return Credential(
+        secret_id=row.id,
+        secret_version=row.version,
+        owner=owner_of(row),
+        provider=row.provider,
+        source=source,
+        value=value,
+        egress=egress_of(row),
+        allowed_models=None if row.allowed_models is None else frozenset(row.allowed_models),
+        expires_at=row.expires_at,
+    )
