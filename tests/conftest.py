@@ -1,15 +1,25 @@
-"""Fixtures for all tests: a migrated, empty database of either kind."""
+"""Fixtures for all tests: a migrated, empty database of either kind.
+
+A test that takes ``database`` or ``database_urls`` runs twice, on SQLite and on PostgreSQL; nothing is skipped for want of a
+server. ``KEYBEARER_TEST_DATABASE_URL`` names another server than the one that comes with the test packages, with a login that may
+make databases and roles.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from tests.support.postgresql import Server, shared_server
+from tests.support.tamper import Tamper, tamper_with
 
 from keybearer.store.db import Database, migrate
+from keybearer.store.schema import metadata
 
 
 @pytest.fixture(scope="session")
@@ -23,18 +33,66 @@ async def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite file that was migrated once; tests get copies."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
     await migrate(f"sqlite+aiosqlite:///{path}")
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
     return path
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """The PostgreSQL server of this test run, shared by its workers."""
+    given = os.environ.get("KEYBEARER_TEST_DATABASE_URL", "")
+    if given:
+        return Server(given)
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        return shared_server(base.parent, os.getppid())
+    return shared_server(base, os.getpid())
+
+
+@pytest.fixture(scope="session")
+async def postgresql_database(postgresql_server: Server) -> AsyncIterator[tuple[str, Callable[[], tuple[str, str]]]]:
+    """One migrated database for this worker: its name, and what empties it and returns ``(url, direct_url)``."""
+    run, worker = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())), os.environ.get("PYTEST_XDIST_WORKER", "main")
+    name = f"kbtest_{run[:8]}_{worker}"
+    urls = postgresql_server.create(name)
+    await migrate(*urls)
+    tables = ", ".join(f'public."{table}"' for table in metadata.tables)
+    with postgresql_server.connect(name) as connection:
+
+        def emptied() -> tuple[str, str]:
+            # A test may have left connections behind, those of a killed server for example.
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            connection.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
+            return urls
+
+        yield name, emptied
+    postgresql_server.drop(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
 def database_urls(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     """``(url, direct_url)`` of a migrated, empty database, for tests that start a server."""
+    if request.param == "postgresql":
+        urls: tuple[str, str] = request.getfixturevalue("postgresql_database")[1]()
+        return urls
     path = tmp_path / "keybearer.db"
     shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
     return f"sqlite+aiosqlite:///{path}", ""
+
+
+@pytest.fixture
+def tamper(request: pytest.FixtureRequest, database_urls: tuple[str, str]) -> Tamper:
+    """Execute a statement as somebody who has the whole database in their hands: no roles, no policies."""
+    url = sa.make_url(database_urls[0])
+    if url.drivername.startswith("postgresql"):
+        admin = sa.make_url(request.getfixturevalue("postgresql_server").admin)
+        url = admin.set(drivername="postgresql+psycopg", database=url.database)
+    return tamper_with(url)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from tests.crypto import make_vectors, reference
 from tests.crypto.vectors import Json, load
+from tests.support.tamper import Tamper
 
 from keybearer.crypto.envelope import key_id_of
 from keybearer.crypto.keyring import Binding, Keyring, OwnerKey, RecentKeys, encode_row
@@ -189,8 +190,8 @@ class TestWrongRootKey:
         await alter(database, sa.update(root_key).values(state="retired"))
         await self.refused(database, "holds 0 active root keys")
 
-    async def test_the_deployment_is_gone(self, database: Database, keyring: Keyring) -> None:
-        await alter(database, sa.delete(deployment))
+    async def test_the_deployment_is_gone(self, database: Database, keyring: Keyring, tamper: Tamper) -> None:
+        await tamper(sa.delete(deployment))
         await self.refused(database, "root keys but no deployment")
 
     async def test_the_system_keys_are_damaged(self, database: Database, keyring: Keyring) -> None:
@@ -448,11 +449,13 @@ class TestRaces:
 
 
 class TestRecentKeys:
-    async def test_a_used_key_needs_no_query_for_a_while_and_not_for_ever(self, database: Database, keyring: Keyring) -> None:
+    async def test_a_used_key_needs_no_query_for_a_while_and_not_for_ever(
+        self, database: Database, keyring: Keyring, tamper: Tamper
+    ) -> None:
         owner_id, now = await new_owner(database), [0.0]
         keyring._recent = RecentKeys(clock=lambda: now[0])
         key = await sealing_key(database, keyring, owner_id)
-        await alter(database, sa.delete(owner_key).where(owner_key.c.id == key.id))
+        await tamper(sa.delete(owner_key).where(owner_key.c.id == key.id))
         now[0] = 59.9
         assert (await opening_key(database, keyring, key.id, owner_id)).id == key.id
         now[0] = 60.0

@@ -198,7 +198,10 @@ class Keyring:
         found = await keys.get_active_root_keys(tx, lock=True) or await keys.get_active_root_keys(tx, lock=True)
         root_row = _only(found)
         root = await self._root(tx, root_row.id)
+        # In this order: a key made in between by another transaction is found active, and one made after has this version.
         version = await keys.latest_owner_key_version(tx, owner_id) + 1
+        if await keys.get_active_owner_key(tx, owner_id) is not None:
+            return
         key, envelope = _new_owner_key(self.deployment, (root_row.id, root), owner_id, version)
         await keys.insert_owner_key(tx, key.id, (owner_id, version), (root_row.id, envelope), datetime.now(UTC))
 

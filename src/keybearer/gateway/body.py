@@ -8,6 +8,7 @@ be the top-level key. A key that decides and stands twice is refused, because re
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -20,13 +21,20 @@ _COLON: Final = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 _INCLUDE_USAGE: Final = b'"stream_options":{"include_usage":true},'
 
+_SMALL: Final = 4096
+"""Bytes. Measured: counting needles costs 0.5 ns a byte and needle, walking over the keys 1 µs a key."""
+_KEYS_LIMIT: Final = 1_000  # no request has so many; the walk's cost is bounded with them
+
+_ABSENT: Final = msgspec.Raw(b"")
+_DECISIVE: Final = frozenset({"model", "stream", "stream_options"})
+
 
 class Head(msgspec.Struct):
-    """The decisive keys of a request body."""
+    """The decisive keys of a request body. ``UNSET`` (and empty ``stream_options``): the key does not stand there at all."""
 
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: msgspec.Raw | msgspec.UnsetType | None = msgspec.UNSET
+    model: str | msgspec.UnsetType | None = msgspec.UNSET
+    stream: bool | msgspec.UnsetType | None = msgspec.UNSET
+    stream_options: msgspec.Raw = _ABSENT
 
 
 class _Nothing(msgspec.Struct):
@@ -39,20 +47,84 @@ _RAW: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANY: Final = msgspec.json.Decoder(dict[str, Any])
 _KEY: Final = msgspec.json.Decoder(str)
 
+Spans = dict[str, tuple[int, int]]
+"""By top-level key, where its value begins and ends."""
 
-def read_head(body: bytes) -> Head:
-    """Decode the decisive keys. Raises ``InvalidJson``, or ``Invalid`` where one has a wrong type or stands twice."""
-    try:
-        head = _HEAD.decode(body)
-        if not body.isascii():
-            body.decode()  # msgspec does not look into strings that it skips
-    except msgspec.ValidationError as error:
-        raise _wrong_type(error) from None
-    except (ValueError, RecursionError) as error:
-        raise _not_json(error) from None
-    if not _stands_once(body):
-        _check_duplicates(body)
-    return head
+
+class Document:
+    """A request body with its decisive keys. Raises at construction: ``InvalidJson``, ``Invalid`` (wrong type, stands twice)."""
+
+    __slots__ = ("_edits", "_spans", "body", "head")
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self._edits: list[tuple[int, int, bytes]] = []
+        self._spans: Spans | None = None
+        try:
+            if not body.isascii():
+                body.decode()  # msgspec does not look into strings that it skips
+            if len(body) <= _SMALL:
+                self.head = _HEAD.decode(body)
+                if _stand_once(body, self.head):
+                    return
+            values = _RAW.decode(body)
+            self._spans = _walk(body, values)
+            if len(body) > _SMALL:
+                decisive = {key: values[key] for key in _DECISIVE & values.keys()}
+                self.head = _HEAD.decode(msgspec.json.encode(decisive))
+        except msgspec.ValidationError as error:
+            raise _wrong_type(error) from None
+        except (ValueError, RecursionError) as error:
+            raise _not_json(error) from None
+
+    def rename(self, model: str) -> None:
+        """Replace the top-level ``model``, which is a string."""
+        start, end = self._model_span()
+        self._edits.append((start, end, msgspec.json.encode(model)))
+
+    def ask_usage(self) -> bool:
+        """Ask for the usage event at a stream's end (``stream_options.include_usage``); ``False``: the body does already.
+
+        Raises ``Invalid`` where ``stream_options`` is no object. Source: OpenAI API reference, chat completions.
+        """
+        options = bytes(self.head.stream_options)
+        if not options:
+            brace = self.body.index(b"{") + 1
+            self._edits.append((brace, brace, _INCLUDE_USAGE))  # other keys follow: there is a model
+            return True
+        try:
+            decoded = {} if options == b"null" else _ANY.decode(options)
+        except msgspec.DecodeError:
+            raise Invalid(fields=(FieldError("stream_options", "must be an object"),)) from None
+        if decoded.get("include_usage") is True:
+            return False
+        if self._spans is None:
+            self._spans = _walk(self.body, _RAW.decode(self.body))
+        start, end = self._spans["stream_options"]
+        self._edits.append((start, end, msgspec.json.encode({**decoded, "include_usage": True})))
+        return True
+
+    def spliced(self) -> bytes:
+        """The body with the changes made, every other byte as it came."""
+        if not self._edits:
+            return self.body
+        pieces: list[bytes] = []
+        at = 0
+        for start, end, text in sorted(self._edits):
+            pieces += (self.body[at:start], text)
+            at = end
+        pieces.append(self.body[at:])
+        return b"".join(pieces)
+
+    def _model_span(self) -> tuple[int, int]:
+        if self._spans is None:
+            # Proven to stand once, so this is the key.
+            colon = _COLON.match(self.body, self.body.index(b'"model"') + 7)
+            literal = b'"%b"' % str(self.head.model).encode()
+            if colon is not None and self.body.startswith(literal, colon.end()):
+                return colon.end(), colon.end() + len(literal)
+            self._spans = _walk(self.body, _RAW.decode(self.body))
+        return self._spans["model"]
 
 
 def check_object(body: bytes) -> None:
@@ -63,34 +135,6 @@ def check_object(body: bytes) -> None:
             body.decode()
     except (ValueError, RecursionError) as error:
         raise _not_json(error) from None
-
-
-def replace_model(body: bytes, old: str, new: str) -> bytes:
-    """The same body with the top-level ``model``, which is ``old``, replaced. For bodies that ``read_head`` accepted."""
-    start, end = _span(body, b"model", old)
-    return b"".join((body[:start], msgspec.json.encode(new), body[end:]))
-
-
-def ask_usage(body: bytes, head: Head) -> bytes | None:
-    """The body asking for usage at a stream's end (``stream_options.include_usage``); ``None``: it does already.
-
-    Raises ``Invalid`` where ``stream_options`` is no object. Source: OpenAI API reference, chat completions.
-    """
-    options = head.stream_options
-    if options is msgspec.UNSET:
-        brace = body.index(b"{") + 1
-        return b"".join((body[:brace], _INCLUDE_USAGE, body[brace:]))
-    if options is None:
-        decoded: dict[str, Any] = {}
-    else:
-        try:
-            decoded = _ANY.decode(options)
-        except msgspec.DecodeError:
-            raise Invalid(fields=(FieldError("stream_options", "must be an object"),)) from None
-    if decoded.get("include_usage") is True:
-        return None
-    start, end = _span(body, b"stream_options", None)
-    return b"".join((body[:start], msgspec.json.encode({**decoded, "include_usage": True}), body[end:]))
 
 
 def rename_inside(body: bytes, old: str, new: str) -> bytes:
@@ -113,57 +157,43 @@ def rename_inside(body: bytes, old: str, new: str) -> bytes:
 # --- positions --------------------------------------------------------------------------------------------------------
 
 
-def _stands_once(body: bytes) -> bool:
-    """Whether each decisive key provably stands at most once, at any depth: the fast answer for nearly every body.
+def _stand_once(body: bytes, head: Head) -> bool:
+    """Whether each decisive key provably stands at most once, at any depth: the fast answer for nearly every small body.
 
     A quotation mark inside a string is escaped, so ``"model"`` in these bytes is a whole string. No letter is escaped
-    either, so no other spelling of the key exists.
+    either, so no other spelling of the key exists. What was not decoded does not stand at the top level at all.
     """
-    return (
-        body.count(b'"model"') <= 1
-        and body.count(b'"stream"') <= 1
-        and body.count(b'"stream_options"') <= 1
-        and (b"\\u00" not in body or _ESCAPED_LETTER.search(body) is None)
-    )
+    if head.model is not msgspec.UNSET and body.count(b'"model"') > 1:
+        return False
+    if head.stream is not msgspec.UNSET and body.count(b'"stream"') > 1:
+        return False
+    if head.stream_options is not _ABSENT and body.count(b'"stream_options"') > 1:
+        return False
+    # One byte is found by memchr, ten times as fast as three.
+    return b"\\" not in body or _ESCAPED_LETTER.search(body) is None
 
 
-def _span(body: bytes, key: bytes, value: str | None) -> tuple[int, int]:
-    """Where the value of a top-level key, known to be there, begins and ends."""
-    quoted = b'"' + key + b'"'
-    if value is not None and _stands_once(body):
-        colon = _COLON.match(body, body.index(quoted) + len(quoted))
-        if colon is not None:
-            literal = b'"' + value.encode() + b'"'
-            if body.startswith(literal, colon.end()):
-                return colon.end(), colon.end() + len(literal)
-    return _spans(body)[key.decode()]
-
-
-def _check_duplicates(body: bytes) -> None:
-    """Raise ``Invalid`` where a top-level key stands twice."""
-    _spans(body)
-
-
-def _spans(body: bytes) -> dict[str, tuple[int, int]]:
-    """Where each top-level value stands. ``body`` is a valid JSON object. Raises ``Invalid`` where a key stands twice.
+def _walk(body: bytes, values: Mapping[str, msgspec.Raw]) -> Spans:
+    """Where each top-level value stands. ``values`` are those of ``body``. Raises ``Invalid`` where a key stands twice.
 
     The decoder gives each value's text, without its place. Walking over keys and values in their order finds the places;
     the walk can only fail where a key stands twice, because the decoder then kept the last value at the first place.
     """
-    try:
-        values = _RAW.decode(body)
-    except (ValueError, RecursionError) as error:
-        raise _not_json(error) from None
-    spans: dict[str, tuple[int, int]] = {}
+    if len(values) > _KEYS_LIMIT:
+        raise Invalid(f"The body has more than {_KEYS_LIMIT} keys at its top level.", hint="Send what the API documents.")
+    spans: Spans = {}
     at = _skip(body, 0) + 1
     for key, raw in values.items():
         at = _key_at(body, at, key)
         text = bytes(raw)
         end = at + len(text)
-        if not body.startswith(text, at) or body[_skip(body, end) : _skip(body, end) + 1] not in {b",", b"}"}:
+        if not body.startswith(text, at):
             raise _twice(key)
         spans[key] = (at, end)
-        at = _skip(body, end) + 1
+        at = _skip(body, end)
+        if body[at : at + 1] not in {b",", b"}"}:
+            raise _twice(key)
+        at += 1
     if values and body[at - 1 : at] != b"}":
         _key_at(body, at, None)
     return spans
@@ -171,7 +201,12 @@ def _spans(body: bytes) -> dict[str, tuple[int, int]]:
 
 def _key_at(body: bytes, at: int, expected: str | None) -> int:
     """Where the value of the key at ``at`` begins. Raises ``Invalid`` if it is another key than expected: one seen before."""
-    spelled = _STRING.match(body, _skip(body, at))
+    at = _skip(body, at)
+    if expected is not None:
+        plain = b'"%b":' % expected.encode()
+        if body.startswith(plain, at):  # a key with anything to escape is never spelled so
+            return _skip(body, at + len(plain))
+    spelled = _STRING.match(body, at)
     colon = _COLON.match(body, spelled.end()) if spelled else None
     if spelled is None or colon is None:
         raise InvalidJson
@@ -182,6 +217,9 @@ def _key_at(body: bytes, at: int, expected: str | None) -> int:
 
 
 def _skip(body: bytes, at: int) -> int:
+    """Past white space, of which there is mostly none."""
+    if body[at : at + 1] not in {b" ", b"\t", b"\r", b"\n"}:
+        return at
     match = _SPACE.match(body, at)
     return match.end() if match else at
 
@@ -190,7 +228,7 @@ def _skip(body: bytes, at: int) -> int:
 
 
 def _twice(key: str) -> Invalid:
-    shown = key if key in {"model", "stream", "stream_options"} else "a key"
+    shown = key if key in _DECISIVE else "a key"
     return Invalid(
         f"The body has {shown} twice at its top level.",
         hint="Send each key once: readers of JSON disagree on which of two counts.",

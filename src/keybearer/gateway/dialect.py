@@ -160,20 +160,21 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 # --- the usage event that the client did not ask for ------------------------------------------------------------------
 
 _HELD_LIMIT: Final = 64 * 1024  # a usage event has some hundred bytes; what is longer is none and is let through
-_NO_CHOICES: Final = re.compile(rb'"choices"[ \t]*:[ \t]*\[[ \t]*\]')
+_USAGE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[Any] | None = None
-    usage: dict[str, Any] | None = None
+    choices: msgspec.Raw = msgspec.Raw(b"null")
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
 
 
 class UsageHider:
-    """Takes OpenAI's usage event (``choices`` empty, ``usage`` an object) out of a stream; every other byte passes as it came.
+    """Takes OpenAI's usage event (``usage`` an object, no ``choices``) out of a stream; every other byte passes as it came.
 
     An event is held back until its end has come, at most 64 kB: a client can do nothing with half an event.
     """
@@ -186,7 +187,7 @@ class UsageHider:
 
     def feed(self, data: bytes) -> bytes:
         """What may go on to the client, now that ``data`` has come."""
-        if not self._held and not self._passing and data.endswith(b"\n\n") and _NO_CHOICES.search(data) is None:
+        if not self._held and not self._passing and data.endswith(b"\n\n") and _USAGE.search(data) is None:
             return data
         return self._feed_slowly(data)
 
@@ -220,11 +221,13 @@ class UsageHider:
 
 
 def _is_usage(event: bytes) -> bool:
-    if _NO_CHOICES.search(event) is None:
+    if _USAGE.search(event) is None:
         return False
     data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
     try:
         chunk = _CHUNK.decode(data)
     except (ValueError, RecursionError):
         return False
-    return chunk.choices == [] and chunk.usage is not None
+    if bytes(chunk.usage)[:1] != b"{" or bytes(chunk.error) != b"null":
+        return False
+    return bytes(chunk.choices).translate(None, b" \t\r\n") in {b"[]", b"null"}

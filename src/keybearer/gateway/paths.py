@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -26,6 +27,14 @@ _SEGMENT: Final = rb"[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*"
 _PLAIN: Final = re.compile(rb"/(?:" + _SEGMENT + rb"(?:/" + _SEGMENT + rb")*/?)?")
 _DECODINGS: Final = 4  # '%25252576…': nobody honest nests escapes; what is still escaped then is claimed
 
+_OPENAI_PATHS: Final = (
+    b"/openai",
+    b"/v1/chat",
+    b"/v1/responses",
+    b"/anthropic/v1/chat",
+    b"/v1beta/openai",
+    b"/gemini/v1beta/openai",
+)
 _QUERY: Final = re.compile(rb"[!-~]*")
 _CREDENTIAL_NAMES: Final = frozenset(
     {b"key", b"$key", b"api_key", b"api-key", b"apikey", b"access_token", b"$access_token", b"oauth_token", b"$oauth_token"}
@@ -85,7 +94,11 @@ def route(method: bytes, target: bytes, headers: Headers) -> Route:
     path, mark, query = target.partition(b"?")
     if mark:
         _check_query(query)
-    found = _STATIC.get((method, path)) or _by_header(method, path, headers) or _with_model(method, path, headers)
+    found = _STATIC.get((method, path))
+    if found is None:
+        # Only where paths collide do headers count, so that the answers for all other paths can be remembered.
+        collides = path.startswith(b"/v1/models")
+        found = _dynamic(method, path, _dialect_by_header(headers) if collides else OPENAI)
     if found is None:
         raise _unknown(method, path)
     return msgspec.structs.replace(found, query=query) if query else found
@@ -94,10 +107,10 @@ def route(method: bytes, target: bytes, headers: Headers) -> Route:
 def dialect_of(target: bytes, headers: Headers = ()) -> str:
     """The dialect in which to answer an error on this path, also where there is no such route. Never raises."""
     path = target.partition(b"?")[0].lower()
+    if path.startswith(_OPENAI_PATHS):
+        return OPENAI
     if path.startswith((b"/anthropic", b"/v1/messages")):
         return ANTHROPIC
-    if path.startswith((b"/v1beta/openai", b"/gemini/v1beta/openai", b"/openai", b"/v1/chat", b"/v1/responses")):
-        return OPENAI
     if path.startswith((b"/gemini", b"/v1beta", b"/v1alpha")):
         return GEMINI
     if path.startswith(b"/v1/models/") and path.rpartition(b":")[2] in _LOWER_ACTIONS:
@@ -242,13 +255,11 @@ _METHODS: Final[dict[bytes, str]] = {
 } | {b"/v1/models": "GET, HEAD"}
 
 
-def _by_header(method: bytes, path: bytes, headers: Headers) -> Route | None:
-    """``GET /v1/models``, which all three providers have."""
-    return _LISTS.get((method, _dialect_by_header(headers))) if path == b"/v1/models" else None
-
-
-def _with_model(method: bytes, path: bytes, headers: Headers) -> Route | None:
-    """Routes with a model in the path: Gemini's actions, and one model's description."""
+@lru_cache(maxsize=1024)
+def _dynamic(method: bytes, path: bytes, by_header: str) -> Route | None:
+    """Routes that are no table look-up: ``GET /v1/models``, which all three have, and those with a model in the path."""
+    if path == b"/v1/models":
+        return _LISTS.get((method, by_header))
     for before, dialect, provider, suffix in _MODEL_PATHS:
         if path.startswith(before):
             name = path[len(before) :]
@@ -256,7 +267,7 @@ def _with_model(method: bytes, path: bytes, headers: Headers) -> Route | None:
                 action = _gemini_action(method, name, provider, suffix)
                 if action is not None:
                     return action
-            return _one_model(method, name, (dialect or _dialect_by_header(headers), provider, suffix))
+            return _one_model(method, name, (dialect or by_header, provider, suffix))
     return None
 
 
@@ -316,6 +327,7 @@ def _path_model(raw: bytes) -> str:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=256)
 def _check_query(query: bytes) -> None:
     if not _QUERY.fullmatch(query) or b"#" in query:
         raise InvalidRequest("The query has characters that do not belong there.", hint="Percent-encode them.")

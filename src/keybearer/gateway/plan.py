@@ -10,7 +10,7 @@ import msgspec
 
 from keybearer.catalog import OPENAI, Api, Provider, Registry
 from keybearer.errors import FieldError, Invalid, InvalidRequest, ModelUnknown, UnsupportedMediaType
-from keybearer.gateway.body import Head, ask_usage, check_object, read_head, rename_inside, replace_model
+from keybearer.gateway.body import Document, check_object, rename_inside
 from keybearer.gateway.paths import Headers, Route, dialect_of, is_gateway_path, route
 
 __all__ = ["Headers", "Plan", "Route", "dialect_of", "is_gateway_path", "plan", "route"]
@@ -62,18 +62,18 @@ def plan(route: Route, body: bytes, content_type: bytes, registry: Registry) -> 
 
 def _plan_by_body(route: Route, body: bytes, registry: Registry) -> Plan:
     """The model stands in the body: OpenAI's and Anthropic's operations."""
-    head = read_head(body)
-    name = head.model
-    if name is None:
-        if route.needs_model:
-            raise Invalid("The body names no model.", fields=(FieldError("model", "is missing"),))
-        found, model = registry.get(route.provider or OPENAI), ""
-    else:
+    document = Document(body)
+    name = document.head.model
+    if isinstance(name, str):
         found, model = registry.locate(name, route.provider)
+    elif route.needs_model:
+        raise Invalid("The body names no model.", fields=(FieldError("model", "is missing"),))
+    else:
+        found, model = registry.get(route.provider or OPENAI), ""
     provider, api = _api(route, found)
-    if name is not None and model != name:
-        body = replace_model(body, name, model)
-    return _sent(route, provider, api, model, body, head)
+    if isinstance(name, str) and model != name:
+        document.rename(model)
+    return _sent(route, provider, api, model, document)
 
 
 def _plan_by_path(route: Route, body: bytes, registry: Registry, name: str) -> Plan:
@@ -87,13 +87,13 @@ def _plan_by_path(route: Route, body: bytes, registry: Registry, name: str) -> P
     return _sent(route, provider, api, model, body)
 
 
-def _sent(route: Route, provider: Provider, api: Api, model: str, body: bytes, head: Head | None = None) -> Plan:
-    streamed = route.streamed or (head is not None and head.stream is True)
-    hide_usage = False
-    if head is not None and streamed and api.asks_usage and route.operation in _ASKABLE:
-        asking = ask_usage(body, head)
-        if asking is not None:
-            body, hide_usage = asking, True
+def _sent(route: Route, provider: Provider, api: Api, model: str, body: bytes | Document) -> Plan:
+    streamed, hide_usage = route.streamed, False
+    if isinstance(body, Document):
+        streamed = body.head.stream is True
+        if streamed and api.asks_usage and route.operation in _ASKABLE:
+            hide_usage = body.ask_usage()
+        body = body.spliced()
     path = provider.roots[api.dialect] + route.suffix
     if route.model is not None:
         path += quote(model, safe="/:@").encode("ascii") + route.tail

@@ -66,7 +66,9 @@ Listener = Callable[[Change], None]
 async def note(db: Database, tx: AsyncConnection, subject: str, subject_id: str, user_id: UUID | None = None) -> None:
     """Tell every process of a change made in ``tx``. Call it last: from here to the commit, others that note anything wait."""
     await db.lock_order(tx)
-    await tx.execute(sa.insert(change).values(subject=subject, subject_id=subject_id, user_id=user_id, at=datetime.now(UTC)))
+    values = {"subject": subject, "subject_id": subject_id, "user_id": user_id, "at": datetime.now(UTC)}
+    # Inline: its number is not asked back, for the caller may write changes but not read them.
+    await tx.execute(sa.insert(change).values(values).inline())
     if db.name == "postgresql":
         await tx.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Self
 from uuid import UUID
@@ -37,7 +37,6 @@ _BEGIN = sa.text(
     " set_config('statement_timeout', '30s', true), set_config('lock_timeout', '10s', true),"
     " set_config('idle_in_transaction_session_timeout', '60s', true)"
 )
-_BEGIN_READ = sa.text(_BEGIN.text + ", set_config('transaction_read_only', 'on', true)")
 
 # SQLSTATE classes in which trying again later may help: connection, resources, operator intervention, locks and deadlocks,
 # object in use, system error (PostgreSQL, appendix A).
@@ -112,18 +111,26 @@ class Database:
             )
         else:
             pool = engines.postgresql(parsed, pool_size=pool_size)
-            db = cls(name, readers=pool, writers=pool, side=engines.postgresql(parsed, pool_size=1), direct_url=direct_url)
-        try:
+            side = engines.postgresql(parsed, pool_size=1)
+            # As on SQLite, a reader sees one state throughout and cannot write.
+            snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            db = cls(
+                name,
+                readers=pool.execution_options(**snapshot),
+                writers=pool,
+                side=side.execution_options(**snapshot),
+                direct_url=direct_url,
+            )
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(db.close)
             with translated():
                 async with db._side.connect() as connection:
                     await guard.check(connection)
-        except BaseException:
-            await db.close()
-            raise
+            stack.pop_all()
         return db
 
     def read(self, actor: Actor) -> AbstractAsyncContextManager[AsyncConnection]:
-        """Begin a transaction that cannot write. Raises ``Unavailable`` where the database does not answer."""
+        """Begin a transaction that sees one state throughout and cannot write. Raises ``Unavailable``."""
         return self._transaction(self._readers, actor, writes=False)
 
     def write(self, actor: Actor) -> AbstractAsyncContextManager[AsyncConnection]:
@@ -172,7 +179,7 @@ class Database:
     @asynccontextmanager
     async def _transaction(self, engine: AsyncEngine, actor: Actor, *, writes: bool) -> AsyncIterator[AsyncConnection]:
         with translated():
-            connection = await self._begin(engine, actor, writes=writes)
+            connection = await self._begin(engine, actor)
             try:
                 yield connection
                 if writes:
@@ -181,29 +188,25 @@ class Database:
                 # Rolls back what was not committed. Shielded: a client that leaves cancels again and again.
                 await asyncio.shield(connection.close())
 
-    async def _begin(self, engine: AsyncEngine, actor: Actor, *, writes: bool) -> AsyncConnection:
+    async def _begin(self, engine: AsyncEngine, actor: Actor) -> AsyncConnection:
         """Return a connection with a transaction begun.
 
         A pooled connection may have died unnoticed (the database restarted). Nothing of the caller's was sent yet, so a second
         attempt is safe; SQLAlchemy empties the pool at the first.
         """
-        statement = _BEGIN if writes else _BEGIN_READ
         for attempt in (1, 2):
-            connection = await engine.connect()
             try:
-                if self.name == "postgresql":
-                    await connection.execute(statement, actor.settings())
-                else:
-                    await connection.begin()
+                async with AsyncExitStack() as stack:
+                    connection = await stack.enter_async_context(engine.connect())
+                    if self.name == "postgresql":
+                        await connection.execute(_BEGIN, actor.settings())
+                    else:
+                        await connection.begin()
+                    stack.pop_all()
+                    return connection
             except DBAPIError as error:
-                await connection.close()
                 if not error.connection_invalidated or attempt == 2:  # noqa: PLR2004  # the last
                     raise
-            except BaseException:
-                await connection.close()
-                raise
-            else:
-                return connection
         raise AssertionError  # pragma: no cover  # the loop returns or raises
 
 

@@ -42,8 +42,8 @@ class _Answer(msgspec.Struct):
     usage_metadata: Any = msgspec.field(default=None, name="usageMetadata")
     model: Any = None
     model_version: Any = msgspec.field(default=None, name="modelVersion")
-    message: msgspec.Raw | None = None
-    response: msgspec.Raw | None = None
+    message: msgspec.Raw = msgspec.Raw(b"")
+    response: msgspec.Raw = msgspec.Raw(b"")
 
 
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
@@ -189,8 +189,8 @@ def _decode(text: bytes) -> _Answer:
     """An answer's decisive parts; wrapped ones unwrapped. Empty where the text is no such answer."""
     try:
         answer = _ANSWER.decode(text)
-        wrapped = answer.message if answer.message is not None else answer.response
-        if wrapped is not None and answer.usage is None:
+        wrapped = bytes(answer.message) or bytes(answer.response)
+        if wrapped and answer.usage is None:
             inner = _ANSWER.decode(wrapped)
             return inner if _states_usage(inner) else answer
     except (ValueError, RecursionError):
@@ -217,7 +217,7 @@ def _usage(dialect: str, operation: str, answers: Iterable[_Answer]) -> Usage:
     for answer in answers:
         usage = answer.usage_metadata if dialect == GEMINI else answer.usage
         if isinstance(usage, dict):
-            said.update((key, value) for key, value in usage.items() if value is not None)
+            said = {**said, **{key: value for key, value in usage.items() if value is not None}} if said else usage
         name = answer.model_version if dialect == GEMINI else answer.model
         if isinstance(name, str):
             model = name[:_MODEL_LIMIT]
@@ -233,37 +233,38 @@ def _openai(said: Mapping[str, Any], model: str | None) -> Usage:
 
     Some compatible APIs leave the reasoning out of ``completion_tokens`` and count it only in ``total_tokens``.
     """
-    given = _count(said, "prompt_tokens", "input_tokens")
-    made = _count(said, "completion_tokens", "output_tokens")
-    total = _count(said, "total_tokens")
-    details = _part(said, "prompt_tokens_details", "input_tokens_details")
-    reasoning = _count(_part(said, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens")
+    given = _count(said.get("prompt_tokens", said.get("input_tokens")))
+    made = _count(said.get("completion_tokens", said.get("output_tokens")))
+    total = _count(said.get("total_tokens"))
+    inside = _part(said.get("prompt_tokens_details", said.get("input_tokens_details")))
+    outside = _part(said.get("completion_tokens_details", said.get("output_tokens_details")))
+    reasoning = _count(outside.get("reasoning_tokens"))
     if given is not None and made is not None and total is not None and total > given + made:
         hidden = total - given - made
         made += hidden
         reasoning = max(reasoning or 0, hidden)
     return Usage(
-        input_tokens=given,
-        output_tokens=made,
-        cached_tokens=_count(details, "cached_tokens"),
-        cache_write_tokens=_count(details, "cache_write_tokens"),
-        reasoning_tokens=reasoning,
-        model=model,
-        cost_usd=_cost(said),
+        given,
+        made,
+        _count(inside.get("cached_tokens")),
+        _count(inside.get("cache_write_tokens")),
+        reasoning,
+        model,
+        _cost(said),
     )
 
 
 def _anthropic(said: Mapping[str, Any], model: str | None) -> Usage:
     """Here ``input_tokens`` leaves cached tokens out, read and written ones."""
-    fresh = _count(said, "input_tokens")
-    read = _count(said, "cache_read_input_tokens")
-    written = _count(said, "cache_creation_input_tokens")
+    fresh = _count(said.get("input_tokens"))
+    read = _count(said.get("cache_read_input_tokens"))
+    written = _count(said.get("cache_creation_input_tokens"))
     return Usage(
         input_tokens=None if fresh is None else fresh + (read or 0) + (written or 0),
-        output_tokens=_count(said, "output_tokens"),
+        output_tokens=_count(said.get("output_tokens")),
         cached_tokens=read,
         cache_write_tokens=written,
-        reasoning_tokens=_count(_part(said, "output_tokens_details"), "thinking_tokens"),
+        reasoning_tokens=_count(_part(said.get("output_tokens_details")).get("thinking_tokens")),
         model=model,
         cost_usd=_cost(said),
     )
@@ -273,40 +274,37 @@ def _gemini(said: Mapping[str, Any], operation: str, model: str | None) -> Usage
     """Zero counts are left out (protobuf's JSON mapping), so where content is generated, missing means none."""
     generated = operation in {"generateContent", "streamGenerateContent"}
     absent = 0 if generated else None
-    thoughts = _count(said, "thoughtsTokenCount")
-    prompt, tools = _count(said, "promptTokenCount"), _count(said, "toolUsePromptTokenCount")
-    made = _count(said, "candidatesTokenCount")
+    thoughts = _count(said.get("thoughtsTokenCount"))
+    prompt, tools = _count(said.get("promptTokenCount")), _count(said.get("toolUsePromptTokenCount"))
+    made = _count(said.get("candidatesTokenCount"))
     return Usage(
         input_tokens=None if prompt is None else prompt + (tools or 0),
         output_tokens=(made or 0) + (thoughts or 0) if made is not None or thoughts is not None else absent,
-        cached_tokens=_count(said, "cachedContentTokenCount"),
+        cached_tokens=_count(said.get("cachedContentTokenCount")),
         reasoning_tokens=thoughts,
         model=model,
     )
 
 
-def _part(said: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    for name in names:
-        part = said.get(name)
-        if isinstance(part, dict):
-            return part
-    return {}
+_NO_PART: Final[Mapping[str, Any]] = {}
 
 
-def _count(said: Mapping[str, Any], *names: str) -> int | None:
+def _part(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else _NO_PART
+
+
+def _count(value: Any) -> int | None:
     """A number of tokens; ``None`` where there is none, or nonsense."""
-    for name in names:
-        value = said.get(name)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _COUNT_LIMIT:
-            return value
+    if type(value) is int:
+        return value if 0 <= value <= _COUNT_LIMIT else None
+    if isinstance(value, float) and value.is_integer():
+        return _count(int(value))
     return None
 
 
 def _cost(said: Mapping[str, Any]) -> float | None:
     """The cost in US dollars where the provider states one: OpenRouter's ``cost``, xAI's ``cost_in_usd_ticks``."""
-    ticks = _count(said, "cost_in_usd_ticks")
+    ticks = _count(said.get("cost_in_usd_ticks"))
     if ticks is not None:
         return ticks / _TICKS_PER_USD
     cost = said.get("cost")

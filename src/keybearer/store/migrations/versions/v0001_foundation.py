@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import op
@@ -22,13 +22,15 @@ def upgrade() -> None:
     """Build everything in an empty database."""
     _keys()
     _people()
+    _proofs()
     _registry()
     _secrets()
     _records()
+    _usage()
     _changes()
     if op.get_context().dialect.name == "postgresql":
-        script = resources.files(__package__).joinpath("v0001_postgresql.sql").read_text(encoding="utf-8")
-        op.get_bind().exec_driver_sql(script)
+        script = Path(__file__).with_name("v0001_postgresql.sql").read_text(encoding="utf-8")
+        op.get_bind().exec_driver_sql(script.replace("%", "%%"))  # psycopg's sign for a parameter
 
 
 def _keys() -> None:
@@ -84,7 +86,7 @@ def _keys() -> None:
 
 
 def _people() -> None:
-    """Create accounts and what proves who calls."""
+    """Create accounts, and links that make them."""
     op.create_table(
         "user_account",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -111,6 +113,10 @@ def _people() -> None:
         sa.Column("created_at", TIME, nullable=False),
         sa.PrimaryKeyConstraint("token_hash", name="pk_one_time_link"),
     )
+
+
+def _proofs() -> None:
+    """Create what proves who calls."""
     op.create_table(
         "session",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -244,7 +250,7 @@ def _secrets() -> None:
 
 
 def _records() -> None:
-    """Create what tells what happened: the journal's lines, and what each call consumed."""
+    """Create the tables of the audit trail: who writes, and what was written."""
     op.create_table(
         "audit_writer",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -280,6 +286,10 @@ def _records() -> None:
     op.create_index("ix_audit_record_request_id", "audit_record", ["request_id"])
     op.create_index("ix_audit_record_secret_id", "audit_record", ["secret_id"])
     op.create_index("ix_audit_record_user_at", "audit_record", ["user_id", "at"])
+
+
+def _usage() -> None:
+    """Create the table of what each call consumed."""
     op.create_table(
         "usage_record",
         sa.Column("request_id", sa.String(40), nullable=False),

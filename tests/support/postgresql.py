@@ -1,0 +1,87 @@
+"""A real PostgreSQL for the tests: one server for all workers of a test run, and databases on it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+
+OWNER, RUNTIME = "kbtest_owner", "kbtest_runtime"
+PASSWORD = "kbtest-password"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server on which databases may be made; ``admin`` is the URL of a login that may make databases and roles."""
+
+    admin: str
+
+    def connect(self, database: str | None = None) -> psycopg.Connection[Any]:
+        """Sign in as the administrator, each statement by itself."""
+        url = sa.make_url(self.admin)
+        return psycopg.connect(_dsn(url.set(database=database) if database else url), autocommit=True)
+
+    def url(self, database: str, login: str) -> str:
+        """The URL of a database for one of the test logins."""
+        url = sa.make_url(self.admin).set(drivername="postgresql+psycopg", database=database, username=login, password=PASSWORD)
+        return url.render_as_string(hide_password=False)
+
+    def create(self, database: str) -> tuple[str, str]:
+        """Make an empty database anew; return its ``(url, direct_url)``."""
+        with self.connect() as connection:
+            self._make_roles(connection)
+            connection.execute(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+            connection.execute(f'CREATE DATABASE "{database}" OWNER {OWNER}')
+        return self.url(database, RUNTIME), self.url(database, OWNER)
+
+    def drop(self, database: str) -> None:
+        with self.connect() as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+
+    def _make_roles(self, connection: psycopg.Connection[Any]) -> None:
+        for name, may in ((OWNER, "CREATEROLE"), (RUNTIME, "")):
+            # Another worker may be making it at the same time.
+            with contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+                connection.execute(f"CREATE ROLE {name} LOGIN {may} PASSWORD '{PASSWORD}'")
+
+
+def shared_server(directory: Path, keeper: int) -> Server:
+    """The server of this test run: started by whoever asks first, stopped when process ``keeper`` has ended.
+
+    ``directory`` is common to all workers of the run. Raises ``RuntimeError`` with the server's log if it does not start.
+    """
+    with _locked(directory / "postgresql.lock"):
+        note = directory / "postgresql.url"
+        if not note.exists():
+            log = (directory / "postgresql.log").open("wb")
+            command = [sys.executable, str(Path(__file__).with_name("postgresql_server.py")), str(note), str(keeper)]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            log.close()
+            while not note.exists():
+                if process.poll() is not None:
+                    text = (directory / "postgresql.log").read_text(errors="replace")
+                    raise RuntimeError(f"PostgreSQL did not start:\n{text}")
+                time.sleep(0.02)
+            # Not ours to wait for: it outlives this worker.
+            process.returncode = 0
+        return Server(note.read_text())
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _dsn(url: sa.URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
