@@ -16,10 +16,11 @@ DESCRIPTION_LIMIT = 2000
 TAG_LIMIT, TAGS_LIMIT = 50, 50
 
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s.]+(?:\.[^@\s.]+)*")
-# Not letters of any language: controls, lone surrogates, line and paragraph separators, unassigned and non-characters.
-_REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp", "Cn"})
+# Not letters of any language: controls, lone surrogates, line and paragraph separators.
+_REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # They turn the direction of what follows, so that one name looks like another (Unicode TR 36).
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+_INVISIBLE = frozenset({"Cf", "Zs"})
 _LINE_CHARACTERS = frozenset("\n\r\t")
 
 
@@ -58,7 +59,7 @@ class Fields:
     def name(self, field: str, value: str, most: int = NAME_LIMIT) -> str:
         """One line that must not be empty, in NFC, without outer white space."""
         text = self._line(field, value, most)
-        if not text and not value.strip():
+        if not any(unicodedata.category(character) not in _INVISIBLE for character in text) and not self._is_wrong(field):
             self.wrong(field, "is required")
         return text
 
@@ -82,7 +83,7 @@ class Fields:
     def email(self, field: str, value: str) -> str:
         """An e-mail address in lower case."""
         text = self._line(field, value, EMAIL_LIMIT).lower()
-        if not _EMAIL.fullmatch(text) and not any(error.field == field for error in self._errors):
+        if not _EMAIL.fullmatch(text) and not self._is_wrong(field):
             self.wrong(field, "is not an e-mail address")
         return text
 
@@ -95,6 +96,9 @@ class Fields:
         elif at <= now:
             self.wrong(field, "lies in the past")
         return at
+
+    def _is_wrong(self, field: str) -> bool:
+        return any(error.field == field for error in self._errors)
 
     def _line(self, field: str, value: str, most: int, *, lines: bool = False) -> str:
         # Measured before it is normalised, which takes time by length and may make text longer or shorter.

@@ -20,7 +20,7 @@ from keybearer.access.passwords import Passwords
 from keybearer.audit import management
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Caller, Client, ManagementRecord, Owner, OwnerKind, Role
-from keybearer.errors import EnvelopeError, NotFound, SessionInvalid, SignInFailed
+from keybearer.errors import EnvelopeError, NotFound, Overloaded, SessionInvalid, SignInFailed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import lookups
 from keybearer.store.queries import sessions as rows
@@ -72,13 +72,16 @@ class Sessions:
         ``RateLimited``, ``Overloaded``.
         """
         address = unicodedata.normalize("NFC", email[: EMAIL_LIMIT + 1]).strip().lower()
-        await self._take(address, client)
+        await self.count_attempt(address, client)
         row = await self._account(address)
         try:
             await self.passwords.check(row and row.id, row and row.password_hash, password)
             self._check_active(row)
         except SignInFailed as error:
             await self._record_failure(row, client, error.code)
+            raise
+        except Overloaded:
+            self.limiter.give_back(address, client.ip)
             raise
         self.limiter.give_back(address, client.ip)
         hashed = await self.passwords.hash(row.id, password) if self.passwords.is_outdated(row.password_hash) else None
@@ -87,30 +90,31 @@ class Sessions:
                 await user_rows.set_password(tx, row.id, hashed, datetime.now(UTC))
             if replaces:
                 await rows.delete_by_hash(tx, row.id, _hash(replaces))
-            return await self.begin(tx, row.id, Role(row.role), client)
+            return await self._begin(tx, row.id, Role(row.role), client)
 
-    async def begin(self, tx: AsyncConnection, user_id: UUID, role: Role, client: Client) -> tuple[Caller, str]:
-        """Start a session within the transaction of what proved who this is; expired ones are swept."""
+    async def begin(self, user_id: UUID, role: Role, client: Client) -> tuple[Caller, str]:
+        """Start a session of somebody who has just proved who they are in another way; gives the caller and the cookie."""
+        async with self._db.write(Actor.user(user_id)) as tx:
+            return await self._begin(tx, user_id, role, client)
+
+    async def _begin(self, tx: AsyncConnection, user_id: UUID, role: Role, client: Client) -> tuple[Caller, str]:
+        """Start a session; expired ones of this person are swept."""
         now = datetime.now(UTC)
         cookie = secrets.token_urlsafe(COOKIE_BYTES)
         session_id, token_hash, expires_at = uuid4(), _hash(cookie), now + self.absolute
         await rows.delete_expired(tx, user_id, now, now - self.idle)
-        await rows.insert(
-            tx,
-            {
-                "id": session_id,
-                "token_hash": token_hash,
-                "user_id": user_id,
-                "ip": client.ip[:_IP_LIMIT],
-                "user_agent": _printable(client.user_agent),
-                "last_seen_at": now,
-                "expires_at": expires_at,
-                "created_at": now,
-                "mac": self._keyring.row_mac(
-                    macs.SESSION, *macs.session_fields(session_id, token_hash, user_id, now, expires_at)
-                ),
-            },
-        )
+        columns = {
+            "id": session_id,
+            "token_hash": token_hash,
+            "user_id": user_id,
+            "ip": _printable(client.ip)[:_IP_LIMIT],
+            "user_agent": _printable(client.user_agent),
+            "last_seen_at": now,
+            "expires_at": expires_at,
+            "created_at": now,
+        }
+        fields = macs.session_fields(session_id, token_hash, user_id, now, expires_at)
+        await rows.insert(tx, columns | {"mac": self._keyring.row_mac(macs.SESSION, *fields)})
         caller = Caller(user_id, role, policy.scopes_of(role), session_id=session_id, client=client)
         await self._record(tx, caller, "session.sign_in", session_id)
         return caller, cookie
@@ -174,14 +178,17 @@ class Sessions:
 
     async def check_password(self, address: str, caller: Caller, kept: str | None, password: str) -> None:
         """Ask a signed-in person for the password again, limited like sign-in. Raises ``SignInFailed``, ``RateLimited``."""
-        await self._take(address, caller.client)
+        await self.count_attempt(address, caller.client)
         await self.passwords.check(caller.user_id, kept, password)
         self.limiter.give_back(address, caller.client.ip)
 
-    async def _take(self, address: str, client: Client) -> None:
-        """Count an attempt. Of many refusals in a row only the first is recorded: a flood must not fill the records."""
+    async def count_attempt(self, account: str, client: Client) -> None:
+        """Count an attempt to prove who one is; ``limiter.give_back`` when it succeeds. Raises ``RateLimited``.
+
+        Of many refusals in a row only the first is recorded: a flood must not fill the records.
+        """
         try:
-            self.limiter.take(address, client.ip)
+            self.limiter.take(account, client.ip)
         except Refused as error:
             if error.is_first:
                 await self._record_failure(None, client, error.code)
@@ -209,7 +216,7 @@ class Sessions:
     async def _record_failure(self, row: Any, client: Client, outcome: str) -> None:
         """Of the person only what is known here: what was typed as the address may be a password."""
         owner = None if row is None else Owner(OwnerKind.USER, row.id)
-        detail = (("ip", client.ip[:_IP_LIMIT]), ("user_agent", _printable(client.user_agent)))
+        detail = (("ip", _printable(client.ip)[:_IP_LIMIT]), ("user_agent", _printable(client.user_agent)))
         await record_alone(
             self._db, ManagementRecord("session.sign_in", None, "" if row is None else str(row.id), outcome, owner, detail)
         )

@@ -42,6 +42,7 @@ LIST_LIMIT = 100
 MODEL_LIMIT = 300
 """Characters of ``provider/model``."""
 
+_SCOPES = tuple(sorted(Scope))
 _ID = re.compile(rf"[0-9A-Za-z]{{{ID_LENGTH}}}")
 _TOKEN = re.compile(rb"kb_([0-9A-Za-z]{12})_[0-9A-Za-z]{38}")
 _PROVIDER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -173,7 +174,7 @@ class Tokens:
             async with self._db.write(policy.actor_of(caller)) as tx:
                 await self._check_not_more(tx, caller, token)
                 await rows.insert(tx, self._row(token, digest))
-                await self._note(tx, caller, "token.create", token.id, {"name": token.name, "scopes": " ".join(token.scopes)})
+                await self._note(tx, caller, "token.create", token, {"name": token.name, "scopes": " ".join(token.scopes)})
         return token, text
 
     async def list(self, caller: Caller, user_id: UUID | None = None) -> list[AccessToken]:
@@ -185,38 +186,45 @@ class Tokens:
             return [_token(row) for row in await rows.of_user(tx, user_id or caller.user_id)]
 
     async def get(self, caller: Caller, token_id: str) -> AccessToken:
-        """One of the caller's tokens. Raises ``NotFound``, for unknown ids and for those of others alike."""
-        policy.require(caller, Scope.TOKENS_WRITE)
-        async with self._db.read(policy.actor_of(caller)) as tx:
-            return _token(_found(await rows.get(tx, caller.user_id, _known_form(token_id))))
+        """One of the caller's tokens; for an administrator anybody's. Raises ``NotFound``, ``ScopeMissing``.
+
+        Those of others are as unknown ones.
+        """
+        async with attempt(self._db, "token.read", caller, _known_form(token_id)):
+            policy.require(caller, Scope.TOKENS_WRITE)
+            async with self._db.read(policy.actor_of(caller)) as tx:
+                return _token(_found(await rows.get(tx, _owner(caller), _known_form(token_id))))
 
     async def update(self, caller: Caller, token_id: str, **fields: Any) -> AccessToken:
         """Change the fields given (``CHANGEABLE``). Raises ``NotFound``, ``Invalid``, ``ScopeMissing``, ``Forbidden``.
 
         ``None`` lifts a limit or an expiry, and leaves all other fields as they are. Whatever a token may do after a change, the
-        caller must have; renaming it and switching it off needs no more than its being one's own.
+        caller must have; renaming it and switching it off needs no more than its being one's own. An administrator switches off
+        anybody's.
         """
         given = {name: value for name, value in fields.items() if value is not None or name in _LIFTED_BY_NONE}
         async with attempt(self._db, "token.update", caller, _known_form(token_id)):
             policy.require(caller, Scope.TOKENS_WRITE)
             async with self._db.write(policy.actor_of(caller)) as tx:
-                row = _found(await rows.get(tx, caller.user_id, _known_form(token_id), lock=True))
-                self._keyring.check_row_mac(bytes(row.mac), macs.TOKEN, *_mac_fields(row))
+                owner_id = _owner(caller) if given == {"is_active": False} else caller.user_id
+                row = _found(await rows.get(tx, owner_id, _known_form(token_id), lock=True))
+                if not self._is_ours(bytes(row.mac), macs.TOKEN, _mac_fields(row)):
+                    raise Forbidden("This token was changed outside Keybearer.", hint="Delete it and create another.")
                 token = _changed(_token(row), given, datetime.now(UTC))
                 if given.keys() - {"name", "is_active"} or given.get("is_active"):
                     await self._check_not_more(tx, caller, token)
                 await rows.update(tx, self._row(token, bytes(row.token_hash)))
-                await self._note(tx, caller, "token.update", token.id, {"fields": " ".join(sorted(given))})
+                await self._note(tx, caller, "token.update", token, {"fields": " ".join(sorted(given))})
         return token
 
     async def delete(self, caller: Caller, token_id: str) -> None:
-        """Revoke a token for good, in every process within a second. Raises ``NotFound``."""
+        """Revoke a token for good, in every process within a second; an administrator anybody's. Raises ``NotFound``."""
         async with attempt(self._db, "token.delete", caller, _known_form(token_id)):
             policy.require(caller, Scope.TOKENS_WRITE)
             async with self._db.write(policy.actor_of(caller)) as tx:
-                row = _found(await rows.get(tx, caller.user_id, _known_form(token_id), lock=True))
-                await rows.delete(tx, caller.user_id, row.id)
-                await self._note(tx, caller, "token.delete", row.id, {"name": row.name})
+                row = _found(await rows.get(tx, _owner(caller), _known_form(token_id), lock=True))
+                await rows.delete(tx, row.user_id, row.id)
+                await self._note(tx, caller, "token.delete", row, {"name": row.name})
 
     def _row(self, token: AccessToken, digest: bytes) -> dict[str, Any]:
         """The columns of a token, its MAC last."""
@@ -249,7 +257,10 @@ class Tokens:
             raise ScopeMissing(f"You cannot give a token what you do not have: {' '.join(sorted(missing))}.")
         if caller.token_id is None:
             return
-        own = _token(_found(await rows.get(tx, caller.user_id, caller.token_id)))
+        row = await rows.get(tx, caller.user_id, caller.token_id)
+        if row is None:  # revoked at this moment
+            raise TokenInvalid
+        own = _token(row)
         wider = [
             name
             for name, ours, theirs in (
@@ -268,12 +279,13 @@ class Tokens:
                 hint="Set these fields at most as wide as those of the token you call with.",
             )
 
-    async def _note(self, tx: AsyncConnection, caller: Caller, action: str, token_id: str, detail: Mapping[str, str]) -> None:
-        owner = Owner(OwnerKind.USER, caller.user_id)
+    async def _note(self, tx: AsyncConnection, caller: Caller, action: str, token: Any, detail: Mapping[str, str]) -> None:
+        """Record the change, and tell every process. ``token`` is an ``AccessToken`` or its row."""
+        owner = Owner(OwnerKind.USER, token.user_id)
         await management.record(
-            self._db, tx, ManagementRecord(action, caller, token_id, owner=owner, detail=tuple(detail.items()))
+            self._db, tx, ManagementRecord(action, caller, token.id, owner=owner, detail=tuple(detail.items()))
         )
-        await changes.note(self._db, tx, "token", token_id, caller.user_id)
+        await changes.note(self._db, tx, "token", token.id, token.user_id)
 
 
 def _mac_fields(row: Any) -> tuple[Any, ...]:
@@ -289,6 +301,11 @@ def _known_form(token_id: str) -> str:
     return token_id if _ID.fullmatch(token_id) else ""
 
 
+def _owner(caller: Caller) -> UUID | None:
+    """Whose tokens the caller may look at and revoke; ``None``: anybody's."""
+    return None if caller.is_admin else caller.user_id
+
+
 def _found(row: Any) -> Any:
     if row is None:
         raise NotFound
@@ -300,7 +317,7 @@ def _token(row: Any) -> AccessToken:
         id=row.id,
         user_id=row.user_id,
         name=row.name,
-        scopes=tuple(Scope(scope) for scope in row.scopes),
+        scopes=tuple(scope for scope in _SCOPES if scope in row.scopes),
         allowed_providers=_optional(row.allowed_providers),
         allowed_models=_optional(row.allowed_models),
         ip_allowlist=tuple(row.ip_allowlist),
@@ -318,7 +335,7 @@ def _grant(row: Any) -> Grant:
         token_id=row.id,
         user_id=row.user_id,
         role=role,
-        scopes=frozenset(Scope(scope) for scope in row.scopes) & policy.scopes_of(role),
+        scopes=frozenset(scope for scope in policy.scopes_of(role) if scope in row.scopes),
         allowed_providers=None if row.allowed_providers is None else frozenset(row.allowed_providers),
         allowed_models=None if row.allowed_models is None else frozenset(row.allowed_models),
         ip_allowlist=tuple(row.ip_allowlist),

@@ -19,7 +19,7 @@ from keybearer.access.sessions import Sessions
 from keybearer.audit import management
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Caller, Client, ManagementRecord, Owner, OwnerKind, Role
-from keybearer.errors import Conflict, Forbidden, LinkInvalid, NotFound, SignInFailed
+from keybearer.errors import Conflict, EnvelopeError, Forbidden, LinkInvalid, NotFound, SignInFailed
 from keybearer.store import changes
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import lookups
@@ -87,7 +87,11 @@ class Users:
         Raises ``LinkInvalid`` (unknown, used, expired, or somebody was first), ``Invalid`` (the link then stays good).
         """
         detail = (("ip", client.ip), ("user_agent", client.user_agent))
-        async with attempt(self._db, "setup_link.redeem", None, detail=detail):
+        await self._sessions.count_attempt("", client)
+        async with (
+            attempt(self._db, "setup_link.redeem", None, detail=detail),
+            taken("There is an account with this e-mail address already."),
+        ):
             token_hash = _hash(token)
             # Before the costly hash: strangers do not make this server work.
             async with self._db.read(Actor.lookup()) as tx:
@@ -100,9 +104,10 @@ class Users:
                 if not await rows.use_link(tx, token_hash, "setup", datetime.now(UTC)) or await lookups.admin_exists(tx):
                     raise LinkInvalid
                 user = await self._insert(tx, new)
-                caller, cookie = await self._sessions.begin(tx, user.id, user.role, client)
-                await self._note(tx, caller, "user.create", user.id, ("role", user.role))
-                return caller, cookie
+                by = Caller(user.id, user.role, policy.scopes_of(user.role), client=client)
+                await self._note(tx, by, "user.create", user.id, ("role", user.role))
+        self._sessions.limiter.give_back("", client.ip)
+        return await self._sessions.begin(user.id, user.role, client)
 
     async def create(self, email: str, password: str, name: str, role: Role, by: Caller | None) -> User:
         """Make an account; ``by`` is an administrator, or ``None``: the operator on the server's machine.
@@ -170,11 +175,16 @@ class Users:
                     raise Forbidden("You cannot disable your own account.", hint="Ask another administrator.")
             async with self._write(by) as tx:
                 await self._db.lock_order(tx)  # or two administrators disable each other at the same moment
-                user = self._checked_row(await rows.get(tx, user_id))
+                row: Any = await rows.get(tx, user_id)
+                user = _user(row)
                 if user.role is Role.ADMIN and not is_active and await rows.count_active_admins(tx, but=user_id) == 0:
                     raise Forbidden("This is the last active administrator.", hint="Make another one first.")
                 now = datetime.now(UTC)
-                await rows.set_active(tx, user_id, is_active, self._mac(user_id, user.role, is_active), now)
+                is_ours = self._is_ours(row)
+                if is_active and not is_ours:
+                    raise Forbidden("This account was changed outside Keybearer.", hint="Look at the database's own logs.")
+                mac = self._mac(user_id, user.role, is_active) if is_ours else bytes(row.mac)
+                await rows.set_active(tx, user_id, is_active, mac, now)
                 if not is_active:
                     await self._sessions.end_all(tx, user_id)
                 await self._note(tx, by, action, user_id)
@@ -219,11 +229,13 @@ class Users:
     def _mac(self, user_id: UUID, role: Role, is_active: bool) -> bytes:  # noqa: FBT001  # a column's value
         return self._keyring.row_mac(macs.USER, *macs.user_fields(user_id, role.value, is_active))
 
-    def _checked_row(self, row: Any) -> User:
-        """An account whose row is as it was written; before its MAC is made anew. Raises ``EnvelopeError``."""
-        user = _user(row)
-        self._keyring.check_row_mac(bytes(row.mac), macs.USER, *macs.user_fields(row.id, row.role, row.is_active))
-        return user
+    def _is_ours(self, row: Any) -> bool:
+        """Whether the row is as it was written here: an edited one must not get a good MAC."""
+        try:
+            self._keyring.check_row_mac(bytes(row.mac), macs.USER, *macs.user_fields(row.id, row.role, row.is_active))
+        except EnvelopeError:
+            return False
+        return True
 
     def _write(self, by: Caller | None) -> Any:
         return self._db.write(Actor.system() if by is None else policy.actor_of(by))

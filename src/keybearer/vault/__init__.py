@@ -9,5 +9,6 @@ Credential    a secret resolved and opened for one call
 
 ``values``     what a value must look like (pure)     ``secrets``    the only writer of secrets
 ``registry``   the providers that an owner can name   ``providers``  providers and models, made and changed
-``resolve``    from a call to its credentials
+``resolve``    from a call to its credentials         ``views``      providers as one caller sees them (pure)
+``sealed``     rows, sealing, opening                 ``drafts``     secrets as typed, checked (pure)
 """

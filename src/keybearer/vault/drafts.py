@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,21 +17,6 @@ from keybearer.vault import values
 DEFAULT_NAME = "default"
 PRIORITY_LIMIT = 1000
 LIST_LIMIT = 100
-CHANGEABLE = frozenset(
-    {
-        "name",
-        "value",
-        "description",
-        "tags",
-        "priority",
-        "allowed_models",
-        "allowed_tokens",
-        "expires_at",
-        "is_active",
-        "fetchable",
-        "save_anyway",
-    }
-)
 LIFTED_BY_NONE = frozenset({"allowed_models", "allowed_tokens", "expires_at"})
 """Fields for which ``None`` is a value: no limit, never. For the others it means: as it is."""
 
@@ -108,8 +93,8 @@ def checked_draft(providers: Registry, catalog: Catalog, new: NewSecret, now: da
     if known is None and (new.secret_type in {None, SecretType.API_KEY} or not _PROVIDER.fullmatch(new.provider)):
         provider_named(providers, new.provider)
     secret_type = new.secret_type or (known.secret_type if known else SecretType.CUSTOM)
-    given = {name: getattr(new, name) for name in CHANGEABLE - {"value", "save_anyway"}}
-    columns = _columns(new.provider, given, now)
+    given = {name: getattr(new, name) for name in _READERS}
+    columns = _columns(catalog, given, now)
     text = values.text_of(new.value, secret_type)
     values.check(catalog, known, secret_type, text, save_anyway=new.save_anyway)
     columns |= {"provider": new.provider, "secret_type": secret_type.value, "preview": values.preview_of(text, secret_type)}
@@ -121,7 +106,7 @@ def checked_changes(known: Provider | None, catalog: Catalog, row: Any, fields: 
     given = {name: value for name, value in fields.items() if value is not None or name in LIFTED_BY_NONE}
     value = given.pop("value", None)
     save_anyway = bool(given.pop("save_anyway", False))
-    columns = _columns(row.provider, given, now)
+    columns = _columns(catalog, given, now)
     secret_type = SecretType(row.secret_type)
     text = "" if value is None else values.text_of(value, secret_type)
     if not text.strip():
@@ -130,30 +115,14 @@ def checked_changes(known: Provider | None, catalog: Catalog, row: Any, fields: 
     return Changes(columns | {"preview": values.preview_of(text, secret_type)}, SecretBytes(text.encode()))
 
 
-def _columns(provider: str, given: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+def _columns(catalog: Catalog, given: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """The fields that were given, checked together so that all that is wrong is told at once."""
     fields = Fields()
-    columns: dict[str, Any] = {}
-    for name, value in given.items():
-        match name:
-            case "name":
-                columns[name] = fields.name(name, value, NAME_LIMIT)
-            case "description":
-                columns[name] = fields.text(name, value)
-            case "tags":
-                columns[name] = list(fields.words(name, value))
-            case "priority":
-                columns[name] = _priority(fields, value)
-            case "allowed_models":
-                columns[name] = _models(fields, provider, value)
-            case "allowed_tokens":
-                columns[name] = _tokens(fields, value)
-            case "expires_at":
-                columns[name] = fields.future(name, value, now)
-            case "is_active" | "fetchable":
-                columns[name] = bool(value)
-            case _:
-                fields.wrong(name[:40], "cannot be changed")
+    for name in sorted(given.keys() - _READERS.keys()):
+        fields.wrong(name[:40], "cannot be changed")
+    columns = {name: read(fields, given[name], now) for name, read in _READERS.items() if name in given}
+    if catalog.detect(columns.get("name", "")):  # names are listed and recorded
+        fields.wrong("name", "looks like a key; that belongs into value")
     fields.check()
     return columns
 
@@ -164,14 +133,14 @@ def _priority(fields: Fields, value: int) -> int:
     return value
 
 
-def _models(fields: Fields, provider: str, names: Iterable[str] | None) -> list[str] | None:
-    """Bare names, as calls are compared with; an empty list would allow nothing and is surely a mistake."""
+def _models(fields: Fields, names: Iterable[str] | None) -> list[str] | None:
+    """An empty list would allow nothing and is surely a mistake."""
     if names is None:
         return None
     cleaned = fields.words("allowed_models", names, LIST_LIMIT, MODEL_NAME_LIMIT)
     if not cleaned:
         fields.wrong("allowed_models", "is empty; leave it out to allow all")
-    return sorted({name.removeprefix(f"{provider}/") for name in cleaned})
+    return sorted(cleaned)
 
 
 def _tokens(fields: Fields, ids: Iterable[str] | None) -> list[str] | None:
@@ -184,3 +153,16 @@ def _tokens(fields: Fields, ids: Iterable[str] | None) -> list[str] | None:
         if not _TOKEN_ID.fullmatch(token_id):
             fields.wrong(f"allowed_tokens.{number}", "is not the id of an access token (the 12 characters after kb_)")
     return sorted(cleaned)
+
+
+_READERS: Mapping[str, Callable[[Fields, Any, datetime], Any]] = {
+    "name": lambda fields, value, _: fields.name("name", value, NAME_LIMIT),
+    "description": lambda fields, value, _: fields.text("description", value),
+    "tags": lambda fields, value, _: list(fields.words("tags", value)),
+    "priority": lambda fields, value, _: _priority(fields, value),
+    "allowed_models": lambda fields, value, _: _models(fields, value),
+    "allowed_tokens": lambda fields, value, _: _tokens(fields, value),
+    "expires_at": lambda fields, value, now: fields.future("expires_at", value, now),
+    "is_active": lambda _fields, value, _now: bool(value),
+    "fetchable": lambda _fields, value, _now: bool(value),
+}

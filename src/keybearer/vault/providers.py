@@ -8,7 +8,6 @@ Models can be added to any provider, for oneself or (an administrator) for every
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -30,10 +29,9 @@ from keybearer.domain import (
     OwnerKind,
     Scope,
     SecretBytes,
-    SecretType,
 )
-from keybearer.errors import Conflict, Forbidden, Invalid, NotFound, ProviderUnknown
-from keybearer.gateway.egress import EgressPolicy, egress_set
+from keybearer.errors import Conflict, Forbidden, Invalid, NotFound
+from keybearer.gateway.egress import EgressPolicy
 from keybearer.store import changes
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import providers as rows
@@ -43,6 +41,7 @@ from keybearer.vault import registry
 from keybearer.vault.addresses import check_base_url
 from keybearer.vault.resolve import NO_FALLBACK
 from keybearer.vault.secrets import Secrets
+from keybearer.vault.views import Keys, ModelView, NewProvider, ProviderView, Seen, columns_of, model_views_of, view_of
 
 __all__ = ["ModelView", "NewProvider", "ProviderView", "Providers"]
 
@@ -50,96 +49,6 @@ MODELS_LIMIT = 500
 """Models one owner may add to one provider."""
 CHANGEABLE = frozenset({"name", "display_name", "base_url", "auth_style", "auth_header", "models", "api_key", "save_anyway"})
 _DISPLAY_LIMIT = 200
-
-
-@dataclass(frozen=True, slots=True)
-class NewProvider:
-    """A custom provider: an OpenAI-compatible API at ``base_url``."""
-
-    name: str
-    base_url: str
-    display_name: str = ""
-    api_key: SecretBytes | None = None
-    """Becomes the caller's own secret named ``default``."""
-    models: tuple[str, ...] = ()
-    auth_style: str = "bearer"
-    """``bearer``, ``header`` or ``none``."""
-    auth_header: str = ""
-    system: bool = False
-    """For everybody; administrators only."""
-    save_anyway: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderView:
-    """A provider as one caller sees it."""
-
-    id: str
-    """A predefined provider's name, a custom one's UUID."""
-    name: str
-    display_name: str
-    base_url: str
-    is_predefined: bool
-    owner_kind: OwnerKind
-    has_api_key: bool
-    """This caller has a usable key."""
-    auth_style: str
-    auth_header: str
-    secret_type: SecretType
-    models: tuple[str, ...]
-    keys_url: str
-    docs_url: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelView:
-    """A model of a provider as one caller sees it."""
-
-    id: str
-    """A UUID; ``provider/name`` for those of the catalogue."""
-    provider: str
-    name: str
-    display_name: str
-    is_predefined: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """Secrets that may be used at this moment: the caller's own, and the system's where they serve this caller."""
-
-    own: Sequence[Any]
-    system: Sequence[Any]
-
-    def serve(self, provider: Provider) -> bool:
-        """Whether one of them is for this provider and may be sent to where it is."""
-        systems = self.system if provider.owner_id in {None, SYSTEM_OWNER_ID} else ()
-        origins = set(egress_set(provider))
-        return any(
-            row.provider == provider.name and row.secret_type == provider.secret_type.value and origins <= set(row.egress)
-            for row in (*self.own, *systems)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """All that one owner sees, as read in one transaction."""
-
-    registry: Registry
-    providers: Sequence[Any]
-    models: Sequence[Any]
-
-    def row_of(self, provider: Provider) -> Any:
-        """The row of a custom provider; of a predefined one the administrator's edit, or ``None``."""
-        owner_id = provider.owner_id or SYSTEM_OWNER_ID
-        return next((row for row in self.providers if row.name == provider.name and row.owner_id == owner_id), None)
-
-    def find(self, key: str) -> Provider:
-        """A provider by id or name. Raises ``ProviderUnknown``."""
-        by_id = next((row for row in self.providers if str(row.id) == key.lower() and not row.is_predefined), None)
-        found = self.registry.providers.get(key if by_id is None else by_id.name)
-        if found is None or (by_id is not None and found.owner_id != by_id.owner_id):
-            raise ProviderUnknown
-        return found
 
 
 class Providers:
@@ -163,7 +72,7 @@ class Providers:
         """All providers the caller can name: the predefined ones in the catalogue's order, then custom ones by name."""
         async with self._db.read(self._actor(caller)) as tx:
             seen, keys = await self._seen(tx, caller), await self._keys(tx, caller)
-        return [_view(seen, provider, keys) for provider in seen.registry.providers.values()]
+        return [view_of(seen, provider, keys) for provider in seen.registry.providers.values()]
 
     async def get(self, caller: Caller, key: str) -> ProviderView:
         """One provider by id or name. Raises ``ProviderUnknown``, for those of others as for unknown ones."""
@@ -191,21 +100,22 @@ class Providers:
                 if made.name in (await self._seen(tx, caller)).registry.providers:
                     raise Conflict("A provider of this name exists already.")
                 columns = {"id": provider_id, "owner_id": owner.id, "name": made.name, "is_predefined": False}
-                await rows.insert(tx, columns | _columns(made) | {"created_at": now, "updated_at": now})
+                await rows.insert(tx, columns | columns_of(made) | {"created_at": now, "updated_at": now})
                 await rows.insert_models(tx, _model_rows(owner.id, made.name, new.models, now))
                 await self._note(tx, caller, "provider.create", (str(provider_id), owner), name=made.name, base_url=made.base_url)
-                await self._put_key(tx, caller, made.name, new.api_key, save_anyway=new.save_anyway)
+                key = {"base_url": new.base_url, "api_key": new.api_key, "save_anyway": new.save_anyway}
+                await self._put_key(tx, caller, made.name, key)
                 return await self._shown(tx, caller, str(provider_id))
 
     async def update(self, caller: Caller, key: str, fields: Mapping[str, Any]) -> ProviderView:
-        """Change the fields given (``CHANGEABLE``); ``None``, a blank key and what is so already change nothing.
+        """Change the fields given (``CHANGEABLE``); ``None``, blank ones and what is so already change nothing.
 
         ``api_key`` becomes the caller's own secret named ``default``; ``models`` are all that the caller wants to have added.
         A new base URL widens no secret's egress set. Raises ``ProviderUnknown``, ``Invalid`` and its kinds, ``ScopeMissing``,
         ``Forbidden`` (of a predefined provider only administrators change the base URL, and nobody anything else).
         """
         async with attempt(self._db, "provider.update", caller, key[:64]):
-            given = {name: value for name, value in fields.items() if value is not None}
+            given = {name: value for name, value in fields.items() if value is not None and value != ""}
             _check_names(given)
             async with self._db.write(self._actor(caller)) as tx:
                 seen = await self._seen(tx, caller)
@@ -215,8 +125,7 @@ class Providers:
                     await self._change(tx, caller, seen, provider, changed)
                 if "models" in given:
                     await self._set_models(tx, caller, seen, provider, given["models"])
-                save_anyway = bool(given.get("save_anyway", False))
-                await self._put_key(tx, caller, provider.name, given.get("api_key"), save_anyway=save_anyway)
+                await self._put_key(tx, caller, provider.name, given)
                 return await self._shown(tx, caller, key)
 
     async def delete(self, caller: Caller, key: str) -> None:
@@ -241,7 +150,7 @@ class Providers:
         """The models of a provider. Raises ``ProviderUnknown``."""
         async with self._db.read(self._actor(caller)) as tx:
             seen = await self._seen(tx, caller)
-        return tuple(_model_views(seen, seen.find(key)))
+        return tuple(model_views_of(seen, seen.find(key)))
 
     async def add_model(self, caller: Caller, key: str, name: str, display_name: str = "", *, system: bool = False) -> ModelView:
         """Add a model to a provider, for oneself, or (``system``, administrators) for everybody.
@@ -286,21 +195,21 @@ class Providers:
         """Whether there is a key of the system's that may be used is seen with the system's eyes."""
         return Actor.user(caller.user_id, admin=caller.is_admin, system_keys=caller.is_admin or self._falls_back)
 
-    async def _seen(self, tx: AsyncConnection, caller: Caller) -> _Seen:
+    async def _seen(self, tx: AsyncConnection, caller: Caller) -> Seen:
         owners = registry.owners_of(caller.user_id)
         providers, models = await rows.of_owners(tx, owners), await rows.models_of_owners(tx, owners)
-        return _Seen(registry.build(self._catalog, providers, models, caller.user_id), providers, models)
+        return Seen(registry.build(self._catalog, providers, models, caller.user_id), providers, models)
 
-    async def _keys(self, tx: AsyncConnection, caller: Caller) -> _Keys:
+    async def _keys(self, tx: AsyncConnection, caller: Caller) -> Keys:
         now = datetime.now(UTC)
         own = await secret_rows.usable(tx, caller.user_id, now)
         user = await user_rows.get(tx, caller.user_id) if self._falls_back else None
         system = await secret_rows.usable(tx, SYSTEM_OWNER_ID, now) if user is not None and user.fallback_allowed else ()
-        return _Keys(own, system)
+        return Keys(own, system)
 
     async def _shown(self, tx: AsyncConnection, caller: Caller, key: str) -> ProviderView:
         seen = await self._seen(tx, caller)
-        return _view(seen, seen.find(key), await self._keys(tx, caller))
+        return view_of(seen, seen.find(key), await self._keys(tx, caller))
 
     def _made(self, new: NewProvider, owner: Owner) -> Provider:
         """A new provider, checked. Raises ``Invalid``."""
@@ -315,7 +224,7 @@ class Providers:
         return made
 
     async def _change(
-        self, tx: AsyncConnection, caller: Caller, seen: _Seen, provider: Provider, changed: Mapping[str, Any]
+        self, tx: AsyncConnection, caller: Caller, seen: Seen, provider: Provider, changed: Mapping[str, Any]
     ) -> None:
         """Write what differs of a provider's own fields."""
         policy.require(caller, Scope.PROVIDERS_WRITE)
@@ -339,7 +248,7 @@ class Providers:
             fields.check()
             after = custom(provider.name, **new, models=(), owner_id=owner.id)
         check_base_url(self._policy, after.base_url, admin_defined=owner == SYSTEM_OWNER)
-        columns = _columns(after) | {"updated_at": now}
+        columns = columns_of(after) | {"updated_at": now}
         if row is None:
             columns |= {"id": uuid4(), "owner_id": owner.id, "name": provider.name, "is_predefined": True, "created_at": now}
             await rows.insert(tx, columns)
@@ -364,7 +273,7 @@ class Providers:
         return SYSTEM_OWNER
 
     async def _set_models(
-        self, tx: AsyncConnection, caller: Caller, seen: _Seen, provider: Provider, wanted: Iterable[str]
+        self, tx: AsyncConnection, caller: Caller, seen: Seen, provider: Provider, wanted: Iterable[str]
     ) -> None:
         """Let the owner's added models be the wanted ones that the provider does not have without them."""
         if caller.scopes.isdisjoint({Scope.PROVIDERS_WRITE, Scope.MODELS_WRITE}):
@@ -385,14 +294,14 @@ class Providers:
         subject = provider.name if row is None else str(row.id)
         await self._note(tx, caller, "provider.set_models", (subject, owner), name=provider.name, models=str(len(names)))
 
-    async def _put_key(
-        self, tx: AsyncConnection, caller: Caller, name: str, api_key: SecretBytes | None, *, save_anyway: bool
-    ) -> None:
-        """Store the caller's own key; a blank one says: as it is."""
+    async def _put_key(self, tx: AsyncConnection, caller: Caller, name: str, given: Mapping[str, Any]) -> None:
+        """Store the caller's own key; a blank one says: as it is. Who names the address too has confirmed it."""
+        api_key: SecretBytes | None = given.get("api_key")
         if api_key is None or not api_key.reveal().strip():
             return
         policy.require(caller, Scope.SECRETS_WRITE)
-        await self._secrets.put_default(tx, caller, name, api_key, save_anyway=save_anyway)
+        anyway = bool(given.get("save_anyway", False))
+        await self._secrets.put_default(tx, caller, name, api_key, save_anyway=anyway, rebind="base_url" in given)
 
     async def _note(self, tx: AsyncConnection, caller: Caller, action: str, subject: tuple[str, Owner], **detail: str) -> None:
         subject_id, owner = subject
@@ -406,49 +315,6 @@ class Providers:
         owner = SYSTEM_OWNER if owner_id == SYSTEM_OWNER_ID else Owner(OwnerKind.USER, owner_id)
         await management.record(self._db, tx, ManagementRecord(action, caller, model_id, owner=owner, detail=(("name", name),)))
         await changes.note(self._db, tx, "model", model_id, None if owner == SYSTEM_OWNER else owner_id)
-
-
-def _view(seen: _Seen, provider: Provider, keys: _Keys) -> ProviderView:
-    auth = provider.apis[provider.test.dialect].auth
-    return ProviderView(
-        id=provider.name if provider.is_predefined else str(seen.row_of(provider).id),
-        name=provider.name,
-        display_name=provider.display_name,
-        base_url=provider.base_url,
-        is_predefined=provider.is_predefined,
-        owner_kind=OwnerKind.SYSTEM if provider.owner_id in {None, SYSTEM_OWNER_ID} else OwnerKind.USER,
-        has_api_key=keys.serve(provider),
-        auth_style=auth.style,
-        auth_header=auth.header,
-        secret_type=provider.secret_type,
-        models=tuple(model.name for model in provider.models),
-        keys_url=provider.keys_url,
-        docs_url=provider.docs_url,
-    )
-
-
-def _model_views(seen: _Seen, provider: Provider) -> Iterable[ModelView]:
-    added = {row.name: str(row.id) for row in seen.models if row.provider == provider.name}
-    return (
-        ModelView(
-            added.get(model.name, f"{provider.name}/{model.name}"),
-            provider.name,
-            model.name,
-            model.display_name,
-            is_predefined=model.name not in added,
-        )
-        for model in provider.models
-    )
-
-
-def _columns(provider: Provider) -> dict[str, Any]:
-    auth = provider.apis[provider.test.dialect].auth
-    return {
-        "display_name": provider.display_name,
-        "base_url": provider.base_url,
-        "auth_style": auth.style,
-        "auth_header": auth.header,
-    }
 
 
 def _model_rows(owner_id: UUID, provider_name: str, names: Iterable[str], now: datetime) -> list[dict[str, Any]]:
@@ -486,7 +352,7 @@ def _check_count(count: int) -> None:
 
 def _differences(provider: Provider, given: Mapping[str, Any]) -> dict[str, Any]:
     """What of a provider's own fields is to become another; clients send back what they got."""
-    view = _columns(provider) | {"name": provider.name}
+    view = columns_of(provider) | {"name": provider.name}
     changed = {name: given[name] for name in view.keys() & given.keys() if given[name] != view[name]}
     if changed.get("base_url", "").rstrip("/") == provider.base_url:
         del changed["base_url"]

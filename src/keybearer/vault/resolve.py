@@ -131,7 +131,7 @@ def _problem(row: Any, call: _Call) -> KeybearerError | None:
         )
     if row.allowed_tokens is not None and call.token_id not in row.allowed_tokens:
         return KeyUnusable(f"{named} may not be used with this access token.", hint=look)
-    if row.allowed_models is not None and call.model not in row.allowed_models:
+    if row.allowed_models is not None and not {call.model, f"{row.provider}/{call.model}"} & set(row.allowed_models):
         wanted = "this model" if call.model else "calls that name no model"
         return ModelNotAllowed(f"{named} is not allowed for {wanted}.", hint=look)
     try:

@@ -21,7 +21,7 @@ from keybearer.access import policy
 from keybearer.access.attempts import attempt, taken
 from keybearer.access.fields import has_control
 from keybearer.audit import management
-from keybearer.catalog import Catalog, Provider
+from keybearer.catalog import Catalog
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import (
     SYSTEM_OWNER,
@@ -205,16 +205,20 @@ class Secrets:
         return True
 
     async def put_default(
-        self, tx: AsyncConnection, caller: Caller, provider: str, value: SecretBytes, *, save_anyway: bool = False
+        self, tx: AsyncConnection, caller: Caller, provider: str, value: SecretBytes, *, save_anyway: bool, rebind: bool
     ) -> Secret:
-        """Store the caller's own secret named ``default``, within the transaction of what it is stored for."""
+        """Store the caller's own secret named ``default``, within the transaction of what it is stored for.
+
+        ``rebind``: the caller has named the provider's address along with the value, which is bound to it.
+        """
         known = provider_named(await registry.load(tx, self._catalog, caller.user_id), provider)
         found = await rows.named(tx, caller.user_id, provider, known.secret_type.value, DEFAULT_NAME)
         if found is None:
             new = NewSecret(provider, value, save_anyway=save_anyway)
             return await self._insert(tx, caller, Owner(OwnerKind.USER, caller.user_id), new)
         row = await self._own(tx, caller, found)
-        return await self._update(tx, caller, row, {"value": value, "is_active": True, "save_anyway": save_anyway})
+        fields = {"value": value, "is_active": True, "save_anyway": save_anyway}
+        return await self._update(tx, caller, row, fields, rebind=rebind)
 
     async def _insert(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret) -> Secret:
         now = datetime.now(UTC)
@@ -240,37 +244,38 @@ class Secrets:
         await self._note(tx, caller, "secret.create", row, provider=new.provider, name=draft.columns["name"])
         return secret_of(row)
 
-    async def _update(self, tx: AsyncConnection, caller: Caller, row: Any, fields: Mapping[str, Any]) -> Secret:
+    async def _update(
+        self, tx: AsyncConnection, caller: Caller, row: Any, fields: Mapping[str, Any], *, rebind: bool = False
+    ) -> Secret:
         now = datetime.now(UTC)
         known = (await registry.load(tx, self._catalog, row.owner_id)).providers.get(row.provider)
         change = checked_changes(known, self._catalog, row, fields, now)
         columns = change.columns | {"updated_at": now}
         if change.value is not None:
-            columns |= await self._new_version(tx, row, known, change.value, columns)
+            egress, fetchable = await self._proved(tx, row, egress_for(known), rebind=rebind)
+            columns = {"fetchable": fetchable} | columns | {"egress": list(egress), "version": row.version + 1}
+            columns |= {"state": "ok", "state_reason": ""}
+            bound = binding(row.id, columns["version"], egress, fetchable=columns["fetchable"])
+            await rows.replace_versions(tx, await self._sealer.seal(tx, row.owner_id, bound, change.value, now))
         elif columns.get("fetchable", row.fetchable) != row.fetchable:
             await self._reseal(tx, row, await self._sealer.open(tx, row), egress_of(row), fetchable=columns["fetchable"])
         await rows.update(tx, row.owner_id, row.id, columns)
         await self._note(tx, caller, "secret.update", row, fields=" ".join(change.fields))
         return await self._shown(tx, row)
 
-    async def _new_version(
-        self, tx: AsyncConnection, row: Any, known: Provider | None, value: SecretBytes, columns: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Seal a new value in the place of the old one, which nothing can bring back.
+    async def _proved(
+        self, tx: AsyncConnection, row: Any, now_at: tuple[str, ...], *, rebind: bool
+    ) -> tuple[tuple[str, ...], bool]:
+        """Egress set and fetchability for a new value: those that the owner agreed to, once the old value has proved them.
 
-        It keeps the hosts that the owner agreed to, once the old value has proved them: a row edited in the database must not
-        get an edited egress set sealed. Where it does not open, the value is bound as a new secret's would be.
+        A row edited in the database must not get an edited egress set sealed. Where the old value does not open, and where the
+        owner has just named the address, the new one is bound to where the provider is now.
         """
         try:
             await self._sealer.open(tx, row)
-            egress, fetchable = egress_of(row), bool(row.fetchable)
         except Unreadable:
-            egress, fetchable = egress_for(known), False
-        fetchable = columns.get("fetchable", fetchable)
-        version = row.version + 1
-        bound = binding(row.id, version, egress, fetchable=fetchable)
-        await rows.replace_versions(tx, await self._sealer.seal(tx, row.owner_id, bound, value, columns["updated_at"]))
-        return {"version": version, "egress": list(egress), "fetchable": fetchable, "state": "ok", "state_reason": ""}
+            return now_at, False
+        return now_at if rebind else egress_of(row), bool(row.fetchable)
 
     async def _reseal(
         self, tx: AsyncConnection, row: Any, value: SecretBytes, egress: tuple[str, ...], *, fetchable: bool

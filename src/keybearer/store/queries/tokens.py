@@ -25,9 +25,11 @@ async def of_user(tx: AsyncConnection, user_id: UUID) -> Sequence[Row]:
     return (await tx.execute(query.order_by(access_token.c.created_at.desc(), access_token.c.id))).all()
 
 
-async def get(tx: AsyncConnection, user_id: UUID, token_id: str, *, lock: bool = False) -> Row | None:
-    """One of a person's tokens; with ``lock``, no other transaction changes it until this one ends."""
-    query = sa.select(access_token).where(access_token.c.id == token_id, access_token.c.user_id == user_id)
+async def get(tx: AsyncConnection, user_id: UUID | None, token_id: str, *, lock: bool = False) -> Row | None:
+    """One of a person's tokens (``None``: of anybody's); with ``lock``, no other transaction changes it until this one ends."""
+    query = sa.select(access_token).where(access_token.c.id == token_id)
+    if user_id is not None:
+        query = query.where(access_token.c.user_id == user_id)
     return (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
 
 
