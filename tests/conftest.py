@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from tests.support.mocking import mock_provider as mock_provider  # noqa: PLC0414 - a fixture for all tests
 from tests.support.postgresql import Server, shared_server
 from tests.support.tamper import Tamper, tamper_with
 

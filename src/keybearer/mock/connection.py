@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
 
     def _start(self, request: Request, exchange: Exchange) -> None:
         record = self._site.record
-        self._recorded = record.add(request, exchange) if record.is_on else None
+        self._recorded = record.add(request, exchange) if record.is_on and exchange.is_recorded else None
         self._play(exchange.script)
 
     def _play(self, played: Script) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from keybearer.mock.routes import Route
 from keybearer.mock.wire import ProviderError, Request
 
-_HEADERS = {"openai": "authorization", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
+# Anthropic takes its API keys in either: its documentation says x-api-key, its SDK 2.x sends them as Bearer.
+_HEADERS = {"openai": ("authorization",), "anthropic": ("x-api-key", "authorization"), "gemini": ("x-goog-api-key",)}
 _CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
 _MARK = "kbtest-"
 _SHORTEST_SHOWN = 12
@@ -19,19 +20,19 @@ def check(route: Route, request: Request, keys: Mapping[str, frozenset[str]]) ->
     Raises ``ProviderError`` for a key that is missing, unknown, sent twice, or in a header or query of another dialect.
     """
     own = _HEADERS[route.dialect]
-    misplaced = [name for name, _ in request.headers if name in _CREDENTIAL_HEADERS and name != own]
+    misplaced = [name for name, _ in request.headers if name in _CREDENTIAL_HEADERS and name not in own]
     if misplaced or "key" in route.query:
         where = misplaced[0] if misplaced else "the query"
-        raise ProviderError(401, f"Request had a credential in {where}; this provider expects it in {own}.", "key_misplaced")
-    sent = [value for name, value in request.headers if name == own]
+        raise ProviderError(401, f"Request had a credential in {where}; this provider expects it in {own[0]}.", "key_misplaced")
+    sent = [(name, value) for name, value in request.headers if name in own]
     if not sent:
         if route.provider == "openrouter" and route.name == "models":
             return ""  # OpenRouter lists its models to everybody
         missing = "Method doesn't allow unregistered callers (callers without established identity)."
-        message = missing if route.dialect == "gemini" else f"You didn't provide an API key. Send it in the header {own}."
+        message = missing if route.dialect == "gemini" else f"You didn't provide an API key. Send it in the header {own[0]}."
         raise ProviderError(403 if route.dialect == "gemini" else 401, message, "key_missing")
-    key = sent[0]
-    if own == "authorization":
+    name, key = sent[0]
+    if name == "authorization":
         scheme, _, key = key.partition(" ")
         if scheme.lower() != "bearer":
             raise ProviderError(401, "You must send your API key as 'Authorization: Bearer KEY'.", "key_misplaced")

@@ -14,10 +14,10 @@ from keybearer.mock.reply import CREATED
 from keybearer.mock.wire import Answer, Call, ProviderError, json_answer
 
 MODELS: dict[str, tuple[str, ...]] = {
-    "openai": ("gpt-4o-mini", "gpt-4o", "gpt-4.1", "text-embedding-3-small", "omni-moderation-latest", "mock"),
-    "anthropic": ("claude-sonnet-4-5", "claude-haiku-4-5", "claude-opus-4-1", "mock"),
-    "gemini": ("gemini-2.5-flash", "gemini-2.5-pro", "gemini-embedding-001", "mock"),
-    "xai": ("grok-4", "grok-3-mini", "mock"),
+    "openai": ("gpt-5-mini", "gpt-4.1", "gpt-4o-mini", "text-embedding-3-small", "omni-moderation-latest", "mock"),
+    "anthropic": ("claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-4-5", "mock"),
+    "gemini": ("gemini-3.8-flash", "gemini-2.5-pro", "gemini-2.5-flash", "gemini-embedding-001", "mock"),
+    "xai": ("grok-4.7", "grok-4-fast-reasoning", "mock"),
     "openrouter": ("openai/gpt-4o-mini", "anthropic/claude-sonnet-4.5", "mock/mock"),
 }
 """The listed models. Calls work with any model's name."""

@@ -49,9 +49,7 @@ class RequestParser:
             return []
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._break(400, "upgrades are not spoken here")
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
             self._break(400, f"malformed HTTP: {error}")
         events, self._events = self._events, []
         return events
@@ -116,6 +114,8 @@ class RequestParser:
         encodings = [value.strip().lower() for name, value in self._headers if name == "transfer-encoding"]
         if version not in {"1.0", "1.1"}:
             return 505, "HTTP/1.0 and HTTP/1.1 are spoken here"
+        if self._parser.should_upgrade():
+            return 400, "upgrades are not spoken here"
         if names.count("host") > 1 or (version == "1.1" and "host" not in names):
             return 400, "exactly one Host header is needed"
         if names.count("content-length") > 1:

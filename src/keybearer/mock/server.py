@@ -108,4 +108,4 @@ def _own(request: Request, record: Record) -> Exchange:
         said = json_answer({"redirected": True})
     else:
         said = json_answer({"error": {"message": f"no {request.method} {path} here"}}, 404)
-    return Exchange(script(said, request), said.status, provider="_mock", is_constant=False)
+    return Exchange(script(said, request), said.status, provider="_mock", is_constant=False, is_recorded=path == REDIRECTED)

@@ -15,6 +15,7 @@ from keybearer.mock import keys, refusal, routes
 from keybearer.mock.behaviour import PLAIN, Behaviour, BehaviourError
 from keybearer.mock.wire import Answer, Call, Exchange, ProviderError, Request, json_answer, script
 
+_OPTIONAL_MODELS = {"moderations": "omni-moderation-latest"}
 REDIRECTED = "/_mock/redirected"
 
 
@@ -76,7 +77,7 @@ def _understood(call: Call, route: routes.Route, options: Options) -> Call:
     document = _document(call.request) if route.takes_body else {}
     model = call.model
     if route.takes_body and not model:
-        named = document.get("model")
+        named = document.get("model", _OPTIONAL_MODELS.get(route.name))
         if not isinstance(named, str) or not named:
             raise ProviderError(400, "you must provide a model parameter")
         model = named

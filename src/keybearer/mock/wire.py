@@ -114,6 +114,7 @@ class Exchange:
     model: str = ""
     is_constant: bool = True
     """Whether the same request bytes always get this exchange."""
+    is_recorded: bool = True
 
 
 def json_answer(document: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
