@@ -14,7 +14,6 @@ PARAMETERS, PARAMETERS_GATEWAY = 8, 6
 
 # Named boundaries where a broad except is right; each logs or translates. Path → why.
 BROAD_EXCEPT_ALLOWED: dict[str, str] = {
-    "src/keybearer/audit/ship.py": "the shipping loop goes on; entries stay in the journal meanwhile, the failure is logged once",
     "src/keybearer/store/changes.py": "the poll loop goes on; trust lapses meanwhile, the failure is logged once",
 }
 

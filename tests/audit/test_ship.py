@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from audit_samples import add_person, outcome, rows
+from tests.audit.audit_samples import add_person, outcome, rows
 
 from keybearer.audit.journal import Journal
 from keybearer.audit.ship import Shipper
@@ -31,7 +31,7 @@ async def test_a_use_and_its_outcome_become_audit_and_usage_records(database: Da
     (token,) = await rows(database, schema.access_token)
     assert token.last_used_at == usage["r2"].at
     await journal.close()
-    await shipper.stop()
+    await shipper.ship_once()
     (writer,) = await rows(database, schema.audit_writer, schema.audit_writer.c.id == journal.writer)
     assert writer.closed_at is not None
     assert writer.shipped_seq == 5

@@ -15,9 +15,9 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 from uuid import UUID, uuid4
@@ -37,7 +37,7 @@ from keybearer.audit.lines import (
     use_line,
 )
 from keybearer.domain import OutcomeRecord, UseRecord
-from keybearer.errors import JournalFailed
+from keybearer.errors import JournalFailed, KeybearerError
 from keybearer.store.db import Database
 
 Durability = Literal["journal", "fsync", "database"]
@@ -48,6 +48,8 @@ RETRY_AFTER = 1.0
 """Seconds between attempts to write outcomes to a journal that fails."""
 DURABLE_WITHIN = 10.0
 """Seconds until a use that is not yet durable is refused."""
+COMMIT_AGAIN = 0.1
+"""Seconds between attempts to commit while somebody waits."""
 SEGMENT_BYTES = 16 * 2**20
 PENDING_BYTES = 8 * 2**20
 """Outcomes kept for a journal that fails; beyond, they are dropped and counted (and shown as unknown)."""
@@ -69,8 +71,8 @@ class Journal:
         self.durability: Durability = durability
         self.needs_wait = durability != "journal"
         """Whether a use must be awaited with ``durable`` before the key leaves."""
-        self.wanted = asyncio.Event()
-        """Set when somebody waits for the database: the shipper's call to work."""
+        self.commit: Callable[[], Awaitable[object]] | None = None
+        """Set by the shipper: moves what is written to the database."""
         self.failures = 0
         """Uses refused because they could not be written."""
         self.dropped = 0
@@ -100,7 +102,7 @@ class Journal:
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._retired: list[int] = []
         """Descriptors of full segments, to be synced and closed."""
-        self._syncing: asyncio.Task[None] | None = None
+        self._securing: asyncio.Task[None] | None = None
         self._executor = ThreadPoolExecutor(1, "journal-sync")
 
     @classmethod
@@ -157,10 +159,8 @@ class Journal:
             raise JournalFailed(self._lost)
         waiter = self._loop.create_future()
         self._waiters.append((seq, waiter))
-        if self.durability == "database":
-            self.wanted.set()
-        elif self._syncing is None:
-            self._syncing = asyncio.create_task(self._sync_waiting())
+        if self._securing is None:
+            self._securing = asyncio.create_task(self._secure())
         try:
             async with asyncio.timeout(DURABLE_WITHIN):
                 await waiter
@@ -187,8 +187,10 @@ class Journal:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._syncing is not None:
-            await self._syncing
+        if self.durability == "database":
+            self._fail_waiters(JournalFailed("The journal is closed."))
+        if self._securing is not None:
+            await self._securing
         retired, self._retired = [*self._retired, *([self._descriptor] if self._descriptor >= 0 else [])], []
         try:
             await self._loop.run_in_executor(self._executor, _sync, self.path, retired, None)
@@ -298,20 +300,38 @@ class Journal:
 
     # --- durability
 
-    async def _sync_waiting(self) -> None:
+    async def _secure(self) -> None:
         """Group commit: one sync for all that were written before it began, as long as somebody waits."""
         try:
             while self._waiters and self._lost is None:
-                target, descriptor = self._written, self._descriptor
-                retired, self._retired = self._retired, []
-                await self._loop.run_in_executor(self._executor, _sync, self.path, retired, descriptor)
-                self._settle(target)
+                if self.durability == "fsync":
+                    await self._sync()
+                else:
+                    await self._commit()
+        finally:
+            self._securing = None
+
+    async def _sync(self) -> None:
+        target, descriptor = self._written, self._descriptor
+        retired, self._retired = self._retired, []
+        try:
+            await self._loop.run_in_executor(self._executor, _sync, self.path, retired, descriptor)
         except OSError as error:
             self._lost = f"The journal could not be synced ({_reason(error)}); the server must be restarted."
             _log.critical("audit.journal_lost", writer=str(self.writer), reason=_reason(error))
             self._fail_waiters(JournalFailed(self._lost))
-        finally:
-            self._syncing = None
+        else:
+            self._settle(target)
+
+    async def _commit(self) -> None:
+        """Have the shipper commit; it says how far it came. Where it cannot, those who wait give up after their time."""
+        before = self._durable
+        if self.commit is not None:
+            with suppress(KeybearerError, OSError):  # the job that ships all the time logs it
+                await self.commit()
+        self._waiters = [item for item in self._waiters if not item[1].done()]
+        if self._waiters and self._durable == before:
+            await asyncio.sleep(COMMIT_AGAIN)
 
     def _settle(self, seq: int) -> None:
         self._durable = max(self._durable, seq)

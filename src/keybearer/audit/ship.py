@@ -28,7 +28,7 @@ from keybearer.audit.journal import Journal
 from keybearer.audit.lines import GENESIS, Entry, LineError
 from keybearer.audit.segments import Broken, Tail
 from keybearer.domain import ManagementRecord
-from keybearer.errors import Conflict, KeybearerError
+from keybearer.errors import Conflict
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import audit as queries
 from keybearer.store.queries import usage as usage_queries
@@ -39,6 +39,8 @@ SLICE = 50
 """Entries handled before others get their turn on the event loop: about half a millisecond."""
 KEEP = 7 * 86400.0
 """Seconds for which shipped segments are kept."""
+LOOK_AGAIN = 60.0
+"""Seconds until a journal that is done with is looked at again."""
 
 _log = structlog.get_logger(__name__)
 
@@ -84,96 +86,48 @@ class Shipper:
     fit the database; ``shipped`` counts entries.
     """
 
-    def __init__(
-        self, db: Database, directory: Path, journal: Journal | None, *, interval: float = 1.0, keep: float | None = KEEP
-    ) -> None:
+    def __init__(self, db: Database, directory: Path, journal: Journal | None, *, keep: float | None = KEEP) -> None:
         self.alarms = 0
         self.shipped = 0
         self._db = db
         self._directory = directory
         self._journal = journal
-        self._interval = interval
         self._keep = keep
         self._own: _Stream | None = None
-        self._turn = asyncio.Lock()
-        self._done: set[UUID] = set()
-        """Dead writers of which everything is in the database."""
+        self._turn, self._own_turn = asyncio.Lock(), asyncio.Lock()
+        self._done: dict[UUID, float] = {}
+        """Dead writers of which everything is in the database, and when to look whether their files may go."""
         self._quarantined: set[UUID] = set()
-        self._task: asyncio.Task[None] | None = None
-        self._ailing = False
+        if journal is not None:
+            journal.commit = self.ship_own
 
     async def ship_once(self) -> int:
         """Ship all there is; return the number of entries. Raises ``Unavailable`` where the database does not answer."""
+        shipped = await self.ship_own()
         async with self._turn:
-            shipped = await self._ship_own()
             for writer, path in segments.journals(self._directory).items():
                 if writer not in self._quarantined and (self._journal is None or writer != self._journal.writer):
                     shipped += await self._ship_dead(writer, path)
-            return shipped
+        return shipped
 
-    def start(self) -> None:
-        """Ship in the background until ``stop``."""
-        self._task = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """Ship what is left (close the journal first) and stop. What cannot be shipped now, the next process will."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-        try:
-            async with asyncio.timeout(5):
-                await self.ship_once()
-        except (KeybearerError, TimeoutError, OSError) as error:
-            _log.warning("audit.left_to_ship", reason=str(error))
-
-    async def _run(self) -> None:
-        due = 0.0
-        while True:
-            try:
-                if time.monotonic() >= due:
-                    due = time.monotonic() + self._interval
-                    await self.ship_once()
-                else:
-                    async with self._turn:
-                        await self._ship_own()
-                self._ailing = False
-            except Exception as error:  # noqa: BLE001  # the loop must outlive any error; the entries stay in the journal
-                if not self._ailing:
-                    self._ailing = True
-                    _log.warning("audit.not_shipped", reason=str(error), exc_info=not isinstance(error, KeybearerError))
-                await asyncio.sleep(self._interval)
-            await self._pause(due)
-
-    async def _pause(self, due: float) -> None:
-        """Until the next round, or until somebody waits for the database."""
-        delay = max(0.0, due - time.monotonic())
-        if self._journal is None:
-            await asyncio.sleep(delay)
-            return
-        try:
-            async with asyncio.timeout(delay):
-                await self._journal.wanted.wait()
-        except TimeoutError:
-            pass
-        self._journal.wanted.clear()
-
-    # --- one journal
-
-    async def _ship_own(self) -> int:
+    async def ship_own(self) -> int:
+        """Ship this process's journal alone; return the number of entries. Raises ``Unavailable``."""
         journal = self._journal
         if journal is None or journal.writer in self._quarantined:
             return 0
-        if self._own is None:
-            self._own = _Stream(journal.writer, journal.path)
-        shipped = await self._pump(self._own)
-        if shipped and self._keep is not None:
-            self._prune(journal.path, self._own.tail.seq, self._keep)
+        async with self._own_turn:
+            if self._own is None:
+                self._own = _Stream(journal.writer, journal.path)
+            shipped = await self._pump(self._own)
+            if shipped and self._keep is not None:
+                self._prune(journal.path, self._own.tail.seq, self._keep)
         return shipped
+
+    # --- one journal
 
     async def _ship_dead(self, writer: UUID, path: Path) -> int:
         """Ship the rest of a dead writer's journal; mark the writer closed by its own word, or lost after its last entry."""
-        if writer in self._done and self._keep is None:
+        if time.monotonic() < self._done.get(writer, 0.0):
             return 0
         lock = segments.seize(path)
         if lock is None:
@@ -184,7 +138,7 @@ class Shipper:
             if row is None:
                 return await self._meet_stranger(writer, path)
             if row.closed_at is not None:
-                self._done.add(writer)
+                self._done[writer] = time.monotonic() + LOOK_AGAIN
                 if self._keep is not None and _is_older(path, self._keep):
                     segments.remove(path)
                 return 0

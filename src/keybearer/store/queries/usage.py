@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.store.queries import cursors
-from keybearer.store.schema import access_token, secret, usage_record
+from keybearer.store.schema import access_token, audit_record, secret, usage_record
 
 GroupBy = Literal["day", "provider", "model", "secret", "user", "token", "workflow"]
 
@@ -33,7 +33,7 @@ _OF_USE = (
     "workflow",
     "node",
 )
-_OF_OUTCOME = (
+OUTCOME_COLUMNS = (
     "outcome",
     "status",
     "duration_ms",
@@ -122,7 +122,7 @@ async def put_uses(tx: AsyncConnection, rows: Sequence[UsageRecord]) -> None:
     statement = insert(usage_record)
     statement = statement.on_conflict_do_update(
         index_elements=[usage_record.c.request_id],
-        set_={name: statement.excluded[name] for name in (*_OF_USE, *_OF_OUTCOME)},
+        set_={name: statement.excluded[name] for name in (*_OF_USE, *OUTCOME_COLUMNS)},
         # Request ids are the server's own and unique; if they ever were not, nobody may write over another's record.
         where=usage_record.c.user_id == statement.excluded.user_id,
     )
@@ -134,7 +134,7 @@ async def put_outcomes(tx: AsyncConnection, outcomes: Mapping[str, Mapping[str, 
     statement = (
         sa.update(usage_record)
         .where(usage_record.c.request_id == sa.bindparam("of_request"))
-        .values({name: sa.bindparam(name) for name in _OF_OUTCOME})
+        .values({name: sa.bindparam(name) for name in OUTCOME_COLUMNS})
     )
     await tx.execute(statement, [{"of_request": request_id, **values} for request_id, values in outcomes.items()])
 
@@ -198,6 +198,15 @@ async def by_request(tx: AsyncConnection, request_ids: Sequence[str]) -> dict[st
     return {row.request_id: UsageRecord(**row._mapping) for row in rows}  # noqa: SLF001  # SQLAlchemy's public name for it
 
 
+async def unaccounted(tx: AsyncConnection, limit: int) -> list[str]:
+    """Return the ids of requests whose usage is recorded, but no use."""
+    use = sa.select(audit_record.c.seq).where(
+        audit_record.c.request_id == usage_record.c.request_id, audit_record.c.kind == "use"
+    )
+    rows = await tx.execute(sa.select(usage_record.c.request_id).where(~use.exists()).limit(limit))
+    return [row.request_id for row in rows]
+
+
 async def records(
     tx: AsyncConnection, wanted: Filter, cursor: str | None = None, limit: int = 50
 ) -> tuple[list[UsageRecord], str | None]:
@@ -229,7 +238,7 @@ async def summary(tx: AsyncConnection, wanted: Filter, group_by: Sequence[GroupB
     conditions = _conditions(wanted)
     if wanted.seen_by is not None:
         conditions.append(sa.or_(c.user_id == wanted.seen_by, c.owner_id == wanted.seen_by))
-    totals = [sa.func.coalesce(sa.func.sum(c[name]), 0) for name in _OF_OUTCOME[4:]]
+    totals = [sa.func.coalesce(sa.func.sum(c[name]), 0) for name in OUTCOME_COLUMNS[4:]]
     query = (
         sa.select(
             *groups,
