@@ -1,0 +1,193 @@
+"""What an entry looks like, whatever text clients and providers put into it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tests.audit.audit_samples import outcome, person
+
+from keybearer.audit import lines
+from keybearer.audit.lines import GENESIS, Entry, LineError
+from keybearer.audit.segments import Broken, Tail
+from keybearer.domain import Caller, Client, ManagementRecord, Role, Usage
+
+WRITER = UUID("5bb87d26-36a6-4f3b-b3a6-2a3d8b1d7f01")
+VECTORS = Path(__file__).parent / "vectors"
+
+HOSTILE = st.one_of(
+    st.text(max_size=700),
+    st.text(alphabet=st.characters(categories=["Cc", "Cf", "Cs", "Zl", "Zp", "Co"]), max_size=300),
+    st.sampled_from(['"}\n{"w":"', "\x00", "\u2028", "\udcff", "\x9b2J", "\u202e", "\\", "a" * 201, "💥" * 300, "\r\n" * 400]),
+)
+
+
+def entry_of(line: bytes) -> bytes:
+    return lines.next_entry(lines.entry_head(WRITER), 1, os.urandom(16), GENESIS, line)[1]
+
+
+@given(model=HOSTILE, workflow=HOSTILE, node=HOSTILE, agent=HOSTILE, operation=HOSTILE)
+@example(model="\ud800", workflow="", node="", agent="", operation="")
+def test_hostile_text_in_a_use_neither_breaks_nor_forges_a_line(
+    model: str, workflow: str, node: str, agent: str, operation: str
+) -> None:
+    use = person().use("r1", model=model, workflow=workflow, node=node, operation=operation, client=Client("::1", agent))
+    raw = entry_of(lines.use_line(use))
+    assert raw.count(b"\n") == 1
+    entry = lines.parse(raw[:-1])
+    lines.check(entry, GENESIS)
+    assert lines.kind_of(entry.line) == "use"
+    back = lines.decode_use(entry.line)
+    assert (back.user_id, back.secret_id, back.request_id, back.owner) == (use.user_id, use.secret_id, "r1", use.owner)
+    shown = {"model": (back.model, 200), "workflow": (back.workflow, 200), "node": (back.node, 200)}
+    shown |= {"operation": (back.operation, 40), "agent": (back.client.user_agent, 256)}
+    for text, width in shown.values():
+        assert text.isprintable()
+        assert len(text) <= width or len(f"{model}{workflow}{node}{agent}openai{operation}") <= 200
+
+
+@given(text=HOSTILE)
+def test_printable_text_of_ordinary_length_is_kept_as_it_is(text: str) -> None:
+    cleaned = lines.clean(text, 200)
+    assert cleaned.isprintable()
+    assert len(cleaned) <= 200
+    assert (cleaned == text) == (text.isprintable() and len(text) <= 200)
+
+
+def test_what_is_not_printable_is_shown_as_an_escape_and_what_is_cut_ends_in_an_ellipsis() -> None:
+    assert lines.clean("a\x1b[31m\u202e\n\x00é", 64) == r"a\x1b[31m\u202e\n\x00é"
+    assert lines.clean("x" * 65, 64) == "x" * 63 + "…"
+
+
+@given(model=HOSTILE, name=HOSTILE, tokens=st.integers(), ms=st.floats())
+@example(model="\ud800", name="ok", tokens=2**64, ms=math.nan)
+def test_a_providers_words_and_figures_make_a_line_that_reads_back(model: str, name: str, tokens: int, ms: float) -> None:
+    ended = outcome("r1", outcome=name, duration_ms=ms, usage=Usage(tokens, model=model))
+    entry = lines.parse(entry_of(lines.outcome_line(ended))[:-1])
+    back = lines.decode_outcome(entry.line)
+    assert back.usage.model is not None
+    assert back.usage.model.isprintable()
+    assert back.outcome.isprintable()
+    assert lines.facts(entry.line, lambda _: None).outcome == back.outcome[:40]
+
+
+@given(subject=HOSTILE, name=HOSTILE, value=HOSTILE, agent=HOSTILE)
+def test_a_management_line_carries_what_people_typed_in_bounds(subject: str, name: str, value: str, agent: str) -> None:
+    caller = Caller(uuid4(), Role.MEMBER, frozenset(), client=Client("127.0.0.1", agent))
+    record = ManagementRecord("secret.create", caller, subject, detail=((name, value), *(((f"f{n}", "x")) for n in range(100))))
+    managed = lines.decode_manage(lines.manage_line(record, 1.0))
+    assert managed.subject.isprintable()
+    assert managed.client is not None
+    assert managed.client.user_agent == lines.clean(agent, 256)
+    assert managed.detail[lines.clean(name, 64)] == lines.clean(value, 200) or name.startswith("f")
+    assert len(managed.detail) <= 32
+
+
+def test_only_the_one_spelling_of_an_entry_is_read() -> None:
+    raw = entry_of(lines.close_line(1.5))[:-1]
+    lines.parse(raw)
+    as_json = json.loads(raw)
+    for other in (
+        json.dumps(as_json).encode(),  # spaces
+        raw.replace(b'"n":1', b'"n":01'),
+        raw.replace(b'"n":1', b'"n":1,"n":1'),
+        raw.replace(b'"n":1', b'"n":-1'),
+        raw.upper().replace(b'"W"', b'"w"'),
+        raw.replace(b'{"w"', b'{"z":0,"w"'),
+        raw + b" ",
+        raw[:-1],
+        b"",
+        b"\0" * len(raw),
+        b"[" * 100_000,
+        raw.replace(b'"kind":"close"', b'"kind":"clos\xff"'),
+    ):
+        with pytest.raises(LineError):
+            lines.parse(other)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}", b'{"kind":"us"}', b'{"kind":"use","at":1}', b'{"kind":"close","at":1e300}', b'{"kind":"open",}']
+)
+def test_a_line_that_does_not_say_what_its_kind_must_say_is_refused(line: bytes) -> None:
+    with pytest.raises(LineError):
+        lines.facts(line, lambda _: None)
+
+
+def test_the_format_is_frozen() -> None:
+    """A journal of version 1, byte for byte: later versions must read it as this one does."""
+    tail = Tail(VECTORS / WRITER.hex)
+    entries = tail.read(100)
+    tail.close()
+    found = [lines.facts(entry.line, lambda _: None) for entry in entries]
+    assert [(fact.kind, fact.action, fact.outcome, fact.request_id) for fact in found] == [
+        ("open", "journal.open", "ok", None),
+        ("use", "secret.use", "unknown", "req-1"),
+        ("outcome", "secret.outcome", "ok", "req-1"),
+        ("use", "secret.test", "unknown", "req-2"),
+        ("close", "journal.close", "ok", None),
+    ]
+    assert entries[-1].h.hex() == "e3b9711203d436a150ddb88997677e579ed12db53773f720a224dff1a9107114"
+    use = lines.decode_use(entries[1].line)
+    assert (use.model, use.workflow, use.node, use.streamed) == ("gpt-5-mini", "nightly ünïcode", r"node\x1b[31m", True)
+    ended = lines.decode_outcome(entries[2].line)
+    assert (ended.usage.input_tokens, ended.cost_micro_usd, ended.first_byte_ms) == (100, 1234, 3.25)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (VECTORS / "invalid").glob("*")))
+def test_broken_journals_of_the_frozen_format_are_refused(name: str, tmp_path: Path) -> None:
+    """Each is the frozen journal with one thing wrong; its name says which entry, and what."""
+    home = tmp_path / WRITER.hex
+    home.mkdir()
+    (home / f"{1:020d}.jsonl").write_bytes((VECTORS / "invalid" / name).read_bytes())
+    tail = Tail(home)
+    before = int(name.split("-", maxsplit=1)[0]) - 1
+    assert len(tail.read(before)) == before
+    with pytest.raises(Broken) as broken:
+        tail.read(1)
+    tail.close()
+    assert broken.value.seq == before + 1
+
+
+def test_every_byte_of_a_journal_is_covered(tmp_path: Path) -> None:
+    """Whatever byte is flipped, reading does not bring back the same entries without complaint."""
+    whole = (VECTORS / WRITER.hex / f"{1:020d}.jsonl").read_bytes()
+    home = tmp_path / WRITER.hex
+    home.mkdir()
+    path = home / f"{1:020d}.jsonl"
+    for position in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << (position % 8)
+        path.write_bytes(flipped)
+        assert not _reads_whole(home, whole.count(b"\n")), position
+    path.write_bytes(whole)
+    assert _reads_whole(home, whole.count(b"\n"))
+
+
+def _reads_whole(home: Path, count: int) -> bool:
+    tail = Tail(home)
+    try:
+        return len(tail.read(100)) == count and not tail.read(100) and tail.torn == 0
+    except Broken:
+        return False
+    finally:
+        tail.close()
+
+
+def test_an_entry_does_not_fit_elsewhere() -> None:
+    first = lines.parse(entry_of(lines.close_line(1.0))[:-1])
+    lines.check(first, GENESIS)
+    with pytest.raises(LineError, match="out of place"):
+        lines.check(first, bytes([1]) * 32)
+    for name in ("nonce", "line", "d"):
+        changed: Entry = replace(first, **{name: getattr(first, name)[:-1] + b"~"})
+        with pytest.raises(LineError, match="changed"):
+            lines.check(changed, GENESIS)
+    with pytest.raises(LineError, match="out of place"):
+        lines.check(replace(first, h=bytes(32)), GENESIS)
