@@ -148,7 +148,7 @@ def test_broken_journals_of_the_frozen_format_are_refused(name: str, tmp_path: P
     (home / f"{1:020d}.jsonl").write_bytes((VECTORS / "invalid" / name).read_bytes())
     tail = Tail(home)
     before = int(name.split("-", maxsplit=1)[0]) - 1
-    assert len(tail.read(before)) == before
+    assert before == 0 or len(tail.read(before)) == before
     with pytest.raises(Broken) as broken:
         tail.read(1)
     tail.close()

@@ -56,10 +56,15 @@ class _Stream:
         self.unsent: list[Entry] = []
 
     async def fill(self) -> None:
-        """Read the next entries. Raises ``Broken``."""
+        """Read the next entries. Raises ``Broken`` when those before the break have been committed."""
         self.before = self.tail.h
         while len(self.unsent) < BATCH:
-            entries = self.tail.read(SLICE)
+            try:
+                entries = self.tail.read(SLICE)
+            except Broken:
+                if not self.unsent:
+                    raise
+                return
             if not entries:
                 return
             self.unsent.extend(entries)

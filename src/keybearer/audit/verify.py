@@ -129,10 +129,8 @@ async def verify(db: Database, directory: Path) -> Report:
     """Verify the database and the journals in ``directory``. Raises ``Unavailable``, never for what it finds."""
     journals = segments.journals(directory)
     async with db.read(Actor.system()) as tx:
-        # Writers before and after: a start that is recorded in between is neither without a record nor without a writer.
         writers = await queries.writers(tx)
         told = await _told(tx)
-        known = {writer.id for writer in await queries.writers(tx)}
         unaccounted = await usage_queries.unaccounted(tx, _MOST_PROBLEMS)
     reports: list[WriterReport] = []
     problems: list[Problem] = []
@@ -145,10 +143,11 @@ async def verify(db: Database, directory: Path) -> Report:
         reports.append(await _verify_journal(db, walk, writer, journals.get(writer.id)))
         problems += walk.problems
         notes += walk.notes
+    known = {writer.id for writer in writers}
     problems += [
         Problem(management.WRITER, seq, "database", f"missing: writer {subject}, of which this entry tells")
         for subject, seq in told.opened.items()
-        if subject not in {str(writer) for writer in known}
+        if subject not in {str(writer_id) for writer_id in known}
     ]
     problems += [
         Problem(stranger, 1, "database", "missing: the writer of this journal is not registered")
@@ -192,24 +191,18 @@ async def _told(tx: AsyncConnection) -> _Told:
 
 
 async def _verify_database(db: Database, walk: _Walk, writer: Writer) -> Writer:
-    """Walk what the database has of ``writer``; return its row as it was at the end."""
+    """Walk what the database has of ``writer``; return its row as it is at the end, more having been shipped perhaps."""
     while True:
         async with db.read(Actor.system()) as tx:
             rows = await queries.chain(tx, writer.id, walk.read, _CHUNK)
-            if rows:
-                _check_chain(walk, writer, rows)
-                await _check_meaning(tx, walk, rows)
-                continue
-            now = await queries.writer(tx, writer.id)
-        if now is None or now.shipped_seq <= walk.seq:  # what was shipped while we walked is read first
-            break
-        if now.shipped_seq == writer.shipped_seq:
-            break
-        writer = now
-    writer = now or writer
+            if not rows:
+                writer = await queries.writer(tx, writer.id) or writer
+                break
+            _check_chain(walk, writer, rows)
+            await _check_meaning(tx, walk, rows)
     if (writer.shipped_seq, writer.shipped_hash) != (walk.seq, walk.h):
-        where = walk.seq + 1 if writer.shipped_seq > walk.seq else min(walk.seq, writer.shipped_seq + 1)
-        walk.blame(where, "database", f"truncated or changed: its writer's row tells of {writer.shipped_seq} entries")
+        wrong = walk.seq + 1 if writer.shipped_seq > walk.seq else max(1, min(walk.seq, writer.shipped_seq + 1))
+        walk.blame(wrong, "database", f"truncated or changed: its writer's row tells of {writer.shipped_seq} entries")
     for request_id, seq in walk.awaiting.items():
         walk.blame(seq, "usage", f"changed: the outcome of {request_id} is told by no record")
     return writer
