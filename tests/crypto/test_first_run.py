@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from tests.support.postgresql import Server
 
 from keybearer.crypto.keyring import Keyring, has_root_key
 from keybearer.crypto.kms import file
@@ -90,3 +93,38 @@ class TestOnSqlite:
     async def test_a_malformed_url(self) -> None:
         with pytest.raises(DatabaseError):
             await has_root_key("not a url")
+
+
+class TestOnPostgresql:
+    @pytest.fixture
+    def empty(self, postgresql_server: Server) -> Iterator[tuple[str, str, str]]:
+        """Name and URLs of a database that was never migrated."""
+        name = f"kbtest_first_{uuid4().hex[:12]}"
+        yield name, *postgresql_server.create(name)
+        postgresql_server.drop(name)
+
+    async def test_from_nothing(self, empty: tuple[str, str, str], tmp_path: Path) -> None:
+        _, url, direct_url = empty
+        assert not await has_root_key(url)
+        first = await start(url, direct_url, tmp_path / "root.key")
+        assert await has_root_key(url)
+        assert (await start(url, direct_url, tmp_path / "root.key")).deployment == first.deployment
+
+    async def test_migrated_and_not_founded(self, empty: tuple[str, str, str], tmp_path: Path) -> None:
+        _, url, direct_url = empty
+        await migrate(url, direct_url)
+        assert not await has_root_key(url)
+
+    async def test_tables_that_cannot_be_read_may_hold_a_key(
+        self, empty: tuple[str, str, str], postgresql_server: Server, tmp_path: Path
+    ) -> None:
+        """A new runtime login, not yet admitted, on the database of a running deployment: no second key is made."""
+        name, url, direct_url = empty
+        await start(url, direct_url, tmp_path / "root.key")
+        stranger = f"kbtest_stranger_{uuid4().hex[:12]}"
+        with postgresql_server.connect(name) as connection:
+            connection.execute(f"CREATE ROLE {stranger} LOGIN PASSWORD 'kbtest-password'")
+            try:
+                assert await has_root_key(postgresql_server.url(name, stranger))
+            finally:
+                connection.execute(f"DROP ROLE {stranger}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.crypto import make_vectors, reference
 from tests.crypto.vectors import Json, load
 from tests.support.tamper import Tamper
@@ -378,6 +379,31 @@ class TestRaces:
         assert isinstance(later, OwnerKey)
         (row,) = [row for row in await rows(database, owner_key) if row.owner_id == owner_id]
         assert row.id == later.id
+
+    async def test_one_overtakes_the_other_after_it_has_looked(
+        self, database: Database, second: Database, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The slower one saw no key, and must not make the next version of the key that was committed since."""
+        owner_id, other = await new_owner(database), await reopened(second)
+        looked, overtaken, original = asyncio.Event(), asyncio.Event(), keys.get_active_root_keys
+
+        async def delayed(tx: AsyncConnection, *, lock: bool = False) -> Sequence[keys.Row]:
+            if not looked.is_set():
+                looked.set()
+                with suppress(TimeoutError):  # SQLite: nobody overtakes a writer
+                    await asyncio.wait_for(overtaken.wait(), 0.5)
+            return await original(tx, lock=lock)
+
+        async def overtake() -> OwnerKey:
+            await looked.wait()
+            key = await sealing_key(second, other, owner_id)
+            overtaken.set()
+            return key
+
+        monkeypatch.setattr(keys, "get_active_root_keys", delayed)
+        slower, faster = await asyncio.gather(sealing_key(database, keyring, owner_id), overtake())
+        assert slower.id == faster.id
+        assert [row.version for row in await rows(database, owner_key) if row.owner_id == owner_id] == [1]
 
     async def test_many_at_once(self, database: Database, second: Database, keyring: Keyring) -> None:
         owner_id, other = await new_owner(database), await reopened(second)

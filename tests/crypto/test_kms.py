@@ -240,9 +240,10 @@ class TestText:
 
 
 class TestKeyFile:
-    def test_it_is_made_whole_and_for_its_owner_only(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("umask", [0, 0o277])
+    def test_it_is_made_whole_and_for_its_owner_only(self, tmp_path: Path, umask: int) -> None:
         path = tmp_path / "root.key"
-        umask = os.umask(0)
+        umask = os.umask(umask)
         try:
             made = file.create(path)
         finally:
