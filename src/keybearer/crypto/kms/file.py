@@ -22,7 +22,7 @@ _OTHERS = 0o077
 _MOST_BYTES = 4096
 
 
-class KeyFileMissing(RootKeyError):  # noqa: N818  # a noun phrase, like all of errors
+class KeyFileMissing(RootKeyError):
     """The root key file is missing."""
 
     default_hint = (
@@ -31,7 +31,7 @@ class KeyFileMissing(RootKeyError):  # noqa: N818  # a noun phrase, like all of 
     )
 
 
-class KeyFileExists(RootKeyError):  # noqa: N818  # likewise
+class KeyFileExists(RootKeyError):
     """The root key file exists already."""
 
     default_hint = "It was left as it is. Move it away only if no database needs it."
