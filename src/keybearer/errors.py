@@ -42,6 +42,7 @@ KeybearerError
 ├── EgressRefused (403)         egress_refused       (host not bound to the key, or address denied)
 ├── UpstreamError (502)
 │   ├── UpstreamUnreachable     upstream_unreachable
+│   │   └── UpstreamUnresolved  upstream_unresolved  (its name has no address)
 │   ├── UpstreamTimeout (504)   upstream_timeout
 │   ├── UpstreamTls             upstream_tls
 │   └── UpstreamMalformed       upstream_malformed
@@ -370,6 +371,13 @@ class UpstreamUnreachable(UpstreamError):
     """The provider cannot be reached."""
 
     code = "upstream_unreachable"
+
+
+class UpstreamUnresolved(UpstreamUnreachable):
+    """The provider's host name could not be resolved."""
+
+    code = "upstream_unresolved"
+    default_hint = "Check the provider's base URL for a typing error; nothing was sent."
 
 
 class UpstreamTimeout(UpstreamError):

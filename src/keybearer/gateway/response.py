@@ -52,7 +52,7 @@ _ORIGIN_WIDE = frozenset(
 _SPECIAL = _HOP_BY_HOP | _ORIGIN_WIDE | {b"content-length"}
 _USUAL_OPTIONS = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,\s])timeout=(\d{1,6})", re.IGNORECASE)
-_VERSION = b"HTTP/1."
+_VERSION, _VERSIONS = b"HTTP/1.", frozenset({"1.1", "1.0"})
 _OURS = b"x-keybearer-"
 _CONTINUE, _SWITCHING_PROTOCOLS, _FIRST_FINAL, _NO_CONTENT, _LAST_STATUS = 100, 101, 200, 204, 599
 _WITHOUT_BODY = frozenset({204, 304})
@@ -86,6 +86,7 @@ class ResponseReader:
         "_interim",
         "_is_dirty",
         "_is_interim",
+        "_is_version_open",
         "_parser",
         "_problem",
         "_transfer_encoding",
@@ -119,6 +120,7 @@ class ResponseReader:
         self._framing = Framing.NONE
         self._interim = 0
         self._is_interim = False
+        self._is_version_open = False
         self._is_dirty = False
         self._problem = ""
         self._transfer_encoding: bytes | None = None
@@ -127,8 +129,10 @@ class ResponseReader:
     def feed(self, data: bytes) -> None:
         """Read on. Raises ``UpstreamMalformed``; what was read before stays, and the connection is not to be used again."""
         before, in_head = self._fed, not self.status
-        if in_head and not before and not data.startswith(_VERSION) and not _VERSION.startswith(data):
-            raise UpstreamMalformed("The provider's answer is not HTTP/1.")
+        if in_head and not before and not data.startswith(_VERSION):
+            if not _VERSION.startswith(data):
+                raise UpstreamMalformed("The provider's answer is not HTTP/1.")
+            self._is_version_open = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -195,8 +199,10 @@ class ResponseReader:
         if len(self.headers) > MAX_HEADERS:
             self._stop(f"it has more than {MAX_HEADERS} headers")
         self._is_interim = False
+        if self._is_version_open and self._parser.get_http_version() not in _VERSIONS:
+            self._stop("its version is neither HTTP/1.1 nor HTTP/1.0")
         coding = self._transfer_encoding
-        if coding is not None and (coding.lower() != b"chunked" or self._parser.get_http_version() != "1.1"):
+        if coding is not None and (coding.strip().lower() != b"chunked" or self._parser.get_http_version() != "1.1"):
             self._stop("its transfer coding is not chunked")
         if status in _WITHOUT_BODY or self._head_only:
             self._framing = Framing.NONE
@@ -218,7 +224,7 @@ class ResponseReader:
         """Headers that frame or steer the connection, and those that are dropped."""
         if name == b"content-length":
             self._has_length = True
-            self.headers.append((name, value))
+            self.headers.append((name, value.strip()))
         elif name == b"connection":
             before = self._connection_options
             if before is not None or value not in _USUAL_OPTIONS:
@@ -238,7 +244,7 @@ class ResponseReader:
             self._stop("it switches protocols without being asked")
         if self._interim > MAX_INTERIM:
             self._stop(f"it begins with more than {MAX_INTERIM} interim responses")
-        self._is_interim = True
+        self._is_interim = self._is_version_open = True
         self.headers = []
         self._has_length = False
         self._transfer_encoding = self._connection_options = None

@@ -9,6 +9,7 @@ second; a chunk costs it one attribute.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections.abc import Sequence
 from functools import lru_cache
@@ -26,6 +27,7 @@ from keybearer.errors import (
     UpstreamTimeout,
     UpstreamTls,
     UpstreamUnreachable,
+    UpstreamUnresolved,
 )
 from keybearer.gateway.connection import Call, Connection, Request, Sink
 from keybearer.gateway.egress import EgressPolicy, Origin
@@ -37,6 +39,7 @@ __all__ = ["Call", "Limits", "Request", "Sink", "Target", "Upstream", "build_hea
 
 _SWEEPS_PER_TIMEOUT = 8
 _SLOWEST_SWEEP = 1.0
+_USER_LOOKUPS = 2
 _CLOSING_TURNS = 200
 _MAX_ATTEMPTS = 4
 """Addresses of one name that are tried."""
@@ -47,7 +50,7 @@ class Target:
 
     __slots__ = ("admin_defined", "key", "origin", "pool")
 
-    def __init__(self, origin: Origin, pool: UUID | None = None, *, admin_defined: bool = False) -> None:
+    def __init__(self, origin: Origin, pool: UUID | None = None, admin_defined: bool = False) -> None:  # noqa: FBT001, FBT002
         """``pool``: the owner of a user-defined origin, ``None`` for a predefined or system-owned provider's."""
         self.origin = origin
         self.pool = pool
@@ -83,6 +86,7 @@ class Upstream:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._resolver: Resolver = resolver or SystemResolver()
+        self._resolver_of_users: Resolver = resolver or SystemResolver(at_once=_USER_LOOKUPS)
         self._limits = limits or Limits()
         self._tls = _tls_context(ca_file)
         self._pools: dict[str, Pool] = {}
@@ -184,7 +188,7 @@ class Upstream:
         origin = target.origin
         deadline = monotonic() + self._connect_timeout
         addresses = await self._addresses(target)
-        failure: KeybearerError = UpstreamUnreachable(f"The name {origin.host} has no address.")
+        failure: KeybearerError = UpstreamUnresolved(f"The name {origin.host} has no address.")
         for index, address in enumerate(addresses):
             share = (deadline - monotonic()) / (len(addresses) - index)
             try:
@@ -197,13 +201,14 @@ class Upstream:
             except ssl.SSLError as error:
                 raise UpstreamTls(f"No TLS connection to {origin.host}: {error.reason or 'it failed'}.") from None
             except OSError as error:
-                failure = UpstreamUnreachable(f"{origin.host} could not be connected to: {error.strerror or 'it failed'}.")
+                failure = UpstreamUnreachable(f"{origin.host} could not be connected to: {_connect_problem(error)}.")
         raise failure
 
     async def _addresses(self, target: Target) -> Sequence[str]:
         """Resolve once; refuse if any answer is denied, for a mixed answer is how a name is rebound."""
         host, port = target.origin.host, target.origin.port
-        addresses = [host] if _is_address(host) else await self._resolver.resolve(host, port)
+        resolver = self._resolver if target.admin_defined else self._resolver_of_users
+        addresses = [host] if _is_address(host) else await resolver.resolve(host, port)
         for address in addresses:
             self._policy.may_connect(target.origin, address, admin_defined=target.admin_defined)
         return addresses[:_MAX_ATTEMPTS]
@@ -249,6 +254,17 @@ class Upstream:
 
 def _fail_soon(call: Call, error: KeybearerError) -> None:
     asyncio.get_running_loop().call_soon(lambda: call.fail(error, sent=False))
+
+
+def _connect_problem(error: OSError) -> str:
+    """Say what went wrong in our own words: the library's name the address, which is nobody's business."""
+    if isinstance(error, ConnectionRefusedError):
+        return "the connection was refused"
+    if isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError):
+        return "the connection was reset"
+    if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return "there is no route to it"
+    return "connecting failed"
 
 
 def _is_address(host: str) -> bool:

@@ -1,0 +1,261 @@
+"""Connection tests: the provider's cheapest call, on the same ``Upstream`` as real use, and what its answer means.
+
+Sources for the codes: the error pages of OpenAI (``invalid_api_key``, ``insufficient_quota``), Anthropic
+(``authentication_error``, ``permission_error``, ``billing_error``), Google (``google.rpc.ErrorInfo`` reasons such as
+``API_KEY_INVALID``, sent with status 400), xAI (400 for a wrong key) and OpenRouter (402).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Literal
+
+import msgspec
+
+from keybearer import __version__
+from keybearer.catalog import Api, Provider
+from keybearer.domain import SecretBytes
+from keybearer.errors import (
+    KeybearerError,
+    UpstreamError,
+    UpstreamMalformed,
+    UpstreamTimeout,
+    UpstreamTls,
+    UpstreamUnresolved,
+)
+from keybearer.gateway.egress import Origin, origin_of, require_bound
+from keybearer.gateway.scrubber import Scrubber
+from keybearer.gateway.upstream import Target, Upstream, build_request
+
+ProbeStatus = Literal["ok", "invalid", "forbidden", "no_credit", "rate_limited", "dns", "tls", "timeout", "unreachable", "error"]
+
+PROBE_SECONDS = 20.0
+MAX_BODY_BYTES = 4 * 2**20
+"""OpenRouter lists its models in about 0.6 MB."""
+MAX_MODELS = 2000
+_MAX_NAME, _MAX_MESSAGE, _MAX_WORDS = 200, 300, 64
+_KEY_PART = 8
+"""A word of the provider's message that begins or ends with this many of the key's characters is taken for the key, cut."""
+
+_BY_STATUS: dict[int, ProbeStatus] = {401: "invalid", 402: "no_credit", 403: "forbidden", 429: "rate_limited"}
+_BY_CODE: dict[str, ProbeStatus] = {
+    "insufficient_quota": "no_credit",
+    "billing_hard_limit_reached": "no_credit",
+    "billing_not_active": "no_credit",
+    "billing_error": "no_credit",
+    "insufficient_balance": "no_credit",
+    "insufficient_credits": "no_credit",
+    "billing_disabled": "no_credit",
+    "invalid_api_key": "invalid",
+    "api_key_invalid": "invalid",
+    "api_key_expired": "invalid",
+    "authentication_error": "invalid",
+    "permission_error": "forbidden",
+    "permission_denied": "forbidden",
+    "service_disabled": "forbidden",
+}
+_BY_WORDS: tuple[tuple[str, ProbeStatus], ...] = (
+    ("credit balance is too low", "no_credit"),  # Anthropic, 400 invalid_request_error
+    ("incorrect api key", "invalid"),  # xAI, 400
+    ("api key not valid", "invalid"),  # Google, 400
+)
+_USER_AGENT = f"keybearer/{__version__}".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What a connection test found."""
+
+    status: ProbeStatus
+    """``invalid``: the provider does not know the key; ``forbidden``: it knows it and refuses; ``error``: anything else."""
+    latency_ms: float
+    """From the first look at the name to the last byte."""
+    models: tuple[str, ...] = ()
+    """Model names, if the test call lists them; at most ``MAX_MODELS``."""
+    message: str = ""
+    """The provider's own words, or ours where it said nothing: without the key, at most 300 characters."""
+    http_status: int | None = None
+
+
+async def probe(
+    upstream: Upstream, provider: Provider, value: SecretBytes, egress: Iterable[str], *, seconds: float = PROBE_SECONDS
+) -> ProbeResult:
+    """Test a key at its provider. Never raises for what network and provider do; the result says it.
+
+    ``egress`` is the secret's egress set; before a secret is saved, the one it would get. Raises ``Invalid`` for a provider
+    whose base URL is none and ``EgressRefused`` if the provider's origin is not in ``egress``: then nothing was sent.
+    """
+    origin = origin_of(provider.base_url)
+    require_bound(origin, egress)
+    answer = _Answer(asyncio.get_running_loop().create_future())
+    started = monotonic()
+    call = upstream.send(
+        Target.of_owner(origin, provider.owner_id), _test_request(provider, origin, value), answer, head_only=_is_head(provider)
+    )
+    failure: KeybearerError | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            await answer.done
+    except TimeoutError:
+        failure = UpstreamTimeout(f"{origin.host} did not answer within {seconds:g} seconds.")
+    except KeybearerError as error:
+        failure = error
+    finally:
+        call.abort()
+    latency = (monotonic() - started) * 1000
+    if failure is not None:
+        return ProbeResult(_failure_status(failure), latency, message=f"{failure.message} {failure.hint}".strip())
+    status, models, message = _verdict(answer.status, bytes(answer.body))
+    return ProbeResult(status, latency, models, _redacted(message, value), answer.status)
+
+
+class _Answer:
+    """The sink of a test call: keeps the body, up to a bound."""
+
+    def __init__(self, done: asyncio.Future[None]) -> None:
+        self.done = done
+        self.status = 0
+        self.body = bytearray()
+
+    def may_send(self) -> None:
+        """Whoever tests a key has just been authenticated and has shown or opened it."""
+
+    def on_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:  # noqa: ARG002  # the seam's shape
+        self.status = status
+
+    def on_data(self, data: bytes) -> None:
+        self.body += data
+        if len(self.body) > MAX_BODY_BYTES and not self.done.done():
+            self.done.set_exception(UpstreamMalformed(f"The provider's answer is longer than {MAX_BODY_BYTES} bytes."))
+
+    def on_complete(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: ARG002, FBT001  # the seam's shape
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+def _is_head(provider: Provider) -> bool:
+    return provider.test.method == "HEAD"
+
+
+def _test_request(provider: Provider, origin: Origin, value: SecretBytes) -> bytes:
+    test = provider.test
+    headers = [(name.encode(), text.encode()) for name, text in provider.headers]
+    headers += [(b"accept", b"application/json"), (b"accept-encoding", b"identity"), (b"user-agent", _USER_AGENT)]
+    headers += _auth_headers(provider.apis[test.dialect], value)
+    path = provider.roots[test.dialect] + test.path.encode()
+    return build_request(test.method.encode(), path, origin.authority, headers)
+
+
+def _auth_headers(api: Api, value: SecretBytes) -> list[tuple[bytes, bytes]]:
+    match api.auth.style:
+        case "bearer":
+            return [(b"authorization", b"Bearer " + value.reveal())]
+        case "header":
+            return [(api.auth.header.encode(), value.reveal())]
+        case "none":
+            return []
+
+
+def _failure_status(error: KeybearerError) -> ProbeStatus:
+    match error:
+        case UpstreamUnresolved():
+            return "dns"
+        case UpstreamTls():
+            return "tls"
+        case UpstreamTimeout():
+            return "timeout"
+        case UpstreamMalformed():
+            return "error"
+        case UpstreamError():
+            return "unreachable"
+        case _:  # egress refused, too many connections, stopping
+            return "unreachable"
+
+
+def _verdict(http_status: int, body: bytes) -> tuple[ProbeStatus, tuple[str, ...], str]:
+    """Judge an answer: status, model names, the provider's words."""
+    try:
+        content: Any = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        content = None
+    if 200 <= http_status < 300:  # noqa: PLR2004  # the class of success
+        if content is None and body:
+            return "error", (), "The provider answered, but not with JSON. Is the base URL right?"
+        return "ok", _models(content), ""
+    message = _message(content) or _plain_text(content, body) or f"The provider answered with status {http_status}."
+    return _refusal_status(http_status, content, message), (), message
+
+
+def _refusal_status(http_status: int, content: Any, message: str) -> ProbeStatus:
+    """Codes are more exact than the HTTP status: OpenAI's 429 may mean no credit, Google's 400 a wrong key."""
+    for code in _codes(content):
+        if code in _BY_CODE:
+            return _BY_CODE[code]
+    lowered = message.lower()
+    for words, status in _BY_WORDS:
+        if words in lowered:
+            return status
+    return _BY_STATUS.get(http_status, "error")
+
+
+def _error_object(content: Any) -> dict[str, Any]:
+    """``{"error": {…}}``, Google's list around it, or the top level itself."""
+    if isinstance(content, list) and content:
+        content = content[0]
+    if not isinstance(content, dict):
+        return {}
+    error = content.get("error")
+    return error if isinstance(error, dict) else content
+
+
+def _codes(content: Any) -> Iterator[str]:
+    error = _error_object(content)
+    details = error.get("details")
+    reasons = [detail.get("reason") for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
+    for code in (*reasons, error.get("code"), error.get("type"), error.get("status")):
+        if isinstance(code, str):
+            yield code.lower()
+
+
+def _message(content: Any) -> str:
+    error = _error_object(content)
+    found = (error.get(name) for name in ("message", "error", "detail", "msg"))
+    return next((text for text in found if isinstance(text, str) and text), "")
+
+
+def _plain_text(content: Any, body: bytes) -> str:
+    text = body[: _MAX_MESSAGE * 4].decode("utf-8", "replace").strip()
+    return "" if content is not None or text.startswith("<") else text
+
+
+def _models(content: Any) -> tuple[str, ...]:
+    """Names from ``data[].id`` (OpenAI, Anthropic) or ``models[].name`` (Gemini, whose ``models/`` is left out)."""
+    if not isinstance(content, dict):
+        return ()
+    entries = content.get("data")
+    if not isinstance(entries, list):
+        entries = content.get("models")
+    if not isinstance(entries, list):
+        return ()
+    found = (entry.get("id") or entry.get("name") for entry in entries if isinstance(entry, dict))
+    names = (name.removeprefix("models/") for name in found if isinstance(name, str) and name.isprintable())
+    return tuple(dict.fromkeys(name for name in names if 0 < len(name) <= _MAX_NAME))[:MAX_MODELS]
+
+
+def _redacted(message: str, value: SecretBytes) -> str:
+    """Put the message on one line, without the key or a part of it, and cut to a length."""
+    text = Scrubber(value).whole(message.encode("utf-8", "replace")).decode("utf-8", "replace")
+    text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    key = value.reveal().decode("utf-8", "replace")
+    if len(key) > _KEY_PART:
+        begin, end = re.escape(key[:_KEY_PART]), re.escape(key[-_KEY_PART:])
+        text = re.sub(rf"{begin}[^\s\"']*|[^\s\"']*{end}", "***", text)
+    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
