@@ -86,7 +86,7 @@ def test_urls_that_have_an_origin(url: str, text: str) -> None:
         "https://bücher.example",
         "https://ⓐpi.openai.com",
         "https://127。0。0。1",
-        "https://１２７.0.0.1",
+        "https://１２７.0.0.1",  # noqa: RUF001  # full-width digits, on purpose
         "https://аpi.openai.com",  # noqa: RUF001  # a Cyrillic letter, on purpose
         "https://api.openai.com\u200b",
         # spellings of 127.0.0.1 that some resolver takes
@@ -324,7 +324,7 @@ PUBLIC, PRIVATE, METADATA = "8.8.8.8", "10.0.0.5", "169.254.169.254"
         ("http://ollama:11434", "127.0.0.1", ("ollama:11434",), True, True),
     ],
 )
-def test_the_policy(url: str, address: str, allow: tuple[str, ...], admin_defined: bool, allowed: bool) -> None:
+def test_the_policy(url: str, address: str, allow: tuple[str, ...], admin_defined: bool, allowed: bool) -> None:  # noqa: FBT001
     policy, origin = EgressPolicy(allow), origin_of(url)
     if allowed:
         policy.may_connect(origin, address, admin_defined=admin_defined)

@@ -91,7 +91,7 @@ class Upstream:
         self._tls = _tls_context(ca_file)
         self._pools: dict[str, Pool] = {}
         self._connections: set[Connection] = set()
-        self._dialing: set[asyncio.Task[None]] = set()
+        self._dialing: set[Call] = set()
         self._sweep_seconds = min(_SLOWEST_SWEEP, read_timeout / _SWEEPS_PER_TIMEOUT)
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -125,13 +125,15 @@ class Upstream:
     async def close(self) -> None:
         """Close everything at once; calls under way fail with ``Unavailable``."""
         self._is_closed = True
-        for task in tuple(self._dialing):
-            task.cancel()
+        stopping = Unavailable("The server is stopping.")
+        for call in tuple(self._dialing):
+            if call.dialing is not None:
+                call.dialing.cancel()
+            call.fail(stopping, sent=False)
         for connection in tuple(self._connections):
-            connection.shut(Unavailable("The server is stopping."))
-        await asyncio.gather(*self._dialing, return_exceptions=True)
-        for _ in range(_CLOSING_TURNS):  # connection_lost comes with the loop's next turns
-            if not self._connections:
+            connection.shut(stopping)
+        for _ in range(_CLOSING_TURNS):  # cancelled tasks and lost connections come with the loop's next turns
+            if not self._connections and not self._dialing:
                 break
             await asyncio.sleep(0.005)
         if self._sweeper is not None:
@@ -139,17 +141,24 @@ class Upstream:
             self._sweeper = None
 
     def _dial(self, target: Target, call: Call) -> None:
-        pool = self._pool_of(target)
         if self._is_closed:
             _fail_soon(call, Unavailable("The server is stopping."))
-        elif not pool.has_room():
+            return
+        pool = self._pool_of(target)
+        if not pool.has_room():
             _fail_soon(call, Overloaded(f"Too many requests to {target.origin.host} are under way.", retry_after=1.0))
         else:
             pool.dialing += 1
             task = asyncio.get_running_loop().create_task(self._connect(pool, target, call))
             call.dialing = task
-            self._dialing.add(task)
-            task.add_done_callback(self._dialing.discard)
+            self._dialing.add(call)
+            task.add_done_callback(lambda _: self._dialled(pool, call))  # also if cancelled before its first step
+
+    def _dialled(self, pool: Pool, call: Call) -> None:
+        call.dialing = None
+        pool.dialing -= 1
+        self._dialing.discard(call)
+        self._forget_if_empty(pool)
 
     def _pool_of(self, target: Target) -> Pool:
         pool = self._pools.get(target.key)
@@ -169,10 +178,6 @@ class Upstream:
         except KeybearerError as error:
             call.fail(error, sent=False)
             return
-        finally:
-            call.dialing = None
-            pool.dialing -= 1
-            self._forget_if_empty(pool)
         if call.is_ended or connection.transport.is_closing():
             pool.put(connection)
             call.fail(UpstreamUnreachable("The provider closed the connection at once."), sent=False)
@@ -201,7 +206,7 @@ class Upstream:
             except ssl.SSLError as error:
                 raise UpstreamTls(f"No TLS connection to {origin.host}: {error.reason or 'it failed'}.") from None
             except OSError as error:
-                failure = UpstreamUnreachable(f"{origin.host} could not be connected to: {_connect_problem(error)}.")
+                failure = _connect_failure(origin, error)
         raise failure
 
     async def _addresses(self, target: Target) -> Sequence[str]:
@@ -256,15 +261,19 @@ def _fail_soon(call: Call, error: KeybearerError) -> None:
     asyncio.get_running_loop().call_soon(lambda: call.fail(error, sent=False))
 
 
-def _connect_problem(error: OSError) -> str:
-    """Say what went wrong in our own words: the library's name the address, which is nobody's business."""
-    if isinstance(error, ConnectionRefusedError):
-        return "the connection was refused"
+def _connect_failure(origin: Origin, error: OSError) -> KeybearerError:
+    """What went wrong, in our own words: the library's name the address, which is nobody's business."""
     if isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError):
-        return "the connection was reset"
-    if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-        return "there is no route to it"
-    return "connecting failed"
+        if origin.scheme == "https":  # what is reset had been accepted: it happened in the handshake
+            return UpstreamTls(f"{origin.host} broke off the TLS handshake.")
+        problem = "the connection was reset"
+    elif isinstance(error, ConnectionRefusedError):
+        problem = "the connection was refused"
+    elif error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        problem = "there is no route to it"
+    else:
+        problem = "connecting failed"
+    return UpstreamUnreachable(f"{origin.host} could not be connected to: {problem}.")
 
 
 def _is_address(host: str) -> bool:
