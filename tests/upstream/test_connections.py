@@ -120,17 +120,17 @@ async def test_old_connections_are_not_used_again(serve: Serve, make_upstream: M
     assert len(provider.lines) == 2
 
 
-@pytest.mark.parametrize(("header", "is_kept"), [(b"timeout=0", False), (b"timeout=1", False), (b"timeout=5, max=9", True)])
+@pytest.mark.parametrize(("header", "kept"), [(b"timeout=0", 0), (b"timeout=1", 0), (b"timeout=5, max=9", 1)])
 async def test_the_idle_time_that_a_provider_announces_is_honoured_with_a_margin(
     header: bytes,
-    is_kept: bool,
+    kept: int,
     serve: Serve,
     make_upstream: MakeUpstream,
 ) -> None:
     provider = await serve(answering(b"HTTP/1.1 200 OK\r\nKeep-Alive: " + header + b"\r\nContent-Length: 0\r\n\r\n"))
     upstream = make_upstream()
     await ask(upstream, provider)
-    assert upstream.idle_connections == int(is_kept)
+    assert upstream.idle_connections == kept
 
 
 async def test_no_more_idle_connections_are_kept_than_the_limit(serve: Serve, make_upstream: MakeUpstream) -> None:

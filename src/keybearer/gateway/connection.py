@@ -26,7 +26,6 @@ WRITE_BYTES = 128 * 1024
 """Requests up to this size go out in one write; larger ones in pieces of this size, each waiting for the one before."""
 
 _UNCLAIMED_SECONDS = 5.0
-"""A connection whose dialler was cancelled in the last moment is swept after this."""
 
 Request = bytes | Sequence[bytes]
 
@@ -104,6 +103,7 @@ class Connection(asyncio.Protocol):
     """An open connection. ``pool`` hears when it becomes free and when it is gone."""
 
     __slots__ = (
+        "_is_open",
         "_is_write_paused",
         "_opened_at",
         "_poll",
@@ -131,11 +131,13 @@ class Connection(asyncio.Protocol):
         self._was_heard = False
         self._quiet_until = 0.0
         self._opened_at = 0.0
+        self._is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self._is_open = True
         self._opened_at = monotonic()
-        self.idle_until = self._opened_at + _UNCLAIMED_SECONDS
+        self.idle_until = self._opened_at + _UNCLAIMED_SECONDS  # not to be swept before the dialler's next step
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self.pool.opened(self)
@@ -227,16 +229,21 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         call = self.call
-        if call is not None:
-            try:
-                self._reader.feed_eof()
-            except UpstreamError as error:
-                self.shut(error)
-            else:
-                self._finish(call)
+        if call is None:
+            self.close()
+            return False
+        try:
+            self._reader.feed_eof()
+        except UpstreamError as error:
+            self.shut(error)
+        else:
+            self._finish(call)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
         self.pool.gone(self)
         call, self.call = self.call, None
         if call is not None:
@@ -282,6 +289,15 @@ class Connection(asyncio.Protocol):
                 self.transport.resume_reading()
             self.pool.put(self)
         call.sink.on_complete()
+
+    def forsake(self) -> None:
+        """Let go of a connection whose dialling failed or was cancelled.
+
+        uvloop closes the transport of a cancelled dial without ``connection_lost``, even after ``connection_made``.
+        """
+        if self._is_open:
+            self.transport.abort()
+            self.connection_lost(None)
 
     def shut(self, error: KeybearerError) -> None:
         """Close at once and tell the sink of the call under way why."""

@@ -220,13 +220,19 @@ class Upstream:
 
     async def _open_at(self, pool: Pool, origin: Origin, address: str) -> Connection:
         is_tls = origin.scheme == "https"
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: Connection(pool, self._read_timeout),
-            address,
-            origin.port,
-            ssl=self._tls if is_tls else None,
-            server_hostname=origin.host if is_tls else None,
-        )
+        connection, is_ours = Connection(pool, self._read_timeout), False
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection,
+                address,
+                origin.port,
+                ssl=self._tls if is_tls else None,
+                server_hostname=origin.host if is_tls else None,
+            )
+            is_ours = True
+        finally:
+            if not is_ours:
+                connection.forsake()
         return connection
 
     # What pools tell

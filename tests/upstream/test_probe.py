@@ -1,0 +1,237 @@
+"""Connection tests: each class of failure, produced by a real server, told apart."""
+
+from __future__ import annotations
+
+import json
+import socket
+from uuid import UUID
+
+import pytest
+import trustme
+from tests.upstream.scripted import HOST, Line, MakeUpstream, Resolver, Serve, answering, answering_once, until
+from tests.upstream.test_tls import context_for
+
+from keybearer.catalog import Catalog, Provider, custom, with_base_url
+from keybearer.domain import SYSTEM_OWNER_ID, SecretBytes
+from keybearer.errors import EgressRefused
+from keybearer.gateway.egress import egress_set
+from keybearer.gateway.probe import MAX_BODY_BYTES, ProbeResult, probe
+from keybearer.gateway.upstream import Upstream
+
+KEY = SecretBytes(b"sk-kbtest-0123456789abcdefgh-tail")
+
+
+@pytest.fixture
+def scheme() -> str:
+    return "https"
+
+
+def response(status: int, body: object) -> bytes:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (status, len(raw), raw)
+
+
+def predefined(name: str, port: int) -> Provider:
+    return with_base_url(Catalog.load().get(name), f"https://{HOST}:{port}")
+
+
+async def run(upstream: Upstream, provider: Provider, seconds: float = 5) -> ProbeResult:
+    return await probe(upstream, provider, KEY, egress_set(provider), seconds=seconds)
+
+
+REFUSALS: list[tuple[str, int, object, str]] = [
+    ("openai", 401, {"error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}}, "invalid"),
+    ("openai", 403, {"error": {"message": "Country not supported", "code": "unsupported_country"}}, "forbidden"),
+    ("openai", 429, {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}, "no_credit"),
+    ("openai", 429, {"error": {"message": "Rate limit reached", "code": "rate_limit_exceeded"}}, "rate_limited"),
+    ("openai", 400, {"error": {"message": "Billing hard limit", "code": "billing_hard_limit_reached"}}, "no_credit"),
+    ("openai", 500, {"error": {"message": "The server had an error"}}, "error"),
+    ("openai", 404, {"error": "not found"}, "error"),
+    ("openai", 307, b"", "error"),
+    ("anthropic", 401, {"type": "error", "error": {"type": "authentication_error", "message": "invalid x-api-key"}}, "invalid"),
+    ("anthropic", 403, {"type": "error", "error": {"type": "permission_error", "message": "no"}}, "forbidden"),
+    ("anthropic", 402, {"type": "error", "error": {"type": "billing_error", "message": "pay"}}, "no_credit"),
+    (
+        "anthropic",
+        400,
+        {"type": "error", "error": {"type": "invalid_request_error", "message": "Your credit balance is too low to access"}},
+        "no_credit",
+    ),
+    ("anthropic", 529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "error"),
+    (
+        "gemini",
+        400,
+        {
+            "error": {
+                "code": 400,
+                "message": "API key not valid. Please pass a valid API key.",
+                "status": "INVALID_ARGUMENT",
+                "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}],
+            }
+        },
+        "invalid",
+    ),
+    ("gemini", 403, {"error": {"code": 403, "message": "Method blocked", "status": "PERMISSION_DENIED"}}, "forbidden"),
+    ("gemini", 429, [{"error": {"code": 429, "message": "Quota", "status": "RESOURCE_EXHAUSTED"}}], "rate_limited"),
+    ("xai", 400, {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: sk***"}, "invalid"),
+    ("openrouter", 402, {"error": {"code": 402, "message": "Insufficient credits"}}, "no_credit"),
+    ("openrouter", 401, {"error": {"code": 401, "message": "User not found."}}, "invalid"),
+]
+
+
+@pytest.mark.parametrize(("name", "status", "body", "expected"), REFUSALS)
+async def test_refusals(name: str, status: int, body: object, expected: str, serve: Serve, make_upstream: MakeUpstream) -> None:
+    server = await serve(answering(response(status, body)))
+    result = await run(make_upstream(), predefined(name, server.port))
+    assert (result.status, result.http_status, result.models) == (expected, status, ())
+    assert result.message
+    assert result.latency_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "models"),
+    [
+        ("openai", {"object": "list", "data": [{"id": "gpt-5"}, {"id": "gpt-5-mini"}, {"id": "gpt-5"}]}, ("gpt-5", "gpt-5-mini")),
+        ("anthropic", {"data": [{"type": "model", "id": "claude-opus-5-5"}], "has_more": False}, ("claude-opus-5-5",)),
+        ("gemini", {"models": [{"name": "models/gemini-3-pro"}, {"name": "models/x"}]}, ("gemini-3-pro", "x")),
+        ("openai", {"data": [{"id": 5}, "x", {}, {"id": ""}, {"id": "a\x00b"}, {"id": "x" * 300}, {"id": "good"}]}, ("good",)),
+        ("openai", {"data": "many"}, ()),
+        ("openai", [], ()),
+    ],
+)
+async def test_a_good_key(name: str, body: object, models: tuple[str, ...], serve: Serve, make_upstream: MakeUpstream) -> None:
+    requests: list[bytes] = []
+
+    async def script(line: Line) -> None:
+        requests.append(await line.request())
+        await line.say(response(200, body))
+
+    server = await serve(script)
+    provider = predefined(name, server.port)
+    result = await run(make_upstream(), provider)
+    assert (result.status, result.models, result.http_status) == ("ok", models, 200)
+    (request,) = requests
+    auth = provider.apis[provider.test.dialect].auth
+    assert request.startswith(f"{provider.test.method} ".encode())
+    assert request.count(KEY.reveal()) == 1
+    assert f"\r\n{auth.header}: {'Bearer ' if auth.style == 'bearer' else ''}".encode() + KEY.reveal() in request
+    for name_and_value in provider.headers:
+        assert ": ".join(name_and_value).encode() in request
+    assert b"\r\naccept-encoding: identity\r\n" in request
+
+
+async def test_a_200_that_is_no_json(serve: Serve, make_upstream: MakeUpstream) -> None:
+    server = await serve(answering(response(200, b"<html>Welcome</html>")))
+    result = await run(make_upstream(), predefined("openai", server.port))
+    assert result.status == "error"
+    assert "base URL" in result.message
+
+
+async def test_dns(make_upstream: MakeUpstream) -> None:
+    result = await run(make_upstream(resolver=Resolver([])), predefined("openai", 443))
+    assert (result.status, result.http_status) == ("dns", None)
+
+
+async def test_tls(serve: Serve, make_upstream: MakeUpstream) -> None:
+    server = await serve(answering(response(200, {})), tls=context_for(trustme.CA().issue_cert(HOST)))
+    assert (await run(make_upstream(), predefined("openai", server.port))).status == "tls"
+
+
+async def test_time_out(serve: Serve, make_upstream: MakeUpstream) -> None:
+    async def script(line: Line) -> None:
+        await line.request()
+        assert await line.gone()
+
+    server = await serve(script)
+    upstream = make_upstream()
+    assert (await run(upstream, predefined("openai", server.port), seconds=0.1)).status == "timeout"
+    assert (await run(make_upstream(read_timeout=0.1), predefined("openai", server.port))).status == "timeout"
+    await until(lambda: upstream.open_connections == 0)
+
+
+async def test_unreachable(make_upstream: MakeUpstream) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert (await run(make_upstream(), predefined("openai", port))).status == "unreachable"
+
+
+async def test_a_private_address_is_unreachable_and_says_so(serve: Serve, make_upstream: MakeUpstream) -> None:
+    server = await serve(answering(response(200, {})))
+    result = await run(make_upstream(allow=()), predefined("openai", server.port))
+    assert result.status == "unreachable"
+    assert "not sent" in result.message
+    assert not server.lines
+
+
+async def test_a_malformed_answer(serve: Serve, make_upstream: MakeUpstream) -> None:
+    server = await serve(answering_once(b"SSH-2.0-x\r\n"))
+    assert (await run(make_upstream(), predefined("openai", server.port))).status == "error"
+
+
+async def test_an_endless_answer(serve: Serve, make_upstream: MakeUpstream) -> None:
+    async def script(line: Line) -> None:
+        await line.request()
+        await line.say(b"HTTP/1.1 200 OK\r\n\r\n")
+        for _ in range(MAX_BODY_BYTES // 100_000 + 50):
+            await line.say(b"[" * 100_000)
+
+    server = await serve(script)
+    upstream = make_upstream()
+    assert (await run(upstream, predefined("openai", server.port))).status == "error"
+    await until(lambda: upstream.open_connections == 0)
+
+
+async def test_json_that_is_nested_without_end(serve: Serve, make_upstream: MakeUpstream) -> None:
+    server = await serve(answering(response(401, b"[" * 100_000)))
+    assert (await run(make_upstream(), predefined("openai", server.port))).status == "invalid"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Incorrect API key provided: sk-kbtest-0123456789abcdefgh-tail.",
+        "key sk-kbtest-0123***************tail is wrong",
+        "key 'sk-kbtest-0123456...' is wrong",
+        "key ****abcdefgh-tail is wrong",
+        "sk-kbtest-0123456789abcdefgh-tail" * 20,
+        "a\r\nb\x00c\u202ed " * 100,
+    ],
+)
+async def test_the_providers_words_are_shown_without_the_key(words: str, serve: Serve, make_upstream: MakeUpstream) -> None:
+    server = await serve(answering(response(401, {"error": {"message": words}})))
+    result = await run(make_upstream(), predefined("openai", server.port))
+    assert result.status == "invalid"
+    assert "0123" not in result.message
+    assert "gh-tail" not in result.message
+    assert len(result.message) <= 300
+    assert result.message.isprintable()
+
+
+async def test_the_key_goes_only_where_it_is_bound(serve: Serve, make_upstream: MakeUpstream) -> None:
+    server = await serve(answering(response(200, {})))
+    with pytest.raises(EgressRefused):
+        await probe(make_upstream(), predefined("openai", server.port), KEY, ("https://api.openai.com:443",))
+    assert not server.lines
+
+
+@pytest.mark.parametrize(
+    ("owner", "status"), [(SYSTEM_OWNER_ID, "ok"), (UUID(int=9), "unreachable")], ids=["of the system", "of a user"]
+)
+async def test_custom_providers_on_private_hosts(owner: UUID, status: str, serve: Serve, make_upstream: MakeUpstream) -> None:
+    server = await serve(answering(response(200, {"data": [{"id": "m"}]})))
+    provider = custom("mine", "Mine", f"https://{HOST}:{server.port}/v1", "bearer", "", (), owner)
+    assert (await run(make_upstream(), provider)).status == status
+
+
+async def test_a_provider_without_auth_gets_no_key(serve: Serve, make_upstream: MakeUpstream) -> None:
+    requests: list[bytes] = []
+
+    async def script(line: Line) -> None:
+        requests.append(await line.request())
+        await line.say(response(200, {"data": []}))
+
+    server = await serve(script)
+    provider = custom("mine", "Mine", f"https://{HOST}:{server.port}/v1", "none", "", (), SYSTEM_OWNER_ID)
+    assert (await run(make_upstream(), provider)).status == "ok"
+    assert KEY.reveal() not in requests[0]
+    assert requests[0].startswith(b"GET /v1/models ")
