@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keybearer.errors import EgressRefused, Invalid, SettingsInvalid
@@ -134,6 +134,7 @@ def test_urls_that_have_none(url: str) -> None:
         origin_of(url)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(max_size=60))
 def test_any_text_after_https_gives_a_canonical_origin_or_invalid(text: str) -> None:
     try:
@@ -253,6 +254,7 @@ def test_the_table_of_addresses(address: str, reason: str | None) -> None:
     assert deny_reason(address) == reason
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.ip_addresses())
 def test_no_address_passes_that_python_does_not_call_global(address: IPv4Address | IPv6Address) -> None:
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
@@ -261,6 +263,7 @@ def test_no_address_passes_that_python_does_not_call_global(address: IPv4Address
         assert deny_reason(address) is not None
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.ip_addresses(v=4))
 def test_an_embedded_address_is_never_judged_better_than_itself(address: IPv4Address) -> None:
     low, reason = int(address), deny_reason(address)

@@ -209,7 +209,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=300, deadline=None)
 @given(
     pieces=st.lists(PIECES, max_size=10),
     joined=st.booleans(),

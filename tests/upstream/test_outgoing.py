@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keybearer.errors import InvalidRequest
@@ -75,6 +75,7 @@ def test_headers_that_are_refused_without_showing_their_value(name: bytes, value
     assert "kbtest" not in str(caught.value)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.binary(max_size=8),
     st.binary(max_size=20),

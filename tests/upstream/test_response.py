@@ -421,13 +421,13 @@ STREAMS = st.one_of(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=300, deadline=None)
 @given(STREAMS, st.lists(st.integers(0, 1 << 16), max_size=6))
 def test_no_bytes_raise_anything_else_and_no_chunking_changes_the_meaning(raw: bytes, cuts: list[int]) -> None:
     assert outcome(raw, cuts) == outcome(raw, [])
 
 
-@settings(max_examples=400)
+@settings(max_examples=300, deadline=None)
 @given(STREAMS)
 def test_a_reusable_answer_is_one_that_another_parser_reads_to_the_last_byte(raw: bytes) -> None:
     reader = ResponseReader()
