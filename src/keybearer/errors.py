@@ -23,6 +23,7 @@ KeybearerError
 │   ├── ModelUnknown            model_unknown
 │   └── RouteUnknown            route_unknown
 ├── MethodNotAllowed (405)      method_not_allowed
+├── RequestTimeout (408)        request_timeout
 ├── Conflict (409)              conflict
 ├── TooLarge (413)              too_large
 ├── UnsupportedMediaType (415)  unsupported_media_type
@@ -225,6 +226,14 @@ class MethodNotAllowed(KeybearerError):
     code = "method_not_allowed"
     status = 405
     default_hint = "Use the method that the provider documents for this path."
+
+
+class RequestTimeout(KeybearerError):
+    """The request did not arrive in time."""
+
+    code = "request_timeout"
+    status = 408
+    default_hint = "Send it again, faster."
 
 
 class Conflict(KeybearerError):

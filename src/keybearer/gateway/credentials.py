@@ -1,0 +1,388 @@
+"""What the hot path finds without a database: token → grant, user → registry, (grant, provider, model) → a key ready to send.
+
+Rules of these caches (DESIGN.md §6):
+
+* An entry lives at most ``SECONDS``, and never past the expiry of its token or secret.
+* It is dropped, and marked so for whoever holds it, as soon as the change feed names its token, its user, or something of the
+  system's. Bytes are written only while the feed is trusted, so a revocation is heard in time everywhere.
+* A fill whose subject changed while it read is read again. One fill a subject at a time; others wait for it.
+* Tokens are found by the SHA-256 of the whole token, never by a part of it, and compared in constant time.
+* Sizes are bounded; what is evicted is marked as dropped too, because nobody would tell it of changes any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import re
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TypeVar
+from uuid import UUID
+
+from keybearer.access import tokens as access_tokens
+from keybearer.access.tokens import Tokens
+from keybearer.catalog import Registry
+from keybearer.domain import Credential, Grant, SecretBytes
+from keybearer.errors import KeybearerError, KeyMissing, KeyUnreadable, ModelNotAllowed, Overloaded, Unavailable
+from keybearer.gateway.client_address import Network, parse_address
+from keybearer.gateway.egress import origin_of, require_bound
+from keybearer.gateway.plan import Plan
+from keybearer.gateway.request import CREDENTIAL_NAMES
+from keybearer.gateway.upstream import Target
+from keybearer.store.changes import Change, Feed
+from keybearer.store.db import Actor, Database
+from keybearer.store.queries import lookups
+from keybearer.vault.providers import Providers
+from keybearer.vault.resolve import Resolver
+
+SECONDS = 55.0
+"""An entry's life; with ``_PURGE_SECONDS`` a ready key is in memory for at most a minute."""
+_PURGE_SECONDS = 5.0
+_ENTRIES = 10_000
+_READY_PER_TOKEN = 256
+_FILLS = 1024
+_ATTEMPTS = 5
+T = TypeVar("T")
+
+_HEADER_VALUE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
+
+
+class Ready:
+    """A key, ready to be sent to one target for one token: header bytes and receipt are made once."""
+
+    __slots__ = ("auth_name", "credential", "defaults", "head", "is_dropped", "receipt", "target", "until")
+
+    def __init__(self, credential: Credential, target: Target, head: SecretBytes, *, until: float) -> None:
+        self.credential = credential
+        self.target = target
+        self.head = head
+        """`` HTTP/1.1``, Host, the provider's auth header and Accept-Encoding: what follows method and path."""
+        self.until = until
+        self.is_dropped = False
+        self.auth_name = b""
+        """The provider's auth header where it is none of the usual names: a client's header of that name is not relayed."""
+        self.defaults: tuple[tuple[bytes, bytes], ...] = ()
+        """Headers that the provider wants (``\\r\\nname: ``, value) unless the client sent its own."""
+        self.receipt = b""
+        """The receipt's header lines for the answer, all but the request id."""
+
+
+@dataclass(slots=True, eq=False)
+class Admission:
+    """A verified token and what hangs on it."""
+
+    digest: bytes
+    grant: Grant
+    until: float
+    networks: tuple[Network, ...]
+    is_dropped: bool = False
+    ready: dict[Hashable, Ready] = field(default_factory=dict)
+
+    def allows_address(self, client: str) -> bool:
+        """Whether the token's IP allowlist lets ``client`` in."""
+        if not self.networks:
+            return True
+        address = parse_address(client)
+        return address is not None and any(address in network for network in self.networks)
+
+
+@dataclass(slots=True, eq=False)
+class _Fill:
+    """A read that is under way for everybody who waits for it."""
+
+    token_id: str
+    user_id: UUID | None
+    is_dirty: bool = False
+    task: asyncio.Task[None] | None = None
+
+    def concerns(self, change: Change) -> bool:
+        """Whether what is being read may have changed."""
+        if change.subject == "token":
+            return change.subject_id == self.token_id
+        return self.user_id is None or change.user_id is None or change.user_id == self.user_id
+
+
+class Credentials:
+    """The caches of one process. All look-ups are synchronous; ``fill_…`` are the cold paths."""
+
+    def __init__(self, db: Database, feed: Feed, tokens: Tokens, providers: Providers, resolver: Resolver) -> None:
+        self._db = db
+        self._tokens = tokens
+        self._providers = providers
+        self._resolver = resolver
+        self._admissions: dict[bytes, Admission] = {}
+        self._by_token: dict[str, Admission] = {}
+        self._by_user: dict[UUID, set[Admission]] = {}
+        self._registries: dict[UUID, tuple[float, Registry]] = {}
+        self._frozen: bool | None = None
+        self._fills: dict[Hashable, _Fill] = {}
+        self._purge_timer: asyncio.TimerHandle | None = None
+        self.on_key_refused: Callable[[Credential, int], None] | None = None
+        """Told when a provider answered 401 or 403 to a key."""
+        feed.subscribe(self._on_change)
+
+    # --- look-ups -------------------------------------------------------------------------------------------------------
+
+    def admission(self, token: bytes) -> Admission | None:
+        """The verified grant of ``token``, if it is known."""
+        digest = sha256(token).digest()
+        found = self._admissions.get(digest)
+        if found is None or not hmac.compare_digest(found.digest, digest):
+            return None
+        if found.until <= time.monotonic():
+            self._drop(found)
+            return None
+        return found
+
+    def registry(self, user_id: UUID) -> Registry | None:
+        """The providers and models that a user sees, if known."""
+        found = self._registries.get(user_id)
+        if found is None or found[0] <= time.monotonic():
+            return None
+        return found[1]
+
+    def ready(self, admission: Admission, plan: Plan) -> Ready | None:
+        """The key for a plan, if it is ready."""
+        found = admission.ready.get((plan.provider.name, plan.api.dialect, plan.model))
+        if found is None or found.until <= time.monotonic():
+            return None
+        return found
+
+    @property
+    def is_frozen(self) -> bool | None:
+        """Whether an administrator stopped all use; ``None``: not known at the moment."""
+        return self._frozen
+
+    # --- cold paths -----------------------------------------------------------------------------------------------------
+
+    async def fill_admission(self, token: bytes) -> None:
+        """Verify ``token`` against the database. Raises ``TokenInvalid``."""
+        token_id = access_tokens.parse(token)
+        digest = sha256(token).digest()
+
+        async def read() -> Grant:
+            return await self._tokens.verify(token)
+
+        def install(grant: Grant, started: float) -> None:
+            networks = tuple(ipaddress.ip_network(item, strict=False) for item in grant.ip_allowlist)
+            admission = Admission(digest, grant, _until(started, grant.expires_at), networks)
+            self._keep(admission)
+
+        await self._fill(("token", digest), _Fill(token_id, None), read, install)
+
+    async def fill_registry(self, user_id: UUID) -> None:
+        """Read a user's providers and models."""
+
+        def install(registry: Registry, started: float) -> None:
+            _make_room(self._registries, _ENTRIES)
+            self._registries[user_id] = (started + SECONDS, registry)
+
+        await self._fill(("user", user_id), _Fill("", user_id), lambda: self._providers.registry(user_id), install)
+
+    async def fill_ready(self, admission: Admission, plan: Plan) -> None:
+        """Resolve, open and prepare the key for a plan. Raises why there is none: ``KeyUnusable`` and its kind, ``EgressRefused``."""
+        grant = admission.grant
+        key = (plan.provider.name, plan.api.dialect, plan.model)
+
+        async def read() -> tuple[Credential, ...]:
+            return await self._resolver.resolve(grant.user_id, grant.token_id, plan.provider, plan.model)
+
+        def install(candidates: tuple[Credential, ...], started: float) -> None:
+            if admission.is_dropped:
+                return  # the request starts again with the token
+            if len(admission.ready) >= _READY_PER_TOKEN:
+                _drop_ready(admission)
+            previous = admission.ready.get(key)
+            if previous is not None:
+                previous.is_dropped = True
+            admission.ready[key] = _prepare(_choose(candidates, plan), plan, started)
+
+        await self._fill((admission.digest, key), _Fill(grant.token_id, grant.user_id), read, install)
+
+    async def fill_frozen(self) -> None:
+        """Read whether the deployment is frozen."""
+
+        async def read() -> bool:
+            async with self._db.read(Actor.lookup()) as tx:
+                return await lookups.is_frozen(tx)
+
+        def install(is_frozen: bool, started: float) -> None:  # noqa: ARG001, FBT001  # the form of all installs
+            self._frozen = is_frozen
+
+        await self._fill("deployment", _Fill("", None), read, install)
+
+    # --- fills ----------------------------------------------------------------------------------------------------------
+
+    async def _fill(
+        self, key: Hashable, fill: _Fill, read: Callable[[], Awaitable[T]], install: Callable[[T, float], None]
+    ) -> None:
+        """Read once for everybody who asks for ``key`` meanwhile, and install. Raises what the read raises."""
+        running = self._fills.get(key)
+        if running is None:
+            if len(self._fills) >= _FILLS:
+                raise Overloaded(retry_after=1.0)
+            running = self._fills[key] = fill
+            fill.task = asyncio.get_running_loop().create_task(_read_steadily(fill, read, install))
+            fill.task.add_done_callback(lambda task: self._on_filled(key, task))
+        if running.task is not None:
+            await asyncio.shield(running.task)  # a waiter that is cancelled takes nobody else along
+
+    def _on_filled(self, key: Hashable, task: asyncio.Task[None]) -> None:
+        del self._fills[key]
+        if not task.cancelled():
+            task.exception()  # every waiter has it; if all are gone, nobody misses it
+
+    # --- keeping and dropping -------------------------------------------------------------------------------------------
+
+    def _keep(self, admission: Admission) -> None:
+        previous = self._admissions.get(admission.digest)
+        if previous is not None:
+            self._drop(previous)
+        while len(self._admissions) >= _ENTRIES:
+            self._drop(next(iter(self._admissions.values())))
+        grant = admission.grant
+        self._admissions[admission.digest] = admission
+        self._by_token[grant.token_id] = admission
+        self._by_user.setdefault(grant.user_id, set()).add(admission)
+        if self._purge_timer is None:
+            self._purge_timer = asyncio.get_running_loop().call_later(_PURGE_SECONDS, self._purge)
+
+    def _drop(self, admission: Admission) -> None:
+        admission.is_dropped = True
+        _drop_ready(admission)
+        grant = admission.grant
+        if self._admissions.get(admission.digest) is admission:
+            del self._admissions[admission.digest]
+        if self._by_token.get(grant.token_id) is admission:
+            del self._by_token[grant.token_id]
+        of_user = self._by_user.get(grant.user_id, set())
+        of_user.discard(admission)
+        if not of_user:
+            self._by_user.pop(grant.user_id, None)
+
+    def _purge(self) -> None:
+        """Let go of what is past its time even if nobody asks for it: keys stay in memory for a minute at most."""
+        self._purge_timer = None
+        now = time.monotonic()
+        for admission in tuple(self._admissions.values()):
+            if admission.until <= now:
+                self._drop(admission)
+                continue
+            for key, ready in tuple(admission.ready.items()):
+                if ready.until <= now:
+                    ready.is_dropped = True
+                    del admission.ready[key]
+        for user_id, (until, _) in tuple(self._registries.items()):
+            if until <= now:
+                del self._registries[user_id]
+        if self._admissions or self._registries:
+            self._purge_timer = asyncio.get_running_loop().call_later(_PURGE_SECONDS, self._purge)
+
+    def forget(self) -> None:
+        """Drop everything: keys, tokens, registries."""
+        for admission in tuple(self._admissions.values()):
+            self._drop(admission)
+        self._registries.clear()
+        self._frozen = None
+
+    def close(self) -> None:
+        """Drop everything and stop the purge; for the end of the process."""
+        self.forget()
+        if self._purge_timer is not None:
+            self._purge_timer.cancel()
+            self._purge_timer = None
+
+    def _on_change(self, change: Change) -> None:
+        """Called by the feed for each change, in order. Coarse on purpose: changes are rare, a forgotten case would be a hole."""
+        for fill in self._fills.values():
+            if fill.concerns(change):
+                fill.is_dirty = True
+        if change.subject == "token":
+            admission = self._by_token.get(change.subject_id)
+            if admission is not None:
+                self._drop(admission)
+        elif change.user_id is None:  # the system's: a provider, a system key, the deployment itself
+            self.forget()
+        else:
+            for admission in tuple(self._by_user.get(change.user_id, ())):
+                self._drop(admission)
+            self._registries.pop(change.user_id, None)
+
+
+async def _read_steadily(fill: _Fill, read: Callable[[], Awaitable[T]], install: Callable[[T, float], None]) -> None:
+    """Read until nothing changed meanwhile: what was read before a change must not be kept after it."""
+    for _ in range(_ATTEMPTS):
+        fill.is_dirty = False
+        started = time.monotonic()
+        try:
+            value = await read()
+        except KeybearerError:
+            if fill.is_dirty:
+                continue
+            raise
+        if not fill.is_dirty:
+            install(value, started)
+            return
+    raise Unavailable("What this call needs is being changed too often.", retry_after=1.0)
+
+
+def _drop_ready(admission: Admission) -> None:
+    for ready in admission.ready.values():
+        ready.is_dropped = True
+    admission.ready.clear()
+
+
+def _make_room(cache: dict[UUID, tuple[float, Registry]], limit: int) -> None:
+    while len(cache) >= limit:
+        del cache[next(iter(cache))]
+
+
+def _until(started: float, expires_at: datetime | None) -> float:
+    """The monotonic time at which an entry read at ``started`` ends."""
+    until = started + SECONDS
+    if expires_at is not None:
+        until = min(until, started + (expires_at - datetime.now(UTC)).total_seconds())
+    return until
+
+
+def _choose(candidates: tuple[Credential, ...], plan: Plan) -> Credential:
+    """The first key in order that may be used for this model."""
+    if not candidates:
+        raise KeyMissing(f"You have no key for {plan.provider.display_name}.")
+    full_name = f"{plan.provider.name}/{plan.model}"
+    for credential in candidates:
+        allowed = credential.allowed_models
+        if allowed is None or plan.model in allowed or full_name in allowed:
+            return credential
+    raise ModelNotAllowed(f"No key of yours for {plan.provider.display_name} may be used for this model.")
+
+
+def _prepare(credential: Credential, plan: Plan, started: float) -> Ready:
+    """Everything about sending this key that does not change from call to call."""
+    provider, auth = plan.provider, plan.api.auth
+    origin = origin_of(provider.base_url)
+    require_bound(origin, credential.egress)
+    value = credential.value.reveal()
+    if _HEADER_VALUE.match(value) is None:
+        raise KeyUnreadable("Your stored key has characters that no header can carry: enter it again.")
+    lines = [b" HTTP/1.1\r\nhost: ", origin.authority, b"\r\naccept-encoding: identity"]
+    if auth.style == "bearer":
+        lines += (b"\r\nauthorization: Bearer ", value)
+    elif auth.style == "header":
+        lines += (b"\r\n", auth.header.lower().encode("ascii"), b": ", value)
+    target = Target(origin, provider.owner_id, provider.owner_id is None)
+    ready = Ready(credential, target, SecretBytes(b"".join(lines)), until=_until(started, credential.expires_at))
+    if auth.style == "header" and auth.header.lower().encode("ascii") not in CREDENTIAL_NAMES:
+        ready.auth_name = auth.header.lower().encode("ascii")
+    ready.defaults = tuple((b"\r\n" + name.lower().encode("ascii") + b": ", text.encode("ascii")) for name, text in provider.headers)
+    ready.receipt = b"x-keybearer-key-source: %b\r\nx-keybearer-secret-id: %b\r\nx-keybearer-provider: %b\r\n" % (
+        credential.source.value.encode("ascii"),
+        str(credential.secret_id).encode("ascii"),
+        provider.name.encode("ascii"),
+    )
+    return ready

@@ -1,0 +1,476 @@
+"""One gateway request, from its head to the moment its bytes are on their way to the provider: six steps on one screen.
+
+``proceed`` is the whole story. It is synchronous; where something is not at hand (a token not yet verified, a key not yet
+opened, a database that has gone away) it spawns the wait and runs again from the top afterwards, so that there is one path,
+not a fast and a slow one, and a token revoked during the wait is found out. The way back is ``relay``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+from keybearer.catalog import Registry
+from keybearer.domain import Client, Grant, OutcomeRecord, Scope, Usage, UseRecord
+from keybearer.errors import (
+    AddressRefused,
+    EgressRefused,
+    Forbidden,
+    Frozen,
+    InvalidRequest,
+    KeybearerError,
+    ModelNotAllowed,
+    ProviderNotAllowed,
+    ScopeMissing,
+    TooLarge,
+    TrustLost,
+    Unavailable,
+    UpstreamError,
+)
+from keybearer.gateway import dialect
+from keybearer.gateway.answer import CONTINUE, answer, error_headers
+from keybearer.gateway.credentials import Admission, Ready
+from keybearer.gateway.plan import Plan, Route, dialect_of, plan, route
+from keybearer.gateway.relay import Relay
+from keybearer.gateway.request import USER_AGENT_CHARACTERS, Head, Headers, label, token_of
+from keybearer.gateway.turns import Connection
+from keybearer.usage import prices
+
+log = logging.getLogger("keybearer.gateway")
+
+_ATTEMPTS = 8
+"""Times that ``proceed`` may begin anew before the server owns up to being overtaken by changes."""
+_RETRY_SECONDS = 0.25
+_CLIENT_GONE = 499
+_JOINED_BODY = 64 * 1024
+"""Bodies up to this size are joined with the head for one write; larger ones are not copied."""
+_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
+_NO_USAGE = Usage()
+
+
+class Exchange:
+    """A gateway request in its connection's queue (a ``Turn``)."""
+
+    __slots__ = (
+        "_attempts",
+        "_fault",
+        "_head",
+        "_is_admitted",
+        "_is_over",
+        "_is_received",
+        "_is_started",
+        "_is_waiting",
+        "_parts",
+        "_relay",
+        "_route",
+        "buffered",
+        "connection",
+        "plan",
+        "plane",
+        "ready",
+        "request_id",
+        "started",
+        "used_at",
+    )
+
+    def __init__(self, connection: Connection, head: Head, fault: KeybearerError | None = None) -> None:
+        self.connection = connection
+        self.plane = connection.plane
+        self.request_id = self.plane.request_id()
+        self.started = time.monotonic()
+        self.plan: Plan | None = None
+        self.ready: Ready | None = None
+        self.used_at = 0.0
+        """Unix time of the journal's line; 0: no use is on record that wants an outcome."""
+        self.buffered = 0
+        self._head = head
+        self._fault = fault
+        self._route: Route | None = None
+        self._parts: list[bytes] = []
+        self._relay: Relay | None = None
+        self._attempts = 0
+        self._is_started = False
+        self._is_received = False
+        self._is_waiting = False
+        self._is_over = False
+        self._is_admitted = False
+
+    # --- the six steps --------------------------------------------------------------------------------------------------
+
+    def proceed(self) -> None:
+        """From the token to the provider. Runs again from the top after every wait; step 6 is ``Relay.settle``."""
+        plane, head, credentials = self.plane, self._head, self.plane.credentials
+        try:
+            if not plane.feed.is_trusted():
+                self._wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
+            # 1. authenticate
+            token = token_of(head)
+            admission = credentials.admission(token)
+            if admission is None:
+                self._wait(credentials.fill_admission(token))
+            self._admit(admission)
+            # 2. plan
+            where = self._route or self._find_route()
+            if not self._is_received:
+                self._take_body()
+            registry = credentials.registry(admission.grant.user_id)
+            if registry is None:
+                self._wait(credentials.fill_registry(admission.grant.user_id))
+            planned = self.plan = plan(where, self._body(), head.content_type, registry)
+            if planned.local is not None:
+                self._answer_locally(registry)
+            self._allow(admission.grant, planned)
+            # 3. credentials
+            ready = self.ready = credentials.ready(admission, planned)
+            if ready is None:
+                self._wait(credentials.fill_ready(admission, planned))
+            if credentials.is_frozen is None:
+                self._wait(credentials.fill_frozen())
+            if credentials.is_frozen:
+                raise Frozen
+            request = self._request(planned, ready)
+            # 4. note the use, before the key leaves
+            seq = self._note_use(admission.grant, planned, ready)
+            if plane.journal.needs_wait:
+                self._wait_durable(seq, request)
+            # 5. forward and relay
+            self._forward(request)
+        except KeybearerError as error:
+            self.refuse(error)
+        except Exception:  # the boundary of one request: a mistake of ours must not end the connection of others' requests
+            log.exception("A gateway request failed unexpectedly", extra={"request_id": self.request_id})
+            self.refuse(Unavailable("Something went wrong in the gateway."))
+
+    def _admit(self, admission: Admission) -> None:
+        """What the token itself allows: the gateway, this address, acting for nobody else. Raises ``Forbidden`` and its kind."""
+        grant = admission.grant
+        if Scope.GATEWAY_USE not in grant.scopes:
+            raise ScopeMissing(f"The access token lacks the scope '{Scope.GATEWAY_USE}'.")
+        if admission.networks and not admission.allows_address(self._client_address()):
+            raise AddressRefused
+        if self._head.acts_as is not None:
+            if Scope.USERS_ACT_AS not in grant.scopes:
+                raise ScopeMissing(f"'x-keybearer-user' needs the scope '{Scope.USERS_ACT_AS}'.")
+            raise Forbidden("Acting for other users is not available yet.", hint="Leave 'x-keybearer-user' out.")
+
+    def _find_route(self) -> Route:
+        head = self._head
+        self._route = found = route(head.method, head.target, head.headers)
+        return found
+
+    def _take_body(self) -> None:
+        """The caller is known and the route exists: now the body is welcome, up to the route's limit."""
+        self._is_admitted = True
+        limit = self._body_limit()
+        declared = self._head.length
+        if (declared is not None and declared > limit) or self.buffered > limit:
+            raise _too_large(limit)
+        if self._head.expects_continue and not self.buffered:
+            self.connection.write(CONTINUE)
+        self.connection.flow.resume_reading()
+
+    def _body_limit(self) -> int:
+        limit = self.plane.body_limit
+        if self._route is not None and self._route.body_limit is not None:
+            limit = min(limit, self._route.body_limit)
+        return limit
+
+    def _body(self) -> bytes:
+        if len(self._parts) > 1:
+            self._parts = [b"".join(self._parts)]
+        self._parts[0] if self._parts else b""
+
+    def _allow(self, grant: Grant, planned: Plan) -> None:
+        """What the token allows of providers and models."""
+        provider = planned.provider.name
+        if grant.allowed_providers is not None and provider not in grant.allowed_providers:
+            raise ProviderNotAllowed(f"The access token may not use {planned.provider.display_name}.")
+        if grant.allowed_models is not None and planned.operation != "models":
+            if f"{provider}/{planned.model}" not in grant.allowed_models:
+                raise ModelNotAllowed("The access token may not use this model.")
+
+    def _request(self, planned: Plan, ready: Ready) -> bytes | list[bytes]:
+        """The upstream request: what is prepared with the key, what the client sent that may go on, the body.
+
+        llhttp let no line break pass and ``plan`` none into the path; counting them here costs 100 ns and would catch a mistake.
+        """
+        forward = self._head.forward
+        if ready.auth_name or ready.defaults:
+            forward = _with_defaults(forward, ready)
+        body = planned.body
+        lines = ready.lines + len(forward) // 2
+        parts = [planned.method, b" ", planned.path, ready.head.reveal(), *forward]
+        if body or planned.method in _WITH_BODY:
+            parts.append(b"\r\ncontent-length: %d" % len(body))
+            lines += 1
+        block = b"".join(parts)
+        if block.count(b"\n") != lines or block.count(b"\r") != lines or b"\0" in block or b" " in planned.path:
+            raise InvalidRequest("The request cannot be passed on.")
+        if len(body) > _JOINED_BODY:
+            return [block + b"\r\n\r\n", body]
+        return b"".join((block, b"\r\n\r\n", body))
+
+    def _note_use(self, grant: Grant, planned: Plan, ready: Ready) -> int:
+        """The journal's line, before the key leaves. Raises ``JournalFailed``: then it does not."""
+        head, credential = self._head, ready.credential
+        used_at = time.time()
+        seq = self.plane.journal.use(
+            UseRecord(
+                request_id=self.request_id,
+                at=used_at,
+                user_id=grant.user_id,
+                token_id=grant.token_id,
+                secret_id=credential.secret_id,
+                secret_version=credential.secret_version,
+                owner=credential.owner,
+                source=credential.source,
+                provider=planned.provider.name,
+                model=planned.model,
+                operation=planned.operation,
+                streamed=planned.streamed,
+                workflow=label(head.workflow) if head.workflow else "",
+                node=label(head.node) if head.node else "",
+                client=Client(self._client_address(), head.user_agent[:USER_AGENT_CHARACTERS].decode("latin-1")),
+            )
+        )
+        self.used_at = used_at
+        return seq
+
+    def _forward(self, request: bytes | list[bytes]) -> None:
+        """Hand the request to the upstream; its answer comes to the relay."""
+        ready, planned = self.ready, self.plan
+        require_bound(ready.origin, ready.credential.egress)
+        relay = self._relay = Relay(self, planned, ready)
+        self._parts = []
+        relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self._head.is_head)
+        if self.connection.is_write_paused:
+            relay.call.pause_reading()
+
+    # --- waiting --------------------------------------------------------------------------------------------------------
+
+    def _wait(self, what: Coroutine[Any, Any, None]) -> None:
+        """Run ``what``, then ``proceed`` from the top."""
+        self._is_waiting = True
+        self.plane.spawn(self.connection.loop, self._resume_after(what))
+
+    async def _resume_after(self, what: Coroutine[Any, Any, None]) -> None:
+        try:
+            await what
+        except KeybearerError as error:
+            # A database that has just gone away is held for like one that is known to be away.
+            if type(error) is not Unavailable or time.monotonic() > self.started + self.plane.limits.hold_seconds:
+                self._is_waiting = False
+                self.refuse(error)
+                return
+            await asyncio.sleep(_RETRY_SECONDS)
+        except Exception:  # the same boundary as in proceed
+            log.exception("A gateway request failed unexpectedly", extra={"request_id": self.request_id})
+            self.refuse(Unavailable("Something went wrong in the gateway."))
+        else:
+            self._attempts += 1
+        self._is_waiting = False
+        if not self._is_over:
+            self._again()
+
+    def _again(self) -> None:
+        if self._attempts > _ATTEMPTS:
+            self.refuse(Unavailable("What this call needs is being changed too often.", retry_after=1.0))
+        else:
+            self.proceed()
+
+    def _wait_durable(self, seq: int, request: bytes | list[bytes]) -> None:
+        self._is_waiting = True
+        self.plane.spawn(self.connection.loop, self._forward_when_durable(seq, request))
+
+    async def _forward_when_durable(self, seq: int, request: bytes | list[bytes]) -> None:
+        try:
+            await self.plane.journal.durable(seq)
+            self._is_waiting = False
+            if not self._is_over:
+                self._forward(request)
+        except KeybearerError as error:
+            self.refuse(error)
+
+    def restart(self) -> None:
+        """The key did not leave, because trust was lost or something changed: that use ends refused, and a new one may begin."""
+        self.note_outcome(TrustLost.status, "refused")
+        self._relay = self.ready = None
+        self.request_id = self.plane.request_id()
+        self._attempts += 1
+        self._again()
+
+    # --- answers of our own ---------------------------------------------------------------------------------------------
+
+    def _answer_locally(self, registry: Registry) -> None:
+        """The model list over all providers: no key leaves, so there is no use to note."""
+        body = dialect.models_body(self._dialect(), registry)
+        self._answer(200, [(b"content-type", b"application/json")], body)
+
+    def refuse(self, error: KeybearerError) -> None:
+        """Answer with an error in the dialect's shape."""
+        if self._is_over:
+            return
+        status, content_type, body = dialect.error_body(self._dialect(), error, self.request_id)
+        if self.used_at:
+            self.note_outcome(status, _outcome_of(error))
+        self._answer(status, error_headers(error, content_type), body)
+
+    def answer_upstream_error(self, status: int, headers: Headers, body: bytes) -> None:
+        """A provider's error, scrubbed of the key."""
+        self._answer(status, headers, body, own=False)
+
+    def _answer(self, status: int, headers: Headers, body: bytes, *, own: bool = True) -> None:
+        head = self._head
+        keep_alive = head.keep_alive and self._is_received
+        all_headers = [*self.connection.default_headers(), *headers] if own else headers
+        written = answer(status, all_headers, body, self.receipt(), is_head=head.is_head, keep_alive=keep_alive)
+        self.connection.write(written)
+        self.finish(keep_alive=keep_alive)
+
+    def receipt(self) -> bytes:
+        """The header lines that say which request this was, and whose key served it."""
+        lines = b"x-keybearer-request-id: " + self.request_id.encode("ascii") + b"\r\n"
+        return lines + self.ready.receipt if self.ready is not None else lines
+
+    def finish(self, *, keep_alive: bool) -> None:
+        """The answer is written as a whole."""
+        self._end()
+        self.connection.finish(self, keep_alive=keep_alive)
+
+    def _end(self) -> None:
+        self._is_over = True
+        self.release_body()
+        self.ready = None
+
+    def release_body(self) -> None:
+        """The request's body is no longer held."""
+        self.plane.budget.give(self.buffered)
+        self.buffered = 0
+        self._parts = []
+
+    def note_outcome(self, status: int, outcome: str, first_byte: float | None = None, usage: Usage = _NO_USAGE) -> None:
+        """The journal's second line for a use. ``first_byte``: monotonic time at which the answer began."""
+        now = time.monotonic()
+        cost: int | None = None
+        if usage is not _NO_USAGE and self.plan is not None:
+            at = datetime.fromtimestamp(self.used_at, UTC)
+            cost = prices.cost_micro_usd(self.plan.provider.name, self.plan.model, usage, at)
+        self.plane.journal.outcome(
+            OutcomeRecord(
+                request_id=self.request_id,
+                at=time.time(),
+                status=status,
+                outcome=outcome,
+                duration_ms=(now - self.started) * 1000,
+                first_byte_ms=None if first_byte is None else (first_byte - self.started) * 1000,
+                usage=usage,
+                cost_micro_usd=cost,
+            )
+        )
+        self.used_at = 0.0
+
+    # --- a turn in the connection's queue -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._is_started = True
+        if self._fault is not None:
+            self.refuse(self._fault)
+        elif self._is_received:
+            self.proceed()
+
+    def on_body(self, data: bytes) -> None:
+        if self._is_over:
+            return
+        size = len(data)
+        limit = self._body_limit()
+        if self.buffered + size > limit:
+            self.connection.fail_receiving(_too_large(limit))
+            return
+        try:
+            self.plane.budget.take(size)
+        except KeybearerError as error:
+            self.connection.fail_receiving(error)
+            return
+        self.buffered += size
+        self._parts.append(data)
+
+    def on_more(self) -> None:
+        """Before more of the body is read, the caller must be known and the route must exist."""
+        if self._fault is None and not (self._is_admitted or self._is_waiting or self._is_over):
+            self.proceed()
+            if self._is_waiting:
+                self.connection.flow.pause_reading()
+
+    def on_end(self) -> None:
+        self._is_received = True
+        if self._is_started and not self._is_waiting and not self._is_over:
+            self.proceed()
+
+    def on_malformed(self, error: KeybearerError) -> None:
+        if self._is_started:
+            self.refuse(error)
+        else:
+            self._fault = error
+
+    def on_disconnect(self) -> None:
+        if self._is_over:
+            return
+        if self._relay is not None:
+            self._relay.on_client_gone()
+        elif self.used_at:
+            self.note_outcome(_CLIENT_GONE, "aborted")
+        self._end()
+
+    def on_pause(self) -> None:
+        if self._relay is not None:
+            self._relay.call.pause_reading()
+
+    def on_resume(self) -> None:
+        if self._relay is not None:
+            self._relay.call.resume_reading()
+
+    def cut_off(self) -> None:
+        stopping = Unavailable("The server is stopping.", retry_after=1.0)
+        if self._relay is not None:
+            self._relay.cut_off(stopping)
+        else:
+            self.refuse(stopping)
+
+    # --- what the head says ---------------------------------------------------------------------------------------------
+
+    def _client_address(self) -> str:
+        connection, head = self.connection, self._head
+        if not head.forwarded_for:
+            return connection.peer
+        return self.plane.proxies.client_address(connection.peer, head.forwarded_for)
+
+    def _dialect(self) -> str:
+        if self._route is not None:
+            self._route.dialect
+        return dialect_of(self._head.target, self._head.headers)
+
+
+def _too_large(limit: int) -> KeybearerError:
+    if not limit:
+        return InvalidRequest("This request takes no body.", hint="Send it without a body.")
+    return TooLarge(f"The body is larger than {limit} bytes.")
+
+
+def _outcome_of(error: KeybearerError) -> str:
+    """How the journal calls a use that ended in one of our own errors."""
+    if isinstance(error, UpstreamError):
+        return "upstream_error"
+    return "refused" if isinstance(error, Unavailable | EgressRefused) else "failed"
+
+
+def _with_defaults(forward: list[bytes], ready: Ready) -> list[bytes]:
+    """The client's headers without the provider's auth header, and with what the provider wants where the client said nothing."""
+    names = forward[::2]
+    if ready.auth_name in names:
+        pairs = zip(names, forward[1::2], strict=True)
+        forward = [piece for pair in pairs if pair[0] != ready.auth_name for piece in pair]
+    return [*forward, *(piece for pair in ready.defaults if pair[0] not in names for piece in pair)]

@@ -1,0 +1,63 @@
+"""The data plane's limits: durations in seconds, sizes in bytes, and the process-wide account of buffered bodies.
+
+Nothing here measures or waits; the connections ask, and one coarse sweep (``plane``) looks at their deadlines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from keybearer.errors import Overloaded
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection and one request may take. The defaults are generous to slow people and short for slow attacks."""
+
+    header_seconds: float = 20.0
+    """From connection made, or from a request's first byte, to the end of its headers."""
+    body_seconds: float = 30.0
+    """For a body; every ``body_rate`` bytes that arrive earn another second."""
+    body_rate: int = 4096
+    stall_seconds: float = 60.0
+    """A client that takes no byte of its answer for so long is cut off."""
+    linger_seconds: float = 3.0
+    """After an early answer, how long the rest of a request is read and thrown away, lest a reset swallow the answer."""
+    linger_bytes: int = 4 * 2**20
+    shutdown_seconds: float = 30.0
+    """At shutdown, how long answers in flight may go on."""
+    sweep_seconds: float = 0.5
+    """How often deadlines are looked at: they are late by at most this."""
+    hold_seconds: float = 10.0
+    """How long a request waits for a database that has gone away before it is answered 503."""
+    head_bytes: int = 64 * 1024
+    header_count: int = 128
+    target_bytes: int = 16 * 1024
+    queue: int = 16
+    """Requests that may wait behind the one being answered on the same connection."""
+    queued_bytes: int = 64 * 1024
+    """Body bytes of waiting requests from which on the connection is read no further."""
+    api_body_bytes: int = 16 * 2**20
+    """Largest request body outside the gateway's paths."""
+    error_bytes: int = 2**20
+    """Largest error answer of a provider that is held to be scrubbed of the key."""
+
+
+class BodyBudget:
+    """Bytes of request bodies that this process holds at one time. ``take`` raises ``Overloaded`` rather than exceed ``limit``."""
+
+    __slots__ = ("held", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Account for ``size`` more bytes."""
+        if self.held + size > self.limit:
+            raise Overloaded("The server is holding too many large requests.", retry_after=1.0)
+        self.held += size
+
+    def give(self, size: int) -> None:
+        """Return what was taken."""
+        self.held -= size

@@ -1,0 +1,81 @@
+"""What all connections of one process share: services, limits, request ids, and the sweep that looks at their deadlines.
+
+No request arms a timer. Each connection keeps its deadlines as two floats; one timer per process looks at all of them every
+half second, so that a deadline costs an assignment and is late by at most that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Coroutine, Set as AbstractSet
+from typing import Any, Protocol
+
+from keybearer.gateway.client_address import TrustedProxies
+from keybearer.gateway.limits import BodyBudget, Limits
+from keybearer.services import Services
+
+
+class Swept(Protocol):
+    """A connection with deadlines."""
+
+    def on_sweep(self, now: float) -> None: ...
+
+
+class Plane:
+    """One process's side of the data plane."""
+
+    def __init__(self, services: Services, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.services = services
+        self.credentials = services.credentials
+        self.feed = services.feed
+        self.journal = services.journal
+        self.upstream = services.upstream
+        self.proxies = TrustedProxies(services.options.trusted_proxies)
+        self.budget = BodyBudget(services.options.max_buffered_bytes)
+        self.body_limit = services.options.max_body_bytes
+        self._ids = RequestIds()
+        self.request_id = self._ids.next
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def spawn(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
+        """Run the cold part of a request; the reference is kept until it ends."""
+        task = loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def watch(self, loop: asyncio.AbstractEventLoop, connections: AbstractSet[Swept]) -> None:
+        """Sweep over ``connections`` (uvicorn's own set) as long as there are any."""
+        if self._sweep is None:
+            self._sweep = loop.call_later(self.limits.sweep_seconds, self._on_sweep, loop, connections)
+
+    def _on_sweep(self, loop: asyncio.AbstractEventLoop, connections: AbstractSet[Swept]) -> None:
+        self._sweep = None
+        now = time.monotonic()
+        for connection in tuple(connections):
+            connection.on_sweep(now)
+        if connections:
+            self.watch(loop, connections)
+
+
+class RequestIds:
+    """``req_`` and 24 hexadecimal digits: unique, cheap, and of no use to who guesses one (they authorise nothing).
+
+    Eight digits are this process's own; sixteen are a counter mixed by an odd multiplier modulo 2**64, which is a bijection:
+    no id comes twice, and one does not show how many there were before.
+    """
+
+    __slots__ = ("_count", "_multiplier", "_prefix")
+
+    def __init__(self) -> None:
+        self._prefix = "req_" + secrets.token_hex(4)
+        self._count = secrets.randbits(64)
+        self._multiplier = secrets.randbits(64) | 1
+
+    def next(self) -> str:
+        """The next id."""
+        self._count += 1
+        return f"{self._prefix}{self._count * self._multiplier & 0xFFFFFFFFFFFFFFFF:016x}"
