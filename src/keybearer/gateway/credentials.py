@@ -32,7 +32,7 @@ from keybearer.errors import KeybearerError, KeyMissing, KeyUnreadable, ModelNot
 from keybearer.gateway.client_address import Network, parse_address
 from keybearer.gateway.egress import origin_of, require_bound
 from keybearer.gateway.plan import Plan
-from keybearer.gateway.request import CREDENTIAL_NAMES
+from keybearer.gateway.request import CREDENTIAL_NAMES, header_kind
 from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Actor, Database
@@ -55,13 +55,14 @@ _HEADER_VALUE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
 class Ready:
     """A key, ready to be sent to one target for one token: header bytes and receipt are made once."""
 
-    __slots__ = ("auth_name", "credential", "defaults", "head", "is_dropped", "receipt", "target", "until")
+    __slots__ = ("auth_name", "credential", "defaults", "head", "is_dropped", "lines", "receipt", "target", "until")
 
     def __init__(self, credential: Credential, target: Target, head: SecretBytes, *, until: float) -> None:
         self.credential = credential
         self.target = target
         self.head = head
         """`` HTTP/1.1``, Host, the provider's auth header and Accept-Encoding: what follows method and path."""
+        self.lines = head.reveal().count(b"\n")
         self.until = until
         self.is_dropped = False
         self.auth_name = b""
@@ -152,6 +153,11 @@ class Credentials:
         if found is None or found.until <= time.monotonic():
             return None
         return found
+
+    def key_refused(self, credential: Credential, status: int) -> None:
+        """A provider answered 401 or 403 to this key."""
+        if self.on_key_refused is not None:
+            self.on_key_refused(credential, status)
 
     @property
     def is_frozen(self) -> bool | None:
@@ -375,10 +381,10 @@ def _prepare(credential: Credential, plan: Plan, started: float) -> Ready:
         lines += (b"\r\nauthorization: Bearer ", value)
     elif auth.style == "header":
         lines += (b"\r\n", auth.header.lower().encode("ascii"), b": ", value)
-    target = Target(origin, provider.owner_id, provider.owner_id is None)
+    target = Target.of_owner(origin, provider.owner_id)
     ready = Ready(credential, target, SecretBytes(b"".join(lines)), until=_until(started, credential.expires_at))
     if auth.style == "header" and auth.header.lower().encode("ascii") not in CREDENTIAL_NAMES:
-        ready.auth_name = auth.header.lower().encode("ascii")
+        ready.auth_name = header_kind(auth.header.encode("ascii"))[2]
     ready.defaults = tuple((b"\r\n" + name.lower().encode("ascii") + b": ", text.encode("ascii")) for name, text in provider.headers)
     ready.receipt = b"x-keybearer-key-source: %b\r\nx-keybearer-secret-id: %b\r\nx-keybearer-provider: %b\r\n" % (
         credential.source.value.encode("ascii"),

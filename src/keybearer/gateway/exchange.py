@@ -35,7 +35,7 @@ from keybearer.gateway import dialect
 from keybearer.gateway.answer import CONTINUE, answer, error_headers
 from keybearer.gateway.credentials import Admission, Ready
 from keybearer.gateway.plan import Plan, Route, dialect_of, plan, route
-from keybearer.gateway.relay import Relay
+from keybearer.gateway.relay import CLIENT_GONE, Relay
 from keybearer.gateway.request import USER_AGENT_CHARACTERS, Head, Headers, label, token_of
 from keybearer.gateway.turns import Connection
 from keybearer.usage import prices
@@ -45,11 +45,17 @@ log = logging.getLogger("keybearer.gateway")
 _ATTEMPTS = 8
 """Times that ``proceed`` may begin anew before the server owns up to being overtaken by changes."""
 _RETRY_SECONDS = 0.25
-_CLIENT_GONE = 499
 _JOINED_BODY = 64 * 1024
 """Bodies up to this size are joined with the head for one write; larger ones are not copied."""
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 _NO_USAGE = Usage()
+
+
+class _Wait(Exception):  # noqa: N818  # no error: how a step says what it needs
+    """Something is not at hand: ``work`` gets it."""
+
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self.work = work
 
 
 class Exchange:
@@ -69,9 +75,13 @@ class Exchange:
         "_route",
         "buffered",
         "connection",
+        "is_head",
+        "is_http10",
+        "keep_alive",
         "plan",
         "plane",
         "ready",
+        "registry",
         "request_id",
         "started",
         "used_at",
@@ -83,10 +93,14 @@ class Exchange:
         self.request_id = self.plane.request_id()
         self.started = time.monotonic()
         self.plan: Plan | None = None
+        self.registry: Registry | None = None
         self.ready: Ready | None = None
         self.used_at = 0.0
         """Unix time of the journal's line; 0: no use is on record that wants an outcome."""
         self.buffered = 0
+        self.keep_alive = head.keep_alive
+        self.is_http10 = head.is_http10
+        self.is_head = head.method == b"HEAD"
         self._head = head
         self._fault = fault
         self._route: Route | None = None
@@ -102,48 +116,65 @@ class Exchange:
     # --- the six steps --------------------------------------------------------------------------------------------------
 
     def proceed(self) -> None:
-        """From the token to the provider. Runs again from the top after every wait; step 6 is ``Relay.settle``."""
-        plane, head, credentials = self.plane, self._head, self.plane.credentials
+        """From the token to the provider; step 6, meter, settle and note the outcome, is ``Relay``'s."""
         try:
-            if not plane.feed.is_trusted():
-                self._wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
-            # 1. authenticate
-            token = token_of(head)
-            admission = credentials.admission(token)
-            if admission is None:
-                self._wait(credentials.fill_admission(token))
-            self._admit(admission)
-            # 2. plan
-            where = self._route or self._find_route()
+            admission = self._authenticate()
             if not self._is_received:
                 self._take_body()
-            registry = credentials.registry(admission.grant.user_id)
-            if registry is None:
-                self._wait(credentials.fill_registry(admission.grant.user_id))
-            planned = self.plan = plan(where, self._body(), head.content_type, registry)
-            if planned.local is not None:
-                self._answer_locally(registry)
-            self._allow(admission.grant, planned)
-            # 3. credentials
-            ready = self.ready = credentials.ready(admission, planned)
-            if ready is None:
-                self._wait(credentials.fill_ready(admission, planned))
-            if credentials.is_frozen is None:
-                self._wait(credentials.fill_frozen())
-            if credentials.is_frozen:
-                raise Frozen
+                return
+            planned = self._plan(admission)
+            if planned.provider is None:
+                self._answer_locally()
+                return
+            self.ready = ready = self._credentials(admission, planned)
             request = self._request(planned, ready)
-            # 4. note the use, before the key leaves
             seq = self._note_use(admission.grant, planned, ready)
-            if plane.journal.needs_wait:
-                self._wait_durable(seq, request)
-            # 5. forward and relay
-            self._forward(request)
+            if self.plane.journal.needs_wait:
+                self._wait(self._forward_when_durable(seq, request))
+            else:
+                self._forward(request)
+        except _Wait as wait:
+            self._wait(self._proceed_after(wait.work))
         except KeybearerError as error:
             self.refuse(error)
-        except Exception:  # the boundary of one request: a mistake of ours must not end the connection of others' requests
-            log.exception("A gateway request failed unexpectedly", extra={"request_id": self.request_id})
-            self.refuse(Unavailable("Something went wrong in the gateway."))
+        except Exception:  # the boundary of one request: a mistake of ours ends this one, not the connection
+            self._fail()
+
+    def _authenticate(self) -> Admission:
+        """1. The token is valid, known to be so at this moment, and may do this."""
+        plane = self.plane
+        if not plane.feed.is_trusted():
+            raise _Wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
+        token = token_of(self._head)
+        admission = plane.credentials.admission(token)
+        if admission is None:
+            raise _Wait(plane.credentials.fill_admission(token))
+        self._admit(admission)
+        if self._route is None:
+            self._route = route(self._head.method, self._head.target, self._head.headers)
+        return admission
+
+    def _plan(self, admission: Admission) -> Plan:
+        """2. Which provider, which model, what bytes."""
+        user_id, credentials = admission.grant.user_id, self.plane.credentials
+        self.registry = credentials.registry(user_id)
+        if self.registry is None:
+            raise _Wait(credentials.fill_registry(user_id))
+        self.plan = planned = plan(self._route, self._body(), self._head.content_type, self.registry)
+        self._allow(admission.grant, planned)
+        return planned
+
+    def _credentials(self, admission: Admission, planned: Plan) -> Ready:
+        """3. The key, from the cache or resolved and decrypted; none while the deployment is frozen."""
+        credentials = self.plane.credentials
+        if credentials.is_frozen is None:
+            raise _Wait(credentials.fill_frozen())
+        if credentials.is_frozen:
+            raise Frozen
+        ready = credentials.ready(admission, planned)
+        if ready is None:
+            raise _Wait(credentials.fill_ready(admission, planned))
+        return ready
 
     def _admit(self, admission: Admission) -> None:
         """What the token itself allows: the gateway, this address, acting for nobody else. Raises ``Forbidden`` and its kind."""
@@ -156,11 +187,6 @@ class Exchange:
             if Scope.USERS_ACT_AS not in grant.scopes:
                 raise ScopeMissing(f"'x-keybearer-user' needs the scope '{Scope.USERS_ACT_AS}'.")
             raise Forbidden("Acting for other users is not available yet.", hint="Leave 'x-keybearer-user' out.")
-
-    def _find_route(self) -> Route:
-        head = self._head
-        self._route = found = route(head.method, head.target, head.headers)
-        return found
 
     def _take_body(self) -> None:
         """The caller is known and the route exists: now the body is welcome, up to the route's limit."""
@@ -182,7 +208,7 @@ class Exchange:
     def _body(self) -> bytes:
         if len(self._parts) > 1:
             self._parts = [b"".join(self._parts)]
-        self._parts[0] if self._parts else b""
+        return self._parts[0] if self._parts else b""
 
     def _allow(self, grant: Grant, planned: Plan) -> None:
         """What the token allows of providers and models."""
@@ -244,47 +270,34 @@ class Exchange:
         """Hand the request to the upstream; its answer comes to the relay."""
         ready, planned = self.ready, self.plan
         require_bound(ready.origin, ready.credential.egress)
-        relay = self._relay = Relay(self, planned, ready)
+        relay = self._relay = Relay(self, planned)
         self._parts = []
-        relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self._head.is_head)
+        relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self.is_head)
         if self.connection.is_write_paused:
-            relay.call.pause_reading()
+            relay.pause()
 
     # --- waiting --------------------------------------------------------------------------------------------------------
 
-    def _wait(self, what: Coroutine[Any, Any, None]) -> None:
-        """Run ``what``, then ``proceed`` from the top."""
+    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
         self._is_waiting = True
-        self.plane.spawn(self.connection.loop, self._resume_after(what))
+        self.plane.spawn(self.connection.loop, work)
 
-    async def _resume_after(self, what: Coroutine[Any, Any, None]) -> None:
+    async def _proceed_after(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await what
+            await work
+            self._attempts += 1
         except KeybearerError as error:
             # A database that has just gone away is held for like one that is known to be away.
             if type(error) is not Unavailable or time.monotonic() > self.started + self.plane.limits.hold_seconds:
-                self._is_waiting = False
                 self.refuse(error)
                 return
             await asyncio.sleep(_RETRY_SECONDS)
-        except Exception:  # the same boundary as in proceed
-            log.exception("A gateway request failed unexpectedly", extra={"request_id": self.request_id})
-            self.refuse(Unavailable("Something went wrong in the gateway."))
-        else:
-            self._attempts += 1
+        except Exception:  # as in proceed
+            self._fail()
+            return
         self._is_waiting = False
         if not self._is_over:
             self._again()
-
-    def _again(self) -> None:
-        if self._attempts > _ATTEMPTS:
-            self.refuse(Unavailable("What this call needs is being changed too often.", retry_after=1.0))
-        else:
-            self.proceed()
-
-    def _wait_durable(self, seq: int, request: bytes | list[bytes]) -> None:
-        self._is_waiting = True
-        self.plane.spawn(self.connection.loop, self._forward_when_durable(seq, request))
 
     async def _forward_when_durable(self, seq: int, request: bytes | list[bytes]) -> None:
         try:
@@ -294,6 +307,18 @@ class Exchange:
                 self._forward(request)
         except KeybearerError as error:
             self.refuse(error)
+        except Exception:  # as in proceed
+            self._fail()
+
+    def _again(self) -> None:
+        if self._attempts > _ATTEMPTS:
+            self.refuse(Unavailable("What this call needs is being changed too often.", retry_after=1.0))
+        else:
+            self.proceed()
+
+    def _fail(self) -> None:
+        log.exception("A gateway request failed unexpectedly", extra={"request_id": self.request_id})
+        self.refuse(Unavailable("Something went wrong in the gateway."))
 
     def restart(self) -> None:
         """The key did not leave, because trust was lost or something changed: that use ends refused, and a new one may begin."""
@@ -305,9 +330,9 @@ class Exchange:
 
     # --- answers of our own ---------------------------------------------------------------------------------------------
 
-    def _answer_locally(self, registry: Registry) -> None:
+    def _answer_locally(self) -> None:
         """The model list over all providers: no key leaves, so there is no use to note."""
-        body = dialect.models_body(self._dialect(), registry)
+        body = dialect.models_body(self._dialect(), self.registry)
         self._answer(200, [(b"content-type", b"application/json")], body)
 
     def refuse(self, error: KeybearerError) -> None:
@@ -319,16 +344,13 @@ class Exchange:
             self.note_outcome(status, _outcome_of(error))
         self._answer(status, error_headers(error, content_type), body)
 
-    def answer_upstream_error(self, status: int, headers: Headers, body: bytes) -> None:
-        """A provider's error, scrubbed of the key."""
-        self._answer(status, headers, body, own=False)
+    def _answer(self, status: int, headers: Headers, body: bytes) -> None:
+        self.answer_relayed(status, [*self.connection.default_headers(), *headers], body)
 
-    def _answer(self, status: int, headers: Headers, body: bytes, *, own: bool = True) -> None:
-        head = self._head
-        keep_alive = head.keep_alive and self._is_received
-        all_headers = [*self.connection.default_headers(), *headers] if own else headers
-        written = answer(status, all_headers, body, self.receipt(), is_head=head.is_head, keep_alive=keep_alive)
-        self.connection.write(written)
+    def answer_relayed(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer at once: our own, or a provider's error after scrubbing."""
+        keep_alive = self.keep_alive and self._is_received
+        self.connection.write(answer(status, headers, body, self.receipt(), is_head=self.is_head, keep_alive=keep_alive))
         self.finish(keep_alive=keep_alive)
 
     def receipt(self) -> bytes:
@@ -340,6 +362,11 @@ class Exchange:
         """The answer is written as a whole."""
         self._end()
         self.connection.finish(self, keep_alive=keep_alive)
+
+    def abort(self) -> None:
+        """The answer cannot be finished: cut the connection, so that nobody takes it for whole."""
+        self._end()
+        self.connection.transport.abort()
 
     def _end(self) -> None:
         self._is_over = True
@@ -422,16 +449,16 @@ class Exchange:
         if self._relay is not None:
             self._relay.on_client_gone()
         elif self.used_at:
-            self.note_outcome(_CLIENT_GONE, "aborted")
+            self.note_outcome(CLIENT_GONE, "aborted")
         self._end()
 
     def on_pause(self) -> None:
         if self._relay is not None:
-            self._relay.call.pause_reading()
+            self._relay.pause()
 
     def on_resume(self) -> None:
         if self._relay is not None:
-            self._relay.call.resume_reading()
+            self._relay.resume()
 
     def cut_off(self) -> None:
         stopping = Unavailable("The server is stopping.", retry_after=1.0)

@@ -1,29 +1,39 @@
 """The way back: a provider's answer to the client, byte for byte as it comes; then meter, settle, note the outcome.
 
-A ``Relay`` is the ``Sink`` of one upstream call. The head is held until the callback's end, so that head and body leave in one
-write when both are at hand. What is not relayed as it came: errors (held, and scrubbed of the key), and the usage chunk that
-the client did not ask for. A stream that breaks off ends with an error event in the dialect's own shape and a closed connection.
+A ``Relay`` is the ``Sink`` of one upstream call, which has taken cookies, hop-by-hop and ``x-keybearer-*`` headers out. The
+head is held until the end of the callback it came in, so that head and body leave in one write when both are at hand. What
+is not relayed as it came: errors, which are held and scrubbed of the key, and the usage event that the client did not ask
+for. A stream that breaks off between two events ends with an error event in the dialect's own shape, and the connection
+is closed without the last chunk, so that nobody takes it for whole.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import quote_from_bytes
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
-from keybearer.domain import OutcomeRecord, Usage
-from keybearer.errors import Frozen, KeybearerError, TrustLost, Unavailable, UpstreamError, UpstreamMalformed
+from keybearer.domain import SecretBytes
+from keybearer.errors import Frozen, KeybearerError, TrustLost, Unavailable, UpstreamMalformed
 from keybearer.gateway import dialect
-from keybearer.usage import prices
+from keybearer.gateway.answer import status_line
+from keybearer.gateway.credentials import Ready
+from keybearer.gateway.dialect import UsageHider
+from keybearer.gateway.plan import Plan
+from keybearer.gateway.request import Headers
+from keybearer.gateway.upstream import Call
 from keybearer.usage.meter import Meter
 
 if TYPE_CHECKING:
     from keybearer.gateway.exchange import Exchange
 
+CLIENT_GONE = 499
+"""Noted as the status where the client left before there was one."""
 _FIRST_ERROR = 400
-_KEY_REFUSED = (401, 403)
+_WITHOUT_BODY = (204, 304)
+_EVENT_ENDS = (b"\n\n", b"\r\r", b"\n\r\n")
+_MASK = b"***"
 
 
 class Overtaken(Unavailable):
@@ -34,16 +44,237 @@ class Relay:
     """One answer on its way to the client."""
 
     __slots__ = (
-        "_bytes_left",
-        "_error_body",
+        "_error",
         "_exchange",
-        "_filter",
         "_first_byte",
         "_head",
+        "_hider",
         "_is_chunked",
         "_is_event_stream",
         "_is_over",
         "_meter",
-        "_scrub",
+        "_plan",
         "_status",
+        "_tail",
+        "call",
     )
+
+    def __init__(self, exchange: Exchange, planned: Plan) -> None:
+        self.call: Call | None = None
+        """Set by the exchange as soon as ``send`` returns; nothing but ``may_send`` is called before."""
+        self._exchange = exchange
+        self._plan = planned
+        self._meter = Meter(planned.dialect, planned.operation, planned.streamed)
+        self._hider = UsageHider() if planned.hide_usage else None
+        self._head = b""
+        """The answer's head, as long as it is not written."""
+        self._error: HeldError | None = None
+        self._status = 0
+        """What the client was answered; 0: nothing yet."""
+        self._first_byte: float | None = None
+        self._is_chunked = False
+        self._is_event_stream = False
+        self._tail = b""
+        """The last bytes of an event stream: whether it stands between two events."""
+        self._is_over = False
+
+    # --- the sink -------------------------------------------------------------------------------------------------------
+
+    def may_send(self) -> None:
+        """The last look before the key leaves, at the very moment its bytes are written. Raises why it must not."""
+        exchange = self._exchange
+        plane, ready = exchange.plane, exchange.ready
+        if not plane.feed.is_trusted():
+            raise TrustLost
+        is_frozen = plane.credentials.is_frozen
+        if is_frozen:
+            raise Frozen
+        if is_frozen is None or ready is None or ready.is_dropped or ready.until <= time.monotonic():
+            raise Overtaken
+
+    def on_response(self, status: int, headers: Headers) -> None:
+        exchange = self._exchange
+        exchange.release_body()
+        self._first_byte = time.monotonic()
+        if status >= _FIRST_ERROR:
+            self._error = HeldError(status, headers, exchange.plane.limits.error_bytes)
+            if status in (401, 403) and exchange.ready is not None:
+                exchange.plane.credentials.key_refused(exchange.ready.credential, status)
+        else:
+            self._begin(status, headers)
+
+    def on_data(self, data: bytes) -> None:
+        if self._error is not None:
+            self._error.add(data)
+            return
+        self._meter.feed(data)
+        if self._hider is not None:
+            data = self._hider.feed(data)
+        if data:
+            self._write(data)
+
+    def on_complete(self) -> None:
+        self._is_over = True
+        exchange = self._exchange
+        if self._error is not None:
+            self._answer_error(self._error)
+            return
+        rest = self._hider.finish() if self._hider is not None else b""
+        if rest:
+            self._write(rest)
+        last = b"0\r\n\r\n" if self._is_chunked else b""
+        if self._head or last:
+            head, self._head = self._head, b""
+            exchange.connection.write(head + last)
+        self._settle("ok")
+        exchange.finish(keep_alive=exchange.keep_alive)
+
+    def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: FBT001  # the seam's shape
+        exchange = self._exchange
+        if isinstance(error, TrustLost | Overtaken) and not sent:
+            self._is_over = True
+            exchange.restart()
+        elif not self._status:
+            self._is_over = True
+            exchange.refuse(error)
+        else:
+            self._break_off(error, "upstream_error")
+
+    # --- from the client's side -----------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """The client is slow: read no further from the provider."""
+        if self.call is not None and not self._is_over:
+            self.call.pause_reading()
+
+    def resume(self) -> None:
+        if self.call is not None and not self._is_over:
+            self.call.resume_reading()
+
+    def on_client_gone(self) -> None:
+        """End the upstream call; what was used up to here counts."""
+        if not self._is_over:
+            self._is_over = True
+            if self.call is not None:
+                self.call.abort()
+            self._settle("aborted")
+
+    def cut_off(self, error: KeybearerError) -> None:
+        """The server stops."""
+        if self.call is not None:
+            self.call.abort()
+        if self._status:
+            self._break_off(error, "aborted")
+        else:
+            self._is_over = True
+            self._exchange.refuse(error)
+
+    # --- writing --------------------------------------------------------------------------------------------------------
+
+    def _begin(self, status: int, headers: Headers) -> None:
+        """The answer's head. With ``content-length`` exactly so many bytes follow; else chunks, or for HTTP/1.0 all until the close."""
+        exchange = self._exchange
+        self._status = status
+        has_length = False
+        lines = [status_line(status)]
+        for name, value in headers:
+            if name == b"content-length":
+                if self._hider is not None:
+                    continue
+                has_length = True
+            elif name == b"content-type":
+                self._is_event_stream = value[:17].lower() == b"text/event-stream"
+            lines += (name, b": ", value, b"\r\n")
+        lines.append(exchange.receipt())
+        if not (has_length or exchange.is_http10 or status in _WITHOUT_BODY or exchange.is_head):
+            self._is_chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if not exchange.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        self._head = b"".join(lines)
+        exchange.connection.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """The body is not at hand yet: the head goes alone."""
+        if self._head and not self._is_over:
+            head, self._head = self._head, b""
+            self._exchange.connection.write(head)
+
+    def _write(self, data: bytes) -> None:
+        if self._is_event_stream:
+            self._tail = data[-4:] if len(data) > 3 else (self._tail + data)[-4:]  # noqa: PLR2004  # the longest end of an event
+        head = self._head
+        if head:
+            self._head = b""
+        if self._is_chunked:
+            self._exchange.connection.write(b"%b%x\r\n%b\r\n" % (head, len(data), data))
+        else:
+            self._exchange.connection.write(head + data if head else data)
+
+    def _answer_error(self, error: HeldError) -> None:
+        exchange = self._exchange
+        ready = exchange.ready
+        if error.is_unfit or ready is None:
+            exchange.refuse(UpstreamMalformed(f"The provider answered {error.status} with a body that cannot be passed on."))
+            return
+        self._status = error.status
+        self._meter.feed(bytes(error.body))
+        answered = error.scrubbed(ready.credential.value)
+        self._settle("upstream_error")
+        exchange.answer_relayed(error.status, *answered)
+
+    def _break_off(self, error: KeybearerError, outcome: str) -> None:
+        """The answer has begun and cannot be finished."""
+        self._is_over = True
+        exchange = self._exchange
+        if self._hider is not None:
+            self._hider.finish()  # half an event is no use to anybody
+        is_between_events = not self._tail or self._tail.endswith(_EVENT_ENDS)
+        if self._is_event_stream and is_between_events and (self._is_chunked or exchange.is_http10):
+            self._is_over = False
+            self._write(dialect.error_event(self._plan.dialect, self._plan.operation, error, exchange.request_id))
+            self._is_over = True
+            self._settle(outcome)
+            exchange.finish(keep_alive=False)
+        else:
+            self._settle(outcome)
+            exchange.abort()
+
+    def _settle(self, outcome: str) -> None:
+        """6. Meter, settle, note the outcome."""
+        self._exchange.note_outcome(self._status or CLIENT_GONE, outcome, self._first_byte, self._meter.finish())
+
+
+class HeldError:
+    """A provider's error answer, held until it is whole, to be scrubbed of the key."""
+
+    __slots__ = ("_limit", "body", "headers", "is_unfit", "status")
+
+    def __init__(self, status: int, headers: Headers, limit: int) -> None:
+        self.status = status
+        self.headers = [(name, value) for name, value in headers if name != b"content-length"]
+        self.body = bytearray()
+        self.is_unfit = any(name == b"content-encoding" and value.lower() != b"identity" for name, value in headers)
+        """Too large, or encoded though identity was asked for: it cannot be scrubbed, so it is not shown."""
+        self._limit = limit
+
+    def add(self, data: bytes) -> None:
+        if self.is_unfit or len(self.body) + len(data) > self._limit:
+            self.is_unfit = True
+            self.body.clear()
+        else:
+            self.body += data
+
+    def scrubbed(self, key: SecretBytes) -> tuple[Headers, bytes]:
+        """Headers and body without the key."""
+        return [(name, scrub(value, key)) for name, value in self.headers], scrub(bytes(self.body), key)
+
+
+def scrub(text: bytes, key: SecretBytes) -> bytes:
+    """``text`` with every spelling of the key that an error may quote masked: as it is, in JSON, in a URL."""
+    value = key.reveal()
+    in_json = json.dumps(value.decode("latin-1"))[1:-1].encode("ascii")
+    for spelling in {value, in_json, in_json.replace(b"/", b"\\/"), quote_from_bytes(value, safe="").encode("ascii")}:
+        text = text.replace(spelling, _MASK)
+    return text
