@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from typing import TypeVar
 from uuid import UUID
@@ -36,7 +37,7 @@ from keybearer.gateway.request import CREDENTIAL_NAMES, header_kind
 from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Actor, Database
-from keybearer.store.queries import lookups
+from keybearer.store.queries import deployment
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 
@@ -48,6 +49,9 @@ _READY_PER_TOKEN = 256
 _FILLS = 1024
 _ATTEMPTS = 5
 T = TypeVar("T")
+
+now: Callable[[], float] = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""The clock of these caches: time asleep counts, as it does for tokens and secrets that expire meanwhile."""
 
 _HEADER_VALUE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
 
@@ -71,6 +75,11 @@ class Ready:
         """Headers that the provider wants (``\\r\\nname: ``, value) unless the client sent its own."""
         self.receipt = b""
         """The receipt's header lines for the answer, all but the request id."""
+
+
+    def is_stale(self) -> bool:
+        """Whether something changed since it was made, or its time is over."""
+        return self.is_dropped or self.until <= now()
 
 
 @dataclass(slots=True, eq=False)
@@ -135,7 +144,7 @@ class Credentials:
         found = self._admissions.get(digest)
         if found is None or not hmac.compare_digest(found.digest, digest):
             return None
-        if found.until <= time.monotonic():
+        if found.until <= now():
             self._drop(found)
             return None
         return found
@@ -143,14 +152,14 @@ class Credentials:
     def registry(self, user_id: UUID) -> Registry | None:
         """The providers and models that a user sees, if known."""
         found = self._registries.get(user_id)
-        if found is None or found[0] <= time.monotonic():
+        if found is None or found[0] <= now():
             return None
         return found[1]
 
     def ready(self, admission: Admission, plan: Plan) -> Ready | None:
         """The key for a plan, if it is ready."""
         found = admission.ready.get((plan.provider.name, plan.api.dialect, plan.model))
-        if found is None or found.until <= time.monotonic():
+        if found is None or found.until <= now():
             return None
         return found
 
@@ -214,8 +223,8 @@ class Credentials:
         """Read whether the deployment is frozen."""
 
         async def read() -> bool:
-            async with self._db.read(Actor.lookup()) as tx:
-                return await lookups.is_frozen(tx)
+            async with self._db.read(Actor.system()) as tx:
+                return await deployment.is_frozen(tx)
 
         def install(is_frozen: bool, started: float) -> None:  # noqa: ARG001, FBT001  # the form of all installs
             self._frozen = is_frozen
@@ -274,17 +283,17 @@ class Credentials:
     def _purge(self) -> None:
         """Let go of what is past its time even if nobody asks for it: keys stay in memory for a minute at most."""
         self._purge_timer = None
-        now = time.monotonic()
+        at = now()
         for admission in tuple(self._admissions.values()):
-            if admission.until <= now:
+            if admission.until <= at:
                 self._drop(admission)
                 continue
             for key, ready in tuple(admission.ready.items()):
-                if ready.until <= now:
+                if ready.until <= at:
                     ready.is_dropped = True
                     del admission.ready[key]
         for user_id, (until, _) in tuple(self._registries.items()):
-            if until <= now:
+            if until <= at:
                 del self._registries[user_id]
         if self._admissions or self._registries:
             self._purge_timer = asyncio.get_running_loop().call_later(_PURGE_SECONDS, self._purge)
@@ -324,7 +333,7 @@ async def _read_steadily(fill: _Fill, read: Callable[[], Awaitable[T]], install:
     """Read until nothing changed meanwhile: what was read before a change must not be kept after it."""
     for _ in range(_ATTEMPTS):
         fill.is_dirty = False
-        started = time.monotonic()
+        started = now()
         try:
             value = await read()
         except KeybearerError:

@@ -32,7 +32,6 @@ CLIENT_GONE = 499
 """Noted as the status where the client left before there was one."""
 _FIRST_ERROR = 400
 _WITHOUT_BODY = (204, 304)
-_EVENT_ENDS = (b"\n\n", b"\r\r", b"\n\r\n")
 _MASK = b"***"
 
 
@@ -47,6 +46,7 @@ class Relay:
         "_error",
         "_exchange",
         "_first_byte",
+        "_has_written",
         "_head",
         "_hider",
         "_is_chunked",
@@ -55,7 +55,6 @@ class Relay:
         "_meter",
         "_plan",
         "_status",
-        "_tail",
         "call",
     )
 
@@ -74,8 +73,7 @@ class Relay:
         self._first_byte: float | None = None
         self._is_chunked = False
         self._is_event_stream = False
-        self._tail = b""
-        """The last bytes of an event stream: whether it stands between two events."""
+        self._has_written = False
         self._is_over = False
 
     # --- the sink -------------------------------------------------------------------------------------------------------
@@ -89,7 +87,7 @@ class Relay:
         is_frozen = plane.credentials.is_frozen
         if is_frozen:
             raise Frozen
-        if is_frozen is None or ready is None or ready.is_dropped or ready.until <= time.monotonic():
+        if is_frozen is None or ready is None or ready.is_stale():
             raise Overtaken
 
     def on_response(self, status: int, headers: Headers) -> None:
@@ -134,7 +132,7 @@ class Relay:
         if isinstance(error, TrustLost | Overtaken) and not sent:
             self._is_over = True
             exchange.restart()
-        elif not self._status:
+        elif not self._status or self._head:
             self._is_over = True
             exchange.refuse(error)
         else:
@@ -202,8 +200,7 @@ class Relay:
             self._exchange.connection.write(head)
 
     def _write(self, data: bytes) -> None:
-        if self._is_event_stream:
-            self._tail = data[-4:] if len(data) > 3 else (self._tail + data)[-4:]  # noqa: PLR2004  # the longest end of an event
+        self._has_written = True
         head = self._head
         if head:
             self._head = b""
@@ -219,7 +216,6 @@ class Relay:
             exchange.refuse(UpstreamMalformed(f"The provider answered {error.status} with a body that cannot be passed on."))
             return
         self._status = error.status
-        self._meter.feed(bytes(error.body))
         answered = error.scrubbed(ready.credential.value)
         self._settle("upstream_error")
         exchange.answer_relayed(error.status, *answered)
@@ -228,13 +224,9 @@ class Relay:
         """The answer has begun and cannot be finished."""
         self._is_over = True
         exchange = self._exchange
-        if self._hider is not None:
-            self._hider.finish()  # half an event is no use to anybody
-        is_between_events = not self._tail or self._tail.endswith(_EVENT_ENDS)
+        is_between_events = not self._has_written or self._meter.is_between_events
         if self._is_event_stream and is_between_events and (self._is_chunked or exchange.is_http10):
-            self._is_over = False
             self._write(dialect.error_event(self._plan.dialect, self._plan.operation, error, exchange.request_id))
-            self._is_over = True
             self._settle(outcome)
             exchange.finish(keep_alive=False)
         else:
