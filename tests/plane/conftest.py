@@ -19,7 +19,6 @@ import uvicorn
 
 from keybearer.access.tokens import generate
 from keybearer.audit.journal import Journal
-from keybearer.audit.segments import entries
 from keybearer.catalog import Catalog, Registry, with_base_url
 from keybearer.domain import Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
 from keybearer.errors import KeyMissing, TokenInvalid
@@ -47,3 +46,283 @@ STREAM = b'{"model":"gpt-4o-mini","stream":true,"stream_options":{"include_usage
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
     """Both event loops: the server runs on uvloop, and on asyncio where that is not to be had."""
     return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
+
+@dataclass
+class Vault:
+    """What tokens, registries and keys there are: the three reads of the vault, with a latch to hold one in mid-read."""
+
+    grants: dict[bytes, Grant] = field(default_factory=dict)
+    providers: Registry = field(default_factory=lambda: Registry(()))
+    keys: dict[str, Credential] = field(default_factory=dict)
+    reads: list[str] = field(default_factory=list)
+    latch: Callable[[str], Any] | None = None
+
+    async def _read(self, what: str) -> None:
+        self.reads.append(what)
+
+    async def _answered(self, what: str) -> None:
+        if self.latch is not None:
+            await self.latch(what)
+
+    async def verify(self, token: bytes) -> Grant:
+        await self._read("token")
+        found = self.grants.get(token)
+        await self._answered("token")
+        if found is None:
+            raise TokenInvalid
+        return found
+
+    async def registry(self, user_id: UUID) -> Registry:
+        await self._read("registry")
+        found = self.providers
+        await self._answered("registry")
+        return found
+
+    async def resolve(self, user_id: UUID, token_id: str, provider: Any, model: str) -> tuple[Credential, ...]:
+        await self._read("key")
+        found = self.keys.get(provider.name)
+        await self._answered("key")
+        if found is None:
+            raise KeyMissing
+        return (found,)
+
+
+class App:
+    """The ASGI app behind the gateway: keeps what it saw, answers by path."""
+
+    def __init__(self, services: SimpleNamespace, plane: Callable[[], Plane]) -> None:
+        self.services = services
+        self.plane = plane
+        self.seen: list[dict[str, Any]] = []
+        self.disconnects = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        self.seen.append(scope)
+        path = scope["path"]
+        body = b""
+        if path != "/early":
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    self.disconnects += 1
+                    return
+                body += message["body"]
+                if not message["more_body"]:
+                    break
+        if path == "/slow":
+            await asyncio.sleep(0.2)
+        if path == "/crash":
+            msg = "kbtest: the app crashes"
+            raise RuntimeError(msg)
+        answer = json.dumps({"path": path, "body": len(body), "client": scope["client"][0], "scheme": scope["scheme"]}).encode()
+        if path == "/stream":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+            await send({"type": "http.response.body", "body": answer, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 401 if path == "/early" else 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _lifespan(self, scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                scope["state"]["services"] = self.services
+                scope["state"][PLANE] = self.plane()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+@dataclass
+class House:
+    """A running server and everything around it."""
+
+    vault: Vault
+    db: Database
+    feed: Feed
+    journal_dir: Path
+    provider: Provider
+    credentials: Credentials
+    services: SimpleNamespace
+    token: str
+    grant: Grant
+    app: App = None  # type: ignore[assignment]
+    server: uvicorn.Server = None  # type: ignore[assignment]
+    plane: Plane = None  # type: ignore[assignment]
+    port: int = 0
+    tls: ssl.SSLContext | None = None
+    connections: list[Connection] = field(default_factory=list)
+
+    async def connect(self) -> Connection:
+        connection = await connect(self.port, self.tls)
+        self.connections.append(connection)
+        return connection
+
+    def request(self, body: bytes = PROMPT, *headers: str, path: str = "/v1/chat/completions", method: str = "POST") -> bytes:
+        """A gateway request with the token."""
+        lines = [f"{method} {path} HTTP/1.1", "Host: gw", f"Authorization: Bearer {self.token}", *headers]
+        if body:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+    async def ask(self, data: bytes, method: bytes = b"POST") -> Answer:
+        """One request on a connection of its own."""
+        connection = await self.connect()
+        await connection.send(data)
+        answer = await connection.answer(method)
+        await connection.close()
+        return answer
+
+    async def note(self, subject: str, subject_id: str, user_id: UUID | None = None) -> None:
+        """Commit a change, and wait until the feed has told of it."""
+        async with self.db.write(Actor.system()) as tx:
+            await changes.note(self.db, tx, subject, subject_id, user_id)
+        position = self.feed.position
+        async with asyncio.timeout(5):
+            while self.feed.position == position:
+                await asyncio.sleep(0.01)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The journal's uses and outcomes, in order."""
+        self.services.journal.flush()
+        found = [
+            json.loads(line)["line"]
+            for path in sorted(self.journal_dir.rglob("*.jsonl"))
+            for line in path.read_bytes().splitlines()
+        ]
+        return [line for line in found if line["kind"] in ("use", "outcome")]
+
+    async def outcome(self) -> dict[str, Any]:
+        """The only use's outcome, as soon as it is there."""
+        async with asyncio.timeout(5):
+            while len(self.lines()) < 2:
+                await asyncio.sleep(0.01)
+        use, outcome = self.lines()
+        assert (use["kind"], outcome["kind"]) == ("use", "outcome")
+        assert use["request_id"] == outcome["request_id"]
+        return outcome
+
+
+def credential(provider: Any, key: str = KEY, **changed: Any) -> Credential:
+    """A user's own key for a provider."""
+    made = Credential(
+        secret_id=uuid4(),
+        secret_version=1,
+        owner=Owner(OwnerKind.USER, USER),
+        provider=provider.name,
+        source=KeySource.USER,
+        value=SecretBytes(key.encode()),
+        egress=egress_set(provider),
+        allowed_models=None,
+        expires_at=None,
+    )
+    return replace(made, **changed)
+
+
+Opener = Callable[..., Any]
+
+
+@pytest.fixture
+def open_house(database: Database, tmp_path: Path) -> Opener:
+    """Open a house: ``async with open_house(limits=…, tls=True, proxies=("127.0.0.1",), …) as house``."""
+
+    @asynccontextmanager
+    async def opened(
+        *,
+        limits: Limits | None = None,
+        tls: bool = False,
+        proxies: tuple[str, ...] = (),
+        body: int = 1024 * 1024,
+        buffered: int = 8 * 1024 * 1024,
+        durability: str = "journal",
+        interval: float = 0.05,
+        **config: Any,
+    ) -> AsyncIterator[House]:
+        async with AsyncExitStack() as stack:
+            provider = Provider(fixed(b"200 OK", CHAT, b"content-type: application/json"))
+            await provider.start()
+            stack.push_async_callback(provider.stop)
+            vault = Vault()
+            feed = Feed(database, interval=interval)
+            journal = await Journal.open(database, tmp_path / "journal", durability)
+            stack.push_async_callback(journal.close)
+            upstream = Upstream(EgressPolicy(("127.0.0.1",)), connect_timeout=2, read_timeout=5)
+            stack.push_async_callback(upstream.close)
+            credentials = Credentials(database, feed, vault, vault, vault)  # type: ignore[arg-type]
+            stack.callback(credentials.close)
+            await feed.start()
+            stack.push_async_callback(feed.stop)
+            services = SimpleNamespace(
+                options=SimpleNamespace(trusted_proxies=proxies, max_body_bytes=body, max_buffered_bytes=buffered),
+                db=database, feed=feed, journal=journal, upstream=upstream, credentials=credentials,
+            )
+            predefined = Catalog.load().providers
+            base = f"http://127.0.0.1:{provider.port}"
+            vault.providers = Registry([with_base_url(predefined[name], base) for name in ("openai", "anthropic", "gemini")])
+            for found in vault.providers.providers.values():
+                vault.keys[found.name] = credential(found)
+            token = generate()
+            grant = Grant(token[3:15], USER, Role.MEMBER, frozenset({Scope.GATEWAY_USE}), None, None, (), None)
+            vault.grants[token.encode()] = grant
+            house = House(vault, database, feed, tmp_path / "journal", provider, credentials, services, token, grant)
+            house.app = App(services, lambda: Plane(services, limits))  # type: ignore[arg-type]
+            await stack.enter_async_context(serve(house, tmp_path, tls=tls, **config))
+            yield house
+            for connection in house.connections:
+                await connection.close()
+
+    return opened
+
+
+@asynccontextmanager
+async def serve(house: House, tmp_path: Path, *, tls: bool, **config: Any) -> AsyncIterator[None]:
+    """Run uvicorn on a free port, as ``keybearer serve`` configures it."""
+    files: dict[str, Any] = {}
+    if tls:
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost")
+        certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+        house.tls = ssl.create_default_context()
+        authority.configure_trust(house.tls)
+        files = {"ssl_certfile": str(tmp_path / "server.pem")}
+    settings = uvicorn.Config(
+        house.app,
+        host="127.0.0.1",
+        port=0,
+        http=GatewayProtocol,
+        ws="none",
+        lifespan="on",
+        proxy_headers=False,
+        server_header=False,
+        log_config=None,
+        access_log=False,
+        **{"timeout_graceful_shutdown": 3, **files, **config},
+    )
+    house.server = uvicorn.Server(settings)
+    running = asyncio.create_task(house.server._serve())
+    async with asyncio.timeout(5):
+        while not house.server.started:
+            await asyncio.sleep(0.01)
+    house.port = house.server.servers[0].sockets[0].getsockname()[1]
+    house.plane = house.server.lifespan.state[PLANE]
+    try:
+        yield
+    finally:
+        house.server.should_exit = True
+        for connection in house.connections:
+            await connection.close()
+        await running
+
+
+@pytest.fixture
+async def house(open_house: Opener) -> AsyncIterator[House]:
+    """A house with the usual settings."""
+    async with open_house() as opened:
+        yield opened

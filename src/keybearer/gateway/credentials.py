@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from keybearer.access import tokens as access_tokens
@@ -38,8 +38,10 @@ from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import deployment
-from keybearer.vault.providers import Providers
-from keybearer.vault.resolve import Resolver
+
+if TYPE_CHECKING:
+    from keybearer.vault.providers import Providers
+    from keybearer.vault.resolve import Resolver
 
 SECONDS = 55.0
 """An entry's life; with ``_PURGE_SECONDS`` a ready key is in memory for at most a minute."""
@@ -76,6 +78,10 @@ class Ready:
         self.receipt = b""
         """The receipt's header lines for the answer, all but the request id."""
 
+
+    def check_egress(self) -> None:
+        """Before every send: the target is among the hosts bound to the key. Raises ``EgressRefused``."""
+        require_bound(self.target.origin, self.credential.egress)
 
     def is_stale(self) -> bool:
         """Whether something changed since it was made, or its time is over."""
@@ -381,7 +387,6 @@ def _prepare(credential: Credential, plan: Plan, started: float) -> Ready:
     """Everything about sending this key that does not change from call to call."""
     provider, auth = plan.provider, plan.api.auth
     origin = origin_of(provider.base_url)
-    require_bound(origin, credential.egress)
     value = credential.value.reveal()
     if _HEADER_VALUE.match(value) is None:
         raise KeyUnreadable("Your stored key has characters that no header can carry: enter it again.")
@@ -392,6 +397,7 @@ def _prepare(credential: Credential, plan: Plan, started: float) -> Ready:
         lines += (b"\r\n", auth.header.lower().encode("ascii"), b": ", value)
     target = Target.of_owner(origin, provider.owner_id)
     ready = Ready(credential, target, SecretBytes(b"".join(lines)), until=_until(started, credential.expires_at))
+    ready.check_egress()
     if auth.style == "header" and auth.header.lower().encode("ascii") not in CREDENTIAL_NAMES:
         ready.auth_name = header_kind(auth.header.encode("ascii"))[2]
     ready.defaults = tuple((b"\r\n" + name.lower().encode("ascii") + b": ", text.encode("ascii")) for name, text in provider.headers)

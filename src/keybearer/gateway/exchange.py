@@ -269,7 +269,7 @@ class Exchange:
     def _forward(self, request: bytes | list[bytes]) -> None:
         """Hand the request to the upstream; its answer comes to the relay."""
         ready, planned = self.ready, self.plan
-        require_bound(ready.origin, ready.credential.egress)
+        ready.check_egress()
         relay = self._relay = Relay(self, planned)
         self._parts = []
         relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self.is_head)
@@ -318,6 +318,8 @@ class Exchange:
 
     def _fail(self) -> None:
         log.exception("A gateway request failed unexpectedly", extra={"request_id": self.request_id})
+        if self.used_at:
+            self.note_outcome(Unavailable.status, "failed")
         self.refuse(Unavailable("Something went wrong in the gateway."))
 
     def restart(self) -> None:

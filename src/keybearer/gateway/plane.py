@@ -10,11 +10,13 @@ import asyncio
 import secrets
 import time
 from collections.abc import Coroutine, Set as AbstractSet
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from keybearer.gateway.client_address import TrustedProxies
 from keybearer.gateway.limits import BodyBudget, Limits
-from keybearer.services import Services
+
+if TYPE_CHECKING:
+    from keybearer.services import Services
 
 
 class Swept(Protocol):
