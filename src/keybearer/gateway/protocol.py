@@ -36,6 +36,8 @@ from keybearer.gateway.turns import AsgiTurn, Http10Cycle, Refusal, Turn
 log = logging.getLogger("keybearer.gateway")
 
 NEVER = math.inf
+_READ_BYTES = 384 * 1024
+"""More than one read (256 kB on uvloop) and the headers' limit together: so much without an end of headers is too much."""
 _RAW_OVERHEAD = 512 * 1024
 """Bytes of chunk framing and trailers that a request may have beyond eight per byte of its body."""
 
@@ -65,6 +67,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.is_stopped = False  # nothing more is parsed
         self.is_shutting_down = False
         self.is_write_paused = False
+        self.chunk_bytes = 0
         self.raw_bytes = 0  # of the message that is arriving
         self.body_bytes = 0
         self.discarded = 0
@@ -150,6 +153,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._discard(data)
             return
         self.raw_bytes += len(data)
+        self.chunk_bytes = len(data)
         try:
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -157,10 +161,17 @@ class GatewayProtocol(HttpToolsProtocol):
                 self._on_parser_error(error)
             return
         if self.is_in_head:
-            if self.raw_bytes > self.plane.limits.head_bytes:
-                self._refuse(TooLarge(f"The headers are larger than {self.plane.limits.head_bytes} bytes."))
+            if self.raw_bytes > _READ_BYTES or self._head_is_too_large():
+                self._refuse(_head_too_large(self.plane.limits.head_bytes))
         elif self.receiving is not None:
             self._on_partial_body(len(data))
+
+    def _head_is_too_large(self) -> bool:
+        """Exact where it matters: the pieces are added up only if what has arrived could be too much."""
+        limit = self.plane.limits.head_bytes
+        if self.raw_bytes <= limit:
+            return False
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > limit
 
     def _on_partial_body(self, size: int) -> None:
         """A body is arriving in several pieces: its deadline, its framing overhead, and whether we still want it."""
@@ -218,7 +229,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self.is_in_head = True
-        self.raw_bytes = 0
+        self.raw_bytes = self.chunk_bytes  # what came before it in the same piece is counted too: a bound, not a measure
         self.body_bytes = 0
         if not self.turns:
             self.read_due = time.monotonic() + self.plane.limits.header_seconds
@@ -235,6 +246,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self.read_due = NEVER
         parser = self.parser
         try:
+            if self._head_is_too_large():
+                raise _head_too_large(self.plane.limits.head_bytes)
             head = read_head(parser.get_method(), parser.get_http_version(), self.url, self.headers, self.plane.limits)
             turn = self._turn_for(head)
         except KeybearerError as error:
@@ -397,6 +410,10 @@ class GatewayProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> NoReturn:
         """Upgrades are refused in ``read_head``."""
         raise NotImplementedError
+
+
+def _head_too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The headers are larger than {limit} bytes.")
 
 
 PLANE = "keybearer.plane"

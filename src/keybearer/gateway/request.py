@@ -81,7 +81,7 @@ _DROPPED_PREFIXES = (b"x-keybearer-", b"x-forwarded-", b"proxy-")
 
 _SINGLE = frozenset({Kind.HOST, Kind.LENGTH, Kind.TRANSFER_ENCODING, Kind.EXPECT, Kind.CONTENT_TYPE, Kind.ACT_AS})
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*\Z")  # origin form, no fragment
-_TOKEN_ANYWHERE = re.compile(rb"kb_[0-9A-Za-z]{20}")
+_TOKEN_ANYWHERE = re.compile(rb"kb_[0-9A-Za-z]{12}_[0-9A-Za-z]")
 
 
 @lru_cache(maxsize=4096)
