@@ -25,7 +25,7 @@ from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from keybearer.errors import InvalidRequest, KeybearerError, RequestTimeout, TooLarge
+from keybearer.errors import InvalidRequest, KeybearerError, Overloaded, RequestTimeout, TooLarge
 from keybearer.gateway.answer import problem
 from keybearer.gateway.exchange import Exchange
 from keybearer.gateway.plan import is_gateway_path
@@ -244,6 +244,9 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.is_in_head = False
         self.read_due = NEVER
+        if len(self.turns) > self.plane.limits.queue:
+            self.is_stopped = True  # what was taken so far is answered, then the connection ends
+            raise _StopParsing
         parser = self.parser
         try:
             if self._head_is_too_large():
@@ -282,7 +285,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def _turn_for(self, head: Head) -> Turn:
         """Who answers this request. Raises what refuses it."""
         if is_gateway_path(head.path):  # under any decoding: the ASGI app sees none of them
-            return Exchange(self, head)
+            return Exchange(self, head, Overloaded(retry_after=1.0) if self.is_overloaded() else None)
         limit = self.plane.limits.api_body_bytes
         if head.length is not None and head.length > limit:
             raise TooLarge(f"The body is larger than {limit} bytes.")
@@ -371,6 +374,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self.read_due = time.monotonic() + self.plane.limits.body_seconds
         elif turns:
             turns[0].start()
+            if turns and turns[0] is self.receiving:
+                turns[0].on_more()
         else:
             self._await_next()
 
