@@ -124,7 +124,7 @@ class Exchange:
                 return
             planned = self._plan(admission)
             if planned.provider is None:
-                self._answer_locally()
+                self._answer_locally(admission.grant)
                 return
             self.ready = ready = self._credentials(admission, planned)
             request = self._request(planned, ready)
@@ -161,7 +161,8 @@ class Exchange:
         if self.registry is None:
             raise _Wait(credentials.fill_registry(user_id))
         self.plan = planned = plan(self._route, self._body(), self._head.content_type, self.registry)
-        self._allow(admission.grant, planned)
+        if planned.provider is not None:
+            self._allow(admission.grant, planned)
         return planned
 
     def _credentials(self, admission: Admission, planned: Plan) -> Ready:
@@ -271,7 +272,6 @@ class Exchange:
         ready, planned = self.ready, self.plan
         ready.check_egress()
         relay = self._relay = Relay(self, planned)
-        self._parts = []
         relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self.is_head)
         if self.connection.is_write_paused:
             relay.pause()
@@ -332,9 +332,10 @@ class Exchange:
 
     # --- answers of our own ---------------------------------------------------------------------------------------------
 
-    def _answer_locally(self) -> None:
+    def _answer_locally(self, grant: Grant) -> None:
         """The model list over all providers: no key leaves, so there is no use to note."""
-        body = dialect.models_body(self._dialect(), self.registry)
+        allowed = {"allowed_providers": grant.allowed_providers, "allowed_models": grant.allowed_models}
+        body = dialect.models_body(self._dialect(), self.registry, **allowed)
         self._answer(200, [(b"content-type", b"application/json")], body)
 
     def refuse(self, error: KeybearerError) -> None:
