@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,9 +17,10 @@ from uuid import UUID, uuid4
 import pytest
 import trustme
 import uvicorn
+from tests.plane.wire import Answer, Connection, Provider, connect, fixed, until
 
 from keybearer.access.tokens import generate
-from keybearer.audit.journal import Journal
+from keybearer.audit.journal import Durability, Journal
 from keybearer.catalog import Catalog, Registry, with_base_url
 from keybearer.domain import Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
 from keybearer.errors import KeyMissing, TokenInvalid
@@ -31,12 +33,17 @@ from keybearer.gateway.upstream import Upstream
 from keybearer.store import changes
 from keybearer.store.changes import Feed
 from keybearer.store.db import Actor, Database
-from tests.plane.wire import Answer, Connection, Provider, connect, fixed
 
 USER = UUID(int=7)
 KEY = "sk-kbtest-0123456789abcdefghijklmnopqrstuvwxyz"
 CHAT = json.dumps(
-    {"id": "c1", "object": "chat.completion", "model": "gpt-4o-mini", "choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+    {
+        "id": "c1",
+        "object": "chat.completion",
+        "model": "gpt-4o-mini",
+        "choices": [],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 3},
+    }
 ).encode()
 PROMPT = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hello"}]}'
 STREAM = b'{"model":"gpt-4o-mini","stream":true,"stream_options":{"include_usage":true},"messages":[]}'
@@ -185,9 +192,7 @@ class House:
         async with self.db.write(Actor.system()) as tx:
             await changes.note(self.db, tx, subject, subject_id, user_id)
         position = self.feed.position
-        async with asyncio.timeout(5):
-            while self.feed.position == position:
-                await asyncio.sleep(0.01)
+        await until(lambda: self.feed.position != position)
 
     def lines(self) -> list[dict[str, Any]]:
         """The journal's uses and outcomes, in order."""
@@ -201,9 +206,7 @@ class House:
 
     async def outcome(self) -> dict[str, Any]:
         """The only use's outcome, as soon as it is there."""
-        async with asyncio.timeout(5):
-            while len(self.lines()) < 2:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.lines()) >= 2)
         use, outcome = self.lines()
         assert (use["kind"], outcome["kind"]) == ("use", "outcome")
         assert use["request_id"] == outcome["request_id"]
@@ -230,6 +233,16 @@ Opener = Callable[..., Any]
 
 
 @pytest.fixture
+async def database(sqlite_template: Path, tmp_path: Path) -> AsyncIterator[Database]:
+    """A database for mechanics that do not depend on which: SQLite. What does depend is tested in ``test_revocation``."""
+    path = tmp_path / "keybearer.db"
+    shutil.copyfile(sqlite_template, path)
+    db = await Database.open(f"sqlite+aiosqlite:///{path}")
+    yield db
+    await db.close()
+
+
+@pytest.fixture
 def open_house(database: Database, tmp_path: Path) -> Opener:
     """Open a house: ``async with open_house(limits=…, tls=True, proxies=("127.0.0.1",), …) as house``."""
 
@@ -241,7 +254,7 @@ def open_house(database: Database, tmp_path: Path) -> Opener:
         proxies: tuple[str, ...] = (),
         body: int = 1024 * 1024,
         buffered: int = 8 * 1024 * 1024,
-        durability: str = "journal",
+        durability: Durability = "journal",
         interval: float = 0.05,
         **config: Any,
     ) -> AsyncIterator[House]:
@@ -261,7 +274,11 @@ def open_house(database: Database, tmp_path: Path) -> Opener:
             stack.push_async_callback(feed.stop)
             services = SimpleNamespace(
                 options=SimpleNamespace(trusted_proxies=proxies, max_body_bytes=body, max_buffered_bytes=buffered),
-                db=database, feed=feed, journal=journal, upstream=upstream, credentials=credentials,
+                db=database,
+                feed=feed,
+                journal=journal,
+                upstream=upstream,
+                credentials=credentials,
             )
             predefined = Catalog.load().providers
             base = f"http://127.0.0.1:{provider.port}"
@@ -307,9 +324,7 @@ async def serve(house: House, tmp_path: Path, *, tls: bool, **config: Any) -> As
     )
     house.server = uvicorn.Server(settings)
     running = asyncio.create_task(house.server._serve())
-    async with asyncio.timeout(5):
-        while not house.server.started:
-            await asyncio.sleep(0.01)
+    await until(lambda: house.server.started)
     house.port = house.server.servers[0].sockets[0].getsockname()[1]
     house.plane = house.server.lifespan.state[PLANE]
     try:

@@ -7,10 +7,10 @@ import json
 import time
 
 import pytest
+from tests.plane.conftest import CHAT, PROMPT, House, Opener
+from tests.plane.wire import Received, fixed, until
 
 from keybearer.gateway.limits import Limits
-from tests.plane.conftest import CHAT, PROMPT, House, Opener
-from tests.plane.wire import Received, fixed
 
 API = b"GET /api HTTP/1.1\r\nHost: a\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -162,7 +162,8 @@ async def test_100_continue_comes_after_authentication_and_before_the_body(house
 
 
 @pytest.mark.parametrize(
-    ("change", "status"), [((b"Bearer kb_", b"Bearer kc_"), 401), ((b"/v1/chat", b"/v1/frob"), 404), ((b"Length: 70", b"Length: 9999999"), 413)]
+    ("change", "status"),
+    [((b"Bearer kb_", b"Bearer kc_"), 401), ((b"/v1/chat", b"/v1/frob"), 404), ((b"Length: 70", b"Length: 9999999"), 413)],
 )
 async def test_who_may_not_send_is_told_so_instead_of_100_continue(
     house: House, change: tuple[bytes, bytes], status: int
@@ -203,9 +204,7 @@ async def test_all_bodies_together_are_bounded(open_house: Opener) -> None:
         first, second = await house.connect(), await house.connect()
         body = PROMPT[:-1] + b',"x":"' + b"x" * 600_000 + b'"}'
         await first.send(house.request(body)[:-10])
-        async with asyncio.timeout(5):
-            while house.plane.budget.held < 500_000:
-                await asyncio.sleep(0.01)
+        await until(lambda: house.plane.budget.held >= 500_000)
         await second.send(house.request(body)[:-10])
         answer = await second.answer()
         assert (answer.status, answer["retry-after"], answer["connection"]) == (503, "1", "close")
@@ -225,6 +224,7 @@ async def test_a_body_in_tiny_chunks_is_taken_and_one_of_framing_alone_is_not(ho
 
 # --- deadlines -------------------------------------------------------------------------------------------------------------
 
+UPLOAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer TOKEN\r\n"
 QUICK = Limits(header_seconds=0.3, body_seconds=0.3, stall_seconds=0.5, linger_seconds=0.3, sweep_seconds=0.05)
 
 
@@ -236,8 +236,8 @@ QUICK = Limits(header_seconds=0.3, body_seconds=0.3, stall_seconds=0.5, linger_s
         (b"GET /api HT", 408),
         (b"GET /api HTTP/1.1\r\nHost: a\r\nX: ", 408),
         (b"POST /api HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc", 408),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer TOKEN\r\nContent-Length: 10\r\n\r\nabc", 408),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer TOKEN\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n", 408),
+        (UPLOAD + b"Content-Length: 10\r\n\r\nabc", 408),
+        (UPLOAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\n", 408),
     ],
 )
 async def test_who_is_too_slow_is_told_so_and_closed(open_house: Opener, sent: bytes, status: int | None) -> None:
@@ -250,9 +250,7 @@ async def test_who_is_too_slow_is_told_so_and_closed(open_house: Opener, sent: b
             assert (answer.status, answer["connection"]) == (status, "close")
         assert await connection.is_closed()
         assert 0.2 < time.monotonic() - began < 3
-        async with asyncio.timeout(3):
-            while house.server.server_state.connections:
-                await asyncio.sleep(0.01)
+        await until(lambda: not house.server.server_state.connections)
 
 
 async def test_dripping_headers_do_not_extend_the_deadline(open_house: Opener) -> None:
@@ -260,7 +258,7 @@ async def test_dripping_headers_do_not_extend_the_deadline(open_house: Opener) -
         connection = await house.connect()
         await connection.send(b"GET /api HTTP/1.1\r\n")
         began = time.monotonic()
-        while not connection.reader.stream._buffer and time.monotonic() - began < 5:  # type: ignore[attr-defined]
+        while not connection.reader.stream._buffer and time.monotonic() - began < 5:
             connection.writer.write(b"X: y\r\n")
             await asyncio.sleep(0.05)
         assert (await connection.answer()).status == 408

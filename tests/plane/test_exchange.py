@@ -10,14 +10,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from tests.plane.conftest import CHAT, KEY, PROMPT, STREAM, USER, House, Opener, credential
+from tests.plane.wire import Answer, Received, fixed, until
 
 from keybearer.domain import Credential, KeySource, Scope
 from keybearer.errors import JournalFailed, KeyExpired
 from keybearer.gateway.limits import Limits
 from keybearer.store.db import Actor
 from keybearer.store.schema import deployment
-from tests.plane.conftest import CHAT, KEY, PROMPT, STREAM, USER, House, Opener, credential
-from tests.plane.wire import Answer, Received, fixed
 
 EVENTS = (
     b'data: {"id":"c","choices":[{"delta":{"content":"Hel"}}]}\n\n',
@@ -106,13 +106,30 @@ async def test_each_provider_gets_the_key_in_its_own_header_wherever_the_token_c
 
 
 async def test_the_provider_sees_the_clients_headers_and_nothing_that_is_not_its_business(house: House) -> None:
-    kept = ("OpenAI-Beta: assistants=v2", "X-Stainless-Lang: python", "User-Agent: kbtest/1", "Idempotency-Key: i1", "X-Odd: a  b")
-    dropped = (
-        "Cookie: session=kbtest", "X-Keybearer-Workflow: wf", "X-Keybearer-Node: n", "X-Keybearer-Whatever: 1", "Forwarded: for=1.2.3.4",
-        "X-Forwarded-For: 1.2.3.4", "X-Forwarded-Host: h", "X-Real-IP: 1.2.3.4", "Via: 1.1 p", "Proxy-Authorization: Basic eA==",
-        "Accept-Encoding: gzip, br", "TE: trailers", "Keep-Alive: timeout=5", "CF-Connecting-IP: 1.2.3.4", "X-Secret-Hop: 1",
-        "Connection: keep-alive, X-Secret-Hop", "X-Api-Key: " + house.token,
-    )  # fmt: skip
+    kept = (
+        "OpenAI-Beta: assistants=v2",
+        "X-Stainless-Lang: python",
+        "User-Agent: kbtest/1",
+        "Idempotency-Key: i1",
+        "X-Odd: a  b",
+    )
+    dropped = """Cookie: session=kbtest
+X-Keybearer-Workflow: wf
+X-Keybearer-Node: n
+X-Keybearer-Whatever: 1
+Forwarded: for=1.2.3.4
+X-Forwarded-For: 1.2.3.4
+X-Forwarded-Host: h
+X-Real-IP: 1.2.3.4
+Via: 1.1 p
+Proxy-Authorization: Basic eA==
+Accept-Encoding: gzip, br
+TE: trailers
+Keep-Alive: timeout=5
+CF-Connecting-IP: 1.2.3.4
+X-Secret-Hop: 1
+Connection: keep-alive, X-Secret-Hop""".splitlines()
+    dropped.append(f"X-Api-Key: {house.token}")
     assert (await house.ask(house.request(PROMPT, *kept, *dropped))).status == 200
     names = [(name.decode(), value.decode()) for name, value in house.provider.received[0].headers]
     assert names == [
@@ -129,14 +146,18 @@ async def test_the_provider_sees_the_clients_headers_and_nothing_that_is_not_its
 
 
 async def test_long_and_unprintable_labels_are_cut_and_cleaned(house: House) -> None:
-    assert (await house.ask(house.request(PROMPT, "X-Keybearer-Workflow: " + "w" * 999, "X-Keybearer-Node: a\t\xff\tb"))).status == 200
+    assert (
+        await house.ask(house.request(PROMPT, "X-Keybearer-Workflow: " + "w" * 999, "X-Keybearer-Node: a\t\xff\tb"))
+    ).status == 200
     use = house.lines()[0]
     assert use["workflow"] == "w" * 128
     assert use["node"] == "a\N{REPLACEMENT CHARACTER}b"
 
 
 async def test_the_receipt_is_the_gateways_whatever_client_or_provider_sent(house: House) -> None:
-    house.provider.script = fixed(b"200 OK", CHAT, b"x-keybearer-key-source: system", b"X-Keybearer-Request-Id: forged", b"set-cookie: a=b")
+    house.provider.script = fixed(
+        b"200 OK", CHAT, b"x-keybearer-key-source: system", b"X-Keybearer-Request-Id: forged", b"set-cookie: a=b"
+    )
     answer = await house.ask(house.request(PROMPT, "X-Keybearer-Request-Id: forged", "X-Keybearer-Key-Source: system"))
     assert answer["x-keybearer-key-source"] == "user"
     assert str(answer["x-keybearer-request-id"]).startswith("req_")
@@ -173,9 +194,7 @@ RESTRICTIONS: list[tuple[dict[str, Any], int, str]] = [
 
 
 @pytest.mark.parametrize(("restriction", "status", "expected"), RESTRICTIONS)
-async def test_a_token_does_no_more_than_it_allows(
-    house: House, restriction: dict[str, Any], status: int, expected: str
-) -> None:
+async def test_a_token_does_no_more_than_it_allows(house: House, restriction: dict[str, Any], status: int, expected: str) -> None:
     house.vault.grants[house.token.encode()] = replace(house.grant, **restriction)
     answer = await house.ask(house.request())
     assert answer.status == status
@@ -438,7 +457,9 @@ async def test_a_providers_error_comes_through_without_the_key(house: House, sta
     told: list[tuple[object, int]] = []
     house.credentials.on_key_refused = lambda key, number: told.append((key.secret_id, number))
     body = b'{"error":{"message":"Incorrect API key provided: %b."}}' % KEY.encode()
-    house.provider.script = fixed(status, body, b"retry-after: 7", b"content-type: application/json", b"x-quoted: " + KEY.encode())
+    house.provider.script = fixed(
+        status, body, b"retry-after: 7", b"content-type: application/json", b"x-quoted: " + KEY.encode()
+    )
     connection = await house.connect()
     await connection.send(house.request())
     answer = await connection.answer()
@@ -567,9 +588,7 @@ async def test_a_client_that_leaves_before_the_answer_is_a_499(house: House) -> 
     house.provider.script = never
     connection = await house.connect()
     await connection.send(house.request())
-    async with asyncio.timeout(5):
-        while not house.provider.received:
-            await asyncio.sleep(0.01)
+    await until(lambda: house.provider.received)
     connection.writer.write_eof()  # a half-close is a disconnect
     await asyncio.wait_for(house.provider.ended.wait(), 5)
     outcome = await house.outcome()
@@ -590,9 +609,7 @@ async def test_a_client_that_leaves_during_a_fill_leaves_no_trace(house: House, 
     await connection.send(house.request())
     await asyncio.wait_for(reached.wait(), 5)
     connection.writer.transport.abort()
-    async with asyncio.timeout(5):
-        while house.server.server_state.connections:
-            await asyncio.sleep(0.01)
+    await until(lambda: not house.server.server_state.connections)
     go_on.set()
     await asyncio.sleep(0.1)
     assert house.provider.received == []
@@ -606,9 +623,7 @@ async def test_a_client_may_leave_at_any_byte(house: House, cut: int) -> None:
     connection = await house.connect()
     await connection.send(house.request()[:cut])
     connection.writer.transport.abort()
-    async with asyncio.timeout(5):
-        while house.server.server_state.connections:
-            await asyncio.sleep(0.01)
+    await until(lambda: not house.server.server_state.connections)
     assert house.plane.budget.held == 0
 
 
@@ -629,15 +644,15 @@ async def test_a_slow_client_slows_the_provider_and_memory_stays_bounded(house: 
 
     house.provider.script = flood
     connection = await house.connect()
-    connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    connection.stop_reading()
     await connection.send(house.request())
     await asyncio.sleep(1)
     stuck = sent
     await asyncio.sleep(0.3)
     assert sent == stuck < 20 * 2**20  # what fits into the kernel's buffers, and little more
     (server_side,) = house.server.server_state.connections
-    assert server_side.transport.get_write_buffer_size() < 2**20  # type: ignore[union-attr]
-    connection.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    assert server_side.transport.get_write_buffer_size() < 2**20
+    connection.read_on()
     assert len((await connection.answer()).body) == 400 * 65_536
     assert (await house.outcome())["outcome"] == "ok"
 
@@ -652,7 +667,7 @@ async def test_a_client_that_takes_nothing_at_all_is_cut_off(open_house: Opener)
     async with open_house(limits=Limits(stall_seconds=0.5, sweep_seconds=0.05)) as house:
         house.provider.script = flood
         connection = await house.connect()
-        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        connection.stop_reading()
         await connection.send(house.request())
         await asyncio.wait_for(house.provider.ended.wait(), 10)
         assert (await house.outcome())["outcome"] == "aborted"
@@ -662,4 +677,9 @@ async def test_the_user_of_a_grant_is_who_the_journal_names(house: House) -> Non
     await house.ask(house.request())
     use = house.lines()[0]
     assert (use["user_id"], use["token_id"], use["source"]) == (str(USER), house.grant.token_id, "user")
-    assert (use["provider"], use["model"], use["operation"], use["streamed"]) == ("openai", "gpt-4o-mini", "chat.completions", False)
+    assert (use["provider"], use["model"], use["operation"], use["streamed"]) == (
+        "openai",
+        "gpt-4o-mini",
+        "chat.completions",
+        False,
+    )

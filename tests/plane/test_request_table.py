@@ -1,4 +1,4 @@
-"""Malformed and ambiguous requests, each with its right answer, on plain and TLS sockets; nothing of them reaches app or provider."""
+"""Malformed and ambiguous requests, each with its right answer, on plain and TLS sockets; none reaches app or provider."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import pytest
-
 from tests.plane.conftest import House, Opener
 
 
@@ -107,16 +106,35 @@ CASES = [
     # sizes
     malformed("gateway body over the limit", POST + b"Content-Length: 99999999\r\n\r\n{", 413, "too_large"),
     malformed("app body over the limit", b"POST /api HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n{", 413, "too_large"),
-    malformed("gateway chunks over the limit", POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"10000\r\n" + b" " * 65536 + END) * 20, 413, "too_large"),
+    malformed(
+        "gateway chunks over the limit",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"10000\r\n" + b" " * 65536 + END) * 20,
+        413,
+        "too_large",
+    ),
     # credentials
-    malformed("no token", POST.replace(b"Authorization: Bearer TOKEN\r\n", b"") + b"Content-Length: 2\r\n\r\n{}", 401, "token_missing"),
+    malformed(
+        "no token", POST.replace(b"Authorization: Bearer TOKEN\r\n", b"") + b"Content-Length: 2\r\n\r\n{}", 401, "token_missing"
+    ),
     malformed("empty token", POST.replace(b"Bearer TOKEN", b"Bearer ") + b"Content-Length: 2\r\n\r\n{}", 401, "token_missing"),
     malformed("Basic", POST.replace(b"Bearer TOKEN", b"Basic dTpw") + b"Content-Length: 2\r\n\r\n{}", 401, "token_invalid"),
     malformed("mistyped token", POST.replace(b"TOKEN", b"TOKEN1") + b"Content-Length: 2\r\n\r\n{}", 401, "token_invalid"),
     malformed("two different tokens", POST + b"X-Api-Key: sk-other\r\nContent-Length: 2\r\n\r\n{}", 400, "credentials_conflict"),
-    malformed("the same header twice", POST + b"Authorization: Bearer TOKEN\r\nContent-Length: 2\r\n\r\n{}", 400, "credentials_conflict"),
-    malformed("token in the path", POST.replace(b"completions ", b"completions/TOKEN ") + b"Content-Length: 2\r\n\r\n{}", 400, "credentials_conflict"),
-    malformed("token in the query", POST.replace(b"completions ", b"completions?x=TOKEN ") + b"Content-Length: 2\r\n\r\n{}", 400, "credentials_conflict"),
+    malformed(
+        "the same header twice", POST + b"Authorization: Bearer TOKEN\r\nContent-Length: 2\r\n\r\n{}", 400, "credentials_conflict"
+    ),
+    malformed(
+        "token in the path",
+        POST.replace(b"completions ", b"completions/TOKEN ") + b"Content-Length: 2\r\n\r\n{}",
+        400,
+        "credentials_conflict",
+    ),
+    malformed(
+        "token in the query",
+        POST.replace(b"completions ", b"completions?x=TOKEN ") + b"Content-Length: 2\r\n\r\n{}",
+        400,
+        "credentials_conflict",
+    ),
     malformed("key in the query", POST.replace(b"completions ", b"completions?key=AIza ") + b"Content-Length: 2\r\n\r\n{}"),
     malformed("acting for a user", POST + b"X-Keybearer-User: u1\r\nContent-Length: 2\r\n\r\n{}", 403, "scope_missing"),
     # gateway paths under another spelling never reach the app
@@ -128,14 +146,27 @@ CASES = [
     malformed("backslash", POST.replace(b"/v1/", b"/\\v1/") + b"Content-Length: 2\r\n\r\n{}", 404, "route_unknown"),
     malformed("upper case", POST.replace(b"/v1/", b"/V1/") + b"Content-Length: 2\r\n\r\n{}", 404, "route_unknown"),
     malformed("unknown route", POST.replace(b"chat/completions", b"frob") + b"Content-Length: 2\r\n\r\n{}", 404, "route_unknown"),
-    malformed("wrong method", b"DELETE /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer TOKEN\r\n\r\n", 405, "method_not_allowed"),
+    malformed(
+        "wrong method",
+        b"DELETE /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer TOKEN\r\n\r\n",
+        405,
+        "method_not_allowed",
+    ),
     # bodies
     malformed("no JSON", POST + b"Content-Length: 2\r\n\r\n{]", 400, "invalid_json"),
     malformed("no body", POST + b"Content-Length: 0\r\n\r\n", 400, "invalid_json"),
-    malformed("wrong type", POST.replace(b"application/json", b"text/plain") + b"Content-Length: 2\r\n\r\n{}", 415, "unsupported_media_type"),
+    malformed(
+        "wrong type",
+        POST.replace(b"application/json", b"text/plain") + b"Content-Length: 2\r\n\r\n{}",
+        415,
+        "unsupported_media_type",
+    ),
     malformed("no model", POST + b"Content-Length: 2\r\n\r\n{}", 422, "invalid"),
     malformed("unknown model", POST + b'Content-Length: 16\r\n\r\n{"model":"frob"}', 404, "model_not_found"),
-    malformed("body where none belongs", b"GET /v1/models HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer TOKEN\r\nContent-Length: 2\r\n\r\n{}"),
+    malformed(
+        "body where none belongs",
+        b"GET /v1/models HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer TOKEN\r\nContent-Length: 2\r\n\r\n{}",
+    ),
 ]
 
 

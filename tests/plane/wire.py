@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import cast
 
 STATUS = re.compile(rb"HTTP/1\.1 ([1-5]\d\d) [ -~]*\r\n")
 HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9a-z-]+): ([\t -~\x80-\xff]*)\r\n")
@@ -126,6 +127,12 @@ class Connection:
         except ConnectionError:
             return True
 
+    def stop_reading(self) -> None:
+        cast("asyncio.Transport", self.writer.transport).pause_reading()
+
+    def read_on(self) -> None:
+        cast("asyncio.Transport", self.writer.transport).resume_reading()
+
     async def close(self) -> None:
         self.writer.close()
         with suppress(ConnectionError, ssl.SSLError):
@@ -203,8 +210,7 @@ class Provider:
             writer.close()
 
     async def _watch(self, reader: asyncio.StreamReader) -> None:
-        while not reader.at_eof():
-            await asyncio.sleep(0.01)
+        await until(reader.at_eof, 60)
         self.ended.set()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Received | None:
@@ -217,6 +223,13 @@ class Provider:
         lengths = [int(value) for name, value in headers if name.lower() == b"content-length"]
         body = await reader.readexactly(lengths[0]) if lengths else b""
         return Received(line, headers, body, writer)  # type: ignore[arg-type]  # pairs, by the split
+
+
+async def until(holds: Callable[[], object], seconds: float = 5) -> None:
+    """Wait for something that nobody signals."""
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110  # as the docstring says
+            await asyncio.sleep(0.005)
 
 
 async def connect(port: int, tls: ssl.SSLContext | None = None) -> Connection:

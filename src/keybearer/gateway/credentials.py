@@ -22,17 +22,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from uuid import UUID
 
 from keybearer.access import tokens as access_tokens
 from keybearer.access.tokens import Tokens
-from keybearer.catalog import Registry
+from keybearer.catalog import Provider, Registry
 from keybearer.domain import Credential, Grant, SecretBytes
 from keybearer.errors import KeybearerError, KeyMissing, KeyUnreadable, ModelNotAllowed, Overloaded, Unavailable
-from keybearer.gateway.client_address import Network, parse_address
+from keybearer.gateway.client_address import Network
 from keybearer.gateway.egress import origin_of, require_bound
-from keybearer.gateway.plan import Plan
 from keybearer.gateway.request import CREDENTIAL_NAMES, header_kind
 from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
@@ -58,13 +57,22 @@ now: Callable[[], float] = partial(time.clock_gettime, getattr(time, "CLOCK_BOOT
 _HEADER_VALUE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
 
 
+class Wanted(NamedTuple):
+    """What a key is wanted for: this very provider (of a user's registry), in this dialect, this model."""
+
+    provider: Provider
+    dialect: str
+    model: str
+
+
 class Ready:
     """A key, ready to be sent to one target for one token: header bytes and receipt are made once."""
 
-    __slots__ = ("auth_name", "credential", "defaults", "head", "is_dropped", "lines", "receipt", "target", "until")
+    __slots__ = ("auth_name", "credential", "defaults", "head", "is_dropped", "lines", "provider", "receipt", "target", "until")
 
     def __init__(self, credential: Credential, target: Target, head: SecretBytes, *, until: float) -> None:
         self.credential = credential
+        self.provider = credential.provider
         self.target = target
         self.head = head
         """`` HTTP/1.1``, Host, the provider's auth header and Accept-Encoding: what follows method and path."""
@@ -77,7 +85,6 @@ class Ready:
         """Headers that the provider wants (``\\r\\nname: ``, value) unless the client sent its own."""
         self.receipt = b""
         """The receipt's header lines for the answer, all but the request id."""
-
 
     def check_egress(self) -> None:
         """Before every send: the target is among the hosts bound to the key. Raises ``EgressRefused``."""
@@ -97,14 +104,7 @@ class Admission:
     until: float
     networks: tuple[Network, ...]
     is_dropped: bool = False
-    ready: dict[Hashable, Ready] = field(default_factory=dict)
-
-    def allows_address(self, client: str) -> bool:
-        """Whether the token's IP allowlist lets ``client`` in."""
-        if not self.networks:
-            return True
-        address = parse_address(client)
-        return address is not None and any(address in network for network in self.networks)
+    ready: dict[Wanted, Ready] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -162,9 +162,9 @@ class Credentials:
             return None
         return found[1]
 
-    def ready(self, admission: Admission, plan: Plan) -> Ready | None:
-        """The key for a plan, if it is ready."""
-        found = admission.ready.get((plan.provider.name, plan.api.dialect, plan.model))
+    def ready(self, admission: Admission, wanted: Wanted) -> Ready | None:
+        """The key that is wanted, if it is ready."""
+        found = admission.ready.get(wanted)
         if found is None or found.until <= now():
             return None
         return found
@@ -205,25 +205,24 @@ class Credentials:
 
         await self._fill(("user", user_id), _Fill("", user_id), lambda: self._providers.registry(user_id), install)
 
-    async def fill_ready(self, admission: Admission, plan: Plan) -> None:
-        """Resolve, open and prepare the key for a plan. Raises why there is none: ``KeyUnusable`` and its kind, ``EgressRefused``."""
+    async def fill_ready(self, admission: Admission, wanted: Wanted) -> None:
+        """Resolve, open and prepare a key. Raises why there is none: ``KeyUnusable`` and its kinds, ``EgressRefused``."""
         grant = admission.grant
-        key = (plan.provider.name, plan.api.dialect, plan.model)
 
         async def read() -> tuple[Credential, ...]:
-            return await self._resolver.resolve(grant.user_id, grant.token_id, plan.provider, plan.model)
+            return await self._resolver.resolve(grant.user_id, grant.token_id, wanted.provider, wanted.model)
 
         def install(candidates: tuple[Credential, ...], started: float) -> None:
             if admission.is_dropped:
                 return  # the request starts again with the token
             if len(admission.ready) >= _READY_PER_TOKEN:
                 _drop_ready(admission)
-            previous = admission.ready.get(key)
+            previous = admission.ready.get(wanted)
             if previous is not None:
                 previous.is_dropped = True
-            admission.ready[key] = _prepare(_choose(candidates, plan), plan, started)
+            admission.ready[wanted] = _prepare(_choose(candidates, wanted), wanted, started)
 
-        await self._fill((admission.digest, key), _Fill(grant.token_id, grant.user_id), read, install)
+        await self._fill((admission.digest, wanted), _Fill(grant.token_id, grant.user_id), read, install)
 
     async def fill_frozen(self) -> None:
         """Read whether the deployment is frozen."""
@@ -371,21 +370,21 @@ def _until(started: float, expires_at: datetime | None) -> float:
     return until
 
 
-def _choose(candidates: tuple[Credential, ...], plan: Plan) -> Credential:
+def _choose(candidates: tuple[Credential, ...], wanted: Wanted) -> Credential:
     """The first key in order that may be used for this model."""
     if not candidates:
-        raise KeyMissing(f"You have no key for {plan.provider.display_name}.")
-    full_name = f"{plan.provider.name}/{plan.model}"
+        raise KeyMissing(f"You have no key for {wanted.provider.display_name}.")
+    full_name = f"{wanted.provider.name}/{wanted.model}"
     for credential in candidates:
         allowed = credential.allowed_models
-        if allowed is None or plan.model in allowed or full_name in allowed:
+        if allowed is None or wanted.model in allowed or full_name in allowed:
             return credential
-    raise ModelNotAllowed(f"No key of yours for {plan.provider.display_name} may be used for this model.")
+    raise ModelNotAllowed(f"No key of yours for {wanted.provider.display_name} may be used for this model.")
 
 
-def _prepare(credential: Credential, plan: Plan, started: float) -> Ready:
+def _prepare(credential: Credential, wanted: Wanted, started: float) -> Ready:
     """Everything about sending this key that does not change from call to call."""
-    provider, auth = plan.provider, plan.api.auth
+    provider, auth = wanted.provider, wanted.provider.apis[wanted.dialect].auth
     origin = origin_of(provider.base_url)
     value = credential.value.reveal()
     if _HEADER_VALUE.match(value) is None:
@@ -400,7 +399,9 @@ def _prepare(credential: Credential, plan: Plan, started: float) -> Ready:
     ready.check_egress()
     if auth.style == "header" and auth.header.lower().encode("ascii") not in CREDENTIAL_NAMES:
         ready.auth_name = header_kind(auth.header.encode("ascii"))[2]
-    ready.defaults = tuple((b"\r\n" + name.lower().encode("ascii") + b": ", text.encode("ascii")) for name, text in provider.headers)
+    ready.defaults = tuple(
+        (b"\r\n" + name.lower().encode("ascii") + b": ", text.encode("ascii")) for name, text in provider.headers
+    )
     ready.receipt = b"x-keybearer-key-source: %b\r\nx-keybearer-secret-id: %b\r\nx-keybearer-provider: %b\r\n" % (
         credential.source.value.encode("ascii"),
         str(credential.secret_id).encode("ascii"),

@@ -15,25 +15,22 @@ from datetime import UTC, datetime
 from typing import Any
 
 from keybearer.catalog import Registry
-from keybearer.domain import Client, Grant, OutcomeRecord, Scope, Usage, UseRecord
+from keybearer.domain import Client, Grant, OutcomeRecord, Usage, UseRecord
 from keybearer.errors import (
-    AddressRefused,
     EgressRefused,
-    Forbidden,
     Frozen,
     InvalidRequest,
     KeybearerError,
-    ModelNotAllowed,
-    ProviderNotAllowed,
-    ScopeMissing,
     TooLarge,
     TrustLost,
     Unavailable,
     UpstreamError,
 )
 from keybearer.gateway import dialect
+from keybearer.gateway.allowance import check_address, check_model, check_scope
 from keybearer.gateway.answer import CONTINUE, answer, error_headers
-from keybearer.gateway.credentials import Admission, Ready
+from keybearer.gateway.credentials import Admission, Ready, Wanted
+from keybearer.gateway.forwarded import Request, forwarded_request
 from keybearer.gateway.plan import Plan, Route, dialect_of, plan, route
 from keybearer.gateway.relay import CLIENT_GONE, Relay
 from keybearer.gateway.request import USER_AGENT_CHARACTERS, Head, Headers, label, token_of
@@ -45,13 +42,10 @@ log = logging.getLogger("keybearer.gateway")
 _ATTEMPTS = 8
 """Times that ``proceed`` may begin anew before the server owns up to being overtaken by changes."""
 _RETRY_SECONDS = 0.25
-_JOINED_BODY = 64 * 1024
-"""Bodies up to this size are joined with the head for one write; larger ones are not copied."""
-_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 _NO_USAGE = Usage()
 
 
-class _Wait(Exception):  # noqa: N818  # no error: how a step says what it needs
+class _Wait(Exception):  # no error: how a step says what it needs
     """Something is not at hand: ``work`` gets it."""
 
     def __init__(self, work: Coroutine[Any, Any, None]) -> None:
@@ -126,68 +120,94 @@ class Exchange:
             if planned.provider is None:
                 self._answer_locally(admission.grant)
                 return
-            self.ready = ready = self._credentials(admission, planned)
-            request = self._request(planned, ready)
+            ready = self._credentials(admission, Wanted(planned.provider, planned.dialect, planned.model))
+            request = forwarded_request(planned, ready, self._head.forward)
             seq = self._note_use(admission.grant, planned, ready)
             if self.plane.journal.needs_wait:
-                self._wait(self._forward_when_durable(seq, request))
+                self._wait(self._forward_when_durable(seq, planned, ready, request))
             else:
-                self._forward(request)
+                self._forward(planned, ready, request)
         except _Wait as wait:
             self._wait(self._proceed_after(wait.work))
         except KeybearerError as error:
             self.refuse(error)
-        except Exception:  # the boundary of one request: a mistake of ours ends this one, not the connection
-            self._fail()
+        except Exception as error:  # noqa: BLE001  # named boundary: a mistake of ours ends this request, not the connection
+            self._fail(error)
 
     def _authenticate(self) -> Admission:
-        """1. The token is valid, known to be so at this moment, and may do this."""
-        plane = self.plane
+        """1. The token is valid, known to be so at this moment, and may do this from here."""
+        plane, head = self.plane, self._head
         if not plane.feed.is_trusted():
             raise _Wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
-        token = token_of(self._head)
+        token = token_of(head)
         admission = plane.credentials.admission(token)
         if admission is None:
             raise _Wait(plane.credentials.fill_admission(token))
-        self._admit(admission)
+        check_scope(admission.grant, head.acts_as)
+        if admission.networks:
+            check_address(admission.networks, self._client_address())
         if self._route is None:
-            self._route = route(self._head.method, self._head.target, self._head.headers)
+            self._route = route(head.method, head.target, head.headers)
         return admission
 
     def _plan(self, admission: Admission) -> Plan:
-        """2. Which provider, which model, what bytes."""
-        user_id, credentials = admission.grant.user_id, self.plane.credentials
-        self.registry = credentials.registry(user_id)
-        if self.registry is None:
-            raise _Wait(credentials.fill_registry(user_id))
+        """2. Which provider, which model, what bytes; all of them allowed to this token."""
+        grant, credentials = admission.grant, self.plane.credentials
+        self.registry = credentials.registry(grant.user_id)
+        if self.registry is None or self._route is None:
+            raise _Wait(credentials.fill_registry(grant.user_id))
         self.plan = planned = plan(self._route, self._body(), self._head.content_type, self.registry)
         if planned.provider is not None:
-            self._allow(admission.grant, planned)
+            check_model(grant, planned.provider, planned.model, planned.operation)
         return planned
 
-    def _credentials(self, admission: Admission, planned: Plan) -> Ready:
+    def _credentials(self, admission: Admission, wanted: Wanted) -> Ready:
         """3. The key, from the cache or resolved and decrypted; none while the deployment is frozen."""
         credentials = self.plane.credentials
         if credentials.is_frozen is None:
             raise _Wait(credentials.fill_frozen())
         if credentials.is_frozen:
             raise Frozen
-        ready = credentials.ready(admission, planned)
+        self.ready = ready = credentials.ready(admission, wanted)
         if ready is None:
-            raise _Wait(credentials.fill_ready(admission, planned))
+            raise _Wait(credentials.fill_ready(admission, wanted))
         return ready
 
-    def _admit(self, admission: Admission) -> None:
-        """What the token itself allows: the gateway, this address, acting for nobody else. Raises ``Forbidden`` and its kind."""
-        grant = admission.grant
-        if Scope.GATEWAY_USE not in grant.scopes:
-            raise ScopeMissing(f"The access token lacks the scope '{Scope.GATEWAY_USE}'.")
-        if admission.networks and not admission.allows_address(self._client_address()):
-            raise AddressRefused
-        if self._head.acts_as is not None:
-            if Scope.USERS_ACT_AS not in grant.scopes:
-                raise ScopeMissing(f"'x-keybearer-user' needs the scope '{Scope.USERS_ACT_AS}'.")
-            raise Forbidden("Acting for other users is not available yet.", hint="Leave 'x-keybearer-user' out.")
+    def _note_use(self, grant: Grant, planned: Plan, ready: Ready) -> int:
+        """4. The journal's line, before the key leaves. Raises ``JournalFailed``: then it does not."""
+        head, credential = self._head, ready.credential
+        used_at = time.time()
+        seq = self.plane.journal.use(
+            UseRecord(
+                request_id=self.request_id,
+                at=used_at,
+                user_id=grant.user_id,
+                token_id=grant.token_id,
+                secret_id=credential.secret_id,
+                secret_version=credential.secret_version,
+                owner=credential.owner,
+                source=credential.source,
+                provider=ready.provider,
+                model=planned.model,
+                operation=planned.operation,
+                streamed=planned.streamed,
+                workflow=label(head.workflow) if head.workflow else "",
+                node=label(head.node) if head.node else "",
+                client=Client(self._client_address(), head.user_agent[:USER_AGENT_CHARACTERS].decode("latin-1")),
+            )
+        )
+        self.used_at = used_at
+        return seq
+
+    def _forward(self, planned: Plan, ready: Ready, request: Request) -> None:
+        """5. To the provider; the answer comes to the relay, which does step 6."""
+        ready.check_egress()
+        relay = self._relay = Relay(self, planned)
+        relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self.is_head)
+        if self.connection.is_write_paused:
+            relay.pause()
+
+    # --- the body -------------------------------------------------------------------------------------------------------
 
     def _take_body(self) -> None:
         """The caller is known and the route exists: now the body is welcome, up to the route's limit."""
@@ -211,71 +231,6 @@ class Exchange:
             self._parts = [b"".join(self._parts)]
         return self._parts[0] if self._parts else b""
 
-    def _allow(self, grant: Grant, planned: Plan) -> None:
-        """What the token allows of providers and models."""
-        provider = planned.provider.name
-        if grant.allowed_providers is not None and provider not in grant.allowed_providers:
-            raise ProviderNotAllowed(f"The access token may not use {planned.provider.display_name}.")
-        if grant.allowed_models is not None and planned.operation != "models":
-            if f"{provider}/{planned.model}" not in grant.allowed_models:
-                raise ModelNotAllowed("The access token may not use this model.")
-
-    def _request(self, planned: Plan, ready: Ready) -> bytes | list[bytes]:
-        """The upstream request: what is prepared with the key, what the client sent that may go on, the body.
-
-        llhttp let no line break pass and ``plan`` none into the path; counting them here costs 100 ns and would catch a mistake.
-        """
-        forward = self._head.forward
-        if ready.auth_name or ready.defaults:
-            forward = _with_defaults(forward, ready)
-        body = planned.body
-        lines = ready.lines + len(forward) // 2
-        parts = [planned.method, b" ", planned.path, ready.head.reveal(), *forward]
-        if body or planned.method in _WITH_BODY:
-            parts.append(b"\r\ncontent-length: %d" % len(body))
-            lines += 1
-        block = b"".join(parts)
-        if block.count(b"\n") != lines or block.count(b"\r") != lines or b"\0" in block or b" " in planned.path:
-            raise InvalidRequest("The request cannot be passed on.")
-        if len(body) > _JOINED_BODY:
-            return [block + b"\r\n\r\n", body]
-        return b"".join((block, b"\r\n\r\n", body))
-
-    def _note_use(self, grant: Grant, planned: Plan, ready: Ready) -> int:
-        """The journal's line, before the key leaves. Raises ``JournalFailed``: then it does not."""
-        head, credential = self._head, ready.credential
-        used_at = time.time()
-        seq = self.plane.journal.use(
-            UseRecord(
-                request_id=self.request_id,
-                at=used_at,
-                user_id=grant.user_id,
-                token_id=grant.token_id,
-                secret_id=credential.secret_id,
-                secret_version=credential.secret_version,
-                owner=credential.owner,
-                source=credential.source,
-                provider=planned.provider.name,
-                model=planned.model,
-                operation=planned.operation,
-                streamed=planned.streamed,
-                workflow=label(head.workflow) if head.workflow else "",
-                node=label(head.node) if head.node else "",
-                client=Client(self._client_address(), head.user_agent[:USER_AGENT_CHARACTERS].decode("latin-1")),
-            )
-        )
-        self.used_at = used_at
-        return seq
-
-    def _forward(self, request: bytes | list[bytes]) -> None:
-        """Hand the request to the upstream; its answer comes to the relay."""
-        ready, planned = self.ready, self.plan
-        ready.check_egress()
-        relay = self._relay = Relay(self, planned)
-        relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self.is_head)
-        if self.connection.is_write_paused:
-            relay.pause()
-
     # --- waiting --------------------------------------------------------------------------------------------------------
 
     def _wait(self, work: Coroutine[Any, Any, None]) -> None:
@@ -292,23 +247,23 @@ class Exchange:
                 self.refuse(error)
                 return
             await asyncio.sleep(_RETRY_SECONDS)
-        except Exception:  # as in proceed
-            self._fail()
+        except Exception as error:  # noqa: BLE001  # as in proceed
+            self._fail(error)
             return
         self._is_waiting = False
         if not self._is_over:
             self._again()
 
-    async def _forward_when_durable(self, seq: int, request: bytes | list[bytes]) -> None:
+    async def _forward_when_durable(self, seq: int, planned: Plan, ready: Ready, request: Request) -> None:
         try:
             await self.plane.journal.durable(seq)
             self._is_waiting = False
             if not self._is_over:
-                self._forward(request)
+                self._forward(planned, ready, request)
         except KeybearerError as error:
             self.refuse(error)
-        except Exception:  # as in proceed
-            self._fail()
+        except Exception as error:  # noqa: BLE001  # as in proceed
+            self._fail(error)
 
     def _again(self) -> None:
         if self._attempts > _ATTEMPTS:
@@ -316,8 +271,8 @@ class Exchange:
         else:
             self.proceed()
 
-    def _fail(self) -> None:
-        log.exception("A gateway request failed unexpectedly", extra={"request_id": self.request_id})
+    def _fail(self, error: Exception) -> None:
+        log.error("a gateway request failed unexpectedly", exc_info=error, extra={"request_id": self.request_id})
         if self.used_at:
             self.note_outcome(Unavailable.status, "failed")
         self.refuse(Unavailable("Something went wrong in the gateway."))
@@ -334,8 +289,12 @@ class Exchange:
 
     def _answer_locally(self, grant: Grant) -> None:
         """The model list over all providers: no key leaves, so there is no use to note."""
-        allowed = {"allowed_providers": grant.allowed_providers, "allowed_models": grant.allowed_models}
-        body = dialect.models_body(self._dialect(), self.registry, **allowed)
+        body = dialect.models_body(
+            self._dialect(),
+            self.registry or Registry(()),
+            allowed_providers=grant.allowed_providers,
+            allowed_models=grant.allowed_models,
+        )
         self._answer(200, [(b"content-type", b"application/json")], body)
 
     def refuse(self, error: KeybearerError) -> None:
@@ -386,9 +345,9 @@ class Exchange:
         """The journal's second line for a use. ``first_byte``: monotonic time at which the answer began."""
         now = time.monotonic()
         cost: int | None = None
-        if usage is not _NO_USAGE and self.plan is not None:
+        if usage is not _NO_USAGE and self.plan is not None and self.ready is not None:
             at = datetime.fromtimestamp(self.used_at, UTC)
-            cost = prices.cost_micro_usd(self.plan.provider.name, self.plan.model, usage, at)
+            cost = prices.cost_micro_usd(self.ready.provider, self.plan.model, usage, at)
         self.plane.journal.outcome(
             OutcomeRecord(
                 request_id=self.request_id,
@@ -480,7 +439,7 @@ class Exchange:
 
     def _dialect(self) -> str:
         if self._route is not None:
-            self._route.dialect
+            return self._route.dialect
         return dialect_of(self._head.target, self._head.headers)
 
 
@@ -495,12 +454,3 @@ def _outcome_of(error: KeybearerError) -> str:
     if isinstance(error, UpstreamError):
         return "upstream_error"
     return "refused" if isinstance(error, Unavailable | EgressRefused) else "failed"
-
-
-def _with_defaults(forward: list[bytes], ready: Ready) -> list[bytes]:
-    """The client's headers without the provider's auth header, and with what the provider wants where the client said nothing."""
-    names = forward[::2]
-    if ready.auth_name in names:
-        pairs = zip(names, forward[1::2], strict=True)
-        forward = [piece for pair in pairs if pair[0] != ready.auth_name for piece in pair]
-    return [*forward, *(piece for pair in ready.defaults if pair[0] not in names for piece in pair)]

@@ -44,7 +44,7 @@ class Limits:
 
 
 class BodyBudget:
-    """Bytes of request bodies that this process holds at one time. ``take`` raises ``Overloaded`` rather than exceed ``limit``."""
+    """Bytes of request bodies that this process holds at a time. ``take`` raises ``Overloaded`` rather than exceed ``limit``."""
 
     __slots__ = ("held", "limit")
 

@@ -42,7 +42,7 @@ _RAW_OVERHEAD = 512 * 1024
 """Bytes of chunk framing and trailers that a request may have beyond eight per byte of its body."""
 
 
-class _StopParsing(Exception):  # noqa: N818  # no error: how a callback tells llhttp to stop
+class _StopParsing(Exception):  # no error: how a callback tells llhttp to stop
     """Raised through the parser when nothing more of this connection is to be read."""
 
 
@@ -111,7 +111,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self.turns[0].on_resume()
 
     def shutdown(self) -> None:
-        """Answers in flight may finish until the deadline; requests behind them get none, which tells the client to repeat them."""
+        """Answers in flight may finish until the deadline; requests behind them get none, so the client may repeat them."""
         self.is_shutting_down = True
         if not self.turns:
             self.transport.close()
@@ -189,7 +189,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _on_parser_error(self, error: Exception) -> None:
-        """What arrived is no HTTP. Inside a body it spoils that request; after a last request it is ignored; else it is refused."""
+        """What arrived is no HTTP: in a body it spoils that request, after a last request it is ignored, else it is refused."""
         if isinstance(error, httptools.HttpParserCallbackError):
             log.error("A callback of the HTTP parser failed", exc_info=error.__context__ or error)
         if self.receiving is not None:
@@ -331,11 +331,10 @@ class GatewayProtocol(HttpToolsProtocol):
             "path": self.root_path + urllib.parse.unquote(head.path.decode("ascii")),
             "raw_path": self.root_path.encode("ascii") + head.path,
             "query_string": head.query,
-            "extensions": None,
         }
 
     def is_overloaded(self) -> bool:
-        """uvicorn's ``limit_concurrency``, for both kinds of requests."""
+        """Uvicorn's ``limit_concurrency``, for both kinds of requests."""
         limit = self.limit_concurrency
         return limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
 
@@ -384,7 +383,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.read_due = time.monotonic() + (limits.header_seconds if self.is_in_head else self.timeout_keep_alive)
 
     def _close(self, *, is_unread: bool) -> None:
-        """End the connection after what is written. With unread input a plain close would reset it and could swallow the answer."""
+        """End the connection after what is written. With unread input a plain close would be a reset, which can swallow it."""
         for turn in self.turns:
             turn.on_disconnect()
         self.turns.clear()
@@ -426,7 +425,7 @@ PLANE = "keybearer.plane"
 
 def plane_of(app_state: dict[str, Any]) -> Plane:
     """The process's plane, made at its first connection from what the app's lifespan put into the state."""
-    plane = app_state.get(PLANE)
+    plane: Plane | None = app_state.get(PLANE)
     if plane is None:
         plane = app_state[PLANE] = Plane(app_state["services"])
-    return plane  # type: ignore[no-any-return]  # the state is untyped
+    return plane

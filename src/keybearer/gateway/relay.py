@@ -18,7 +18,6 @@ from keybearer.domain import SecretBytes
 from keybearer.errors import Frozen, KeybearerError, TrustLost, Unavailable, UpstreamMalformed
 from keybearer.gateway import dialect
 from keybearer.gateway.answer import status_line
-from keybearer.gateway.credentials import Ready
 from keybearer.gateway.dialect import UsageHider
 from keybearer.gateway.plan import Plan
 from keybearer.gateway.request import Headers
@@ -170,7 +169,7 @@ class Relay:
     # --- writing --------------------------------------------------------------------------------------------------------
 
     def _begin(self, status: int, headers: Headers) -> None:
-        """The answer's head. With ``content-length`` exactly so many bytes follow; else chunks, or for HTTP/1.0 all until the close."""
+        """The answer's head; the body is framed by its length, else by chunks, for HTTP/1.0 by the close."""
         exchange = self._exchange
         self._status = status
         has_length = False

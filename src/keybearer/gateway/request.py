@@ -9,7 +9,7 @@ HTTP/1.0, Upgrade, and sizes (RFC 9112 §3, §5, §6). Tests hold both halves, s
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -66,16 +66,14 @@ _KINDS: dict[bytes, Kind] = {
     **dict.fromkeys(CREDENTIAL_NAMES, Kind.CREDENTIAL),
 }
 _DROPPED = frozenset(
-    {
-        # hop by hop (RFC 9110 §7.6.1) and their unofficial kin
-        *(b"keep-alive", b"te", b"trailer", b"http2-settings"),
-        # content codings: usage is read from the answer, so identity is asked for
-        *(b"accept-encoding", b"cookie", b"cookie2"),
-        # who the client is: no provider's business
-        *(b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip", b"x-original-forwarded-for"),
-        *(b"cf-connecting-ip", b"cf-connecting-ipv6", b"cf-ipcountry", b"cf-ray", b"cf-visitor", b"fastly-client-ip", b"cdn-loop"),
-        *(b"x-envoy-external-address", b"x-original-url", b"x-rewrite-url", b"x-original-host", b"x-host"),
-    }
+    # hop by hop (RFC 9110 §7.6.1) and their unofficial kin
+    b"keep-alive te trailer http2-settings "
+    # content codings: usage is read from the answer, so identity is asked for
+    b"accept-encoding cookie cookie2 "
+    # who the client is, and where it thinks it is: no provider's business
+    b"forwarded via x-real-ip x-client-ip x-cluster-client-ip true-client-ip x-original-forwarded-for "
+    b"cf-connecting-ip cf-connecting-ipv6 cf-ipcountry cf-ray cf-visitor fastly-client-ip cdn-loop "
+    b"x-envoy-external-address x-original-url x-rewrite-url x-original-host x-host".split()
 )
 _DROPPED_PREFIXES = (b"x-keybearer-", b"x-forwarded-", b"proxy-")
 
@@ -84,14 +82,18 @@ _TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*\Z")  # origin form, no fragment
 _TOKEN_ANYWHERE = re.compile(rb"kb_[0-9A-Za-z]{12}_[0-9A-Za-z]")
 
 
-@lru_cache(maxsize=4096)
 def header_kind(name: bytes) -> tuple[bytes, Kind, bytes]:
-    """A header name as sent → its lower-cased name, its kind, and ``\\r\\nname: `` for the forwarded head. Cached: names recur."""
+    """A header name as sent → its lower-cased name, its kind, and how its line begins in the forwarded head."""
     lower = name.lower()
     kind = _KINDS.get(lower)
     if kind is None:
         kind = Kind.DROP if lower in _DROPPED or lower.startswith(_DROPPED_PREFIXES) else Kind.FORWARD
     return lower, kind, b"\r\n" + lower + b": "
+
+
+_usual_kind = lru_cache(maxsize=4096)(header_kind)  # names recur
+_USUAL_NAME = 64
+"""Longer names are not remembered: invented ones must not fill the memory."""
 
 
 @dataclass(slots=True)
@@ -109,6 +111,7 @@ class Head:
     length: int | None = 0
     """Declared body length; ``None``: chunked."""
     expects_continue: bool = False
+    connection: bytes = b""
     content_type: bytes = b""
     user_agent: bytes = b""
     credentials: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -130,7 +133,7 @@ class Head:
 def read_head(method: bytes, version: str, target: bytes, sent: Headers, limits: Limits) -> Head:
     """The head of a request from what the parser gave; ``sent`` has the names as sent. Raises ``InvalidRequest`` or ``TooLarge``.
 
-    Whether the connection persists (``keep_alive``) is decided here by RFC 9112 §9.3; HTTP/1.0 is always answered close-delimited.
+    Whether the connection persists (``keep_alive``) is decided here by RFC 9112 §9.3; HTTP/1.0 is always answered to the close.
     """
     if version not in ("1.1", "1.0"):
         raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
@@ -148,66 +151,104 @@ def read_head(method: bytes, version: str, target: bytes, sent: Headers, limits:
 
 
 def _read_headers(head: Head, sent: Headers) -> None:
-    """One pass over the headers: sort each by its kind."""
+    """One pass over the headers: each by its kind."""
     headers, forward = head.headers, head.forward
     seen: set[Kind] = set()
-    connection: list[bytes] = []
     for name, value in sent:
-        lower, kind, prefix = header_kind(name)
+        lower, kind, prefix = _usual_kind(name) if len(name) <= _USUAL_NAME else header_kind(name)
         headers.append((lower, value))
         if kind is Kind.FORWARD:
             forward += (prefix, value)
-            continue
-        if kind is Kind.DROP:
-            continue
-        if kind in seen and kind in _SINGLE:
-            raise InvalidRequest(f"The header '{lower.decode('latin-1')}' was sent twice.")
-        seen.add(kind)
-        if kind is Kind.CONTENT_TYPE:
-            head.content_type = value
-            forward += (prefix, value)
-        elif kind is Kind.USER_AGENT:
-            head.user_agent = value
-            forward += (prefix, value)
-        elif kind is Kind.CREDENTIAL:
-            head.credentials.append((lower, value))
-        elif kind is Kind.CONNECTION:
-            connection += value.lower().split(b",")
-        else:
-            _read_special(head, kind, value)
+        elif kind is not Kind.DROP:
+            if kind in seen and kind in _SINGLE:
+                raise InvalidRequest(f"The header '{lower.decode('latin-1')}' was sent twice.")
+            seen.add(kind)
+            _READERS[kind](head, lower, value)
     if Kind.HOST not in seen and not head.is_http10:
         raise InvalidRequest("The header 'host' is missing.")
-    if connection:
-        _read_connection(head, [token.strip() for token in connection])
+    if head.connection:
+        _read_connection(head, [token.strip() for token in head.connection.lower().split(b",")])
 
 
-def _read_special(head: Head, kind: Kind, value: bytes) -> None:
-    """The headers that decide framing or that Keybearer reads itself."""
-    if kind is Kind.HOST:
-        if not value and not head.is_http10:
-            raise InvalidRequest("The header 'host' is empty.")
-    elif kind is Kind.LENGTH:
-        head.length = int(value)  # llhttp has let only digits and white space pass
-    elif kind is Kind.TRANSFER_ENCODING:
-        if head.is_http10 or value.strip().lower() != b"chunked":
-            raise InvalidRequest("The only transfer coding is 'chunked', on HTTP/1.1.")
-        head.length = None
-    elif kind is Kind.EXPECT:
-        if value.strip().lower() != b"100-continue":
-            raise InvalidRequest("The only expectation served is '100-continue'.")
-        head.expects_continue = not head.is_http10
-    elif kind is Kind.UPGRADE:
-        raise InvalidRequest("Protocol upgrades are not served here.")
-    elif kind is Kind.FORWARDED_FOR:
-        head.forwarded_for.append(value)
-    elif kind is Kind.FORWARDED_PROTO:
-        head.forwarded_proto = value
-    elif kind is Kind.WORKFLOW:
-        head.workflow = value
-    elif kind is Kind.NODE:
-        head.node = value
-    else:
-        head.acts_as = value
+def _on_content_type(head: Head, name: bytes, value: bytes) -> None:
+    head.content_type = value
+    head.forward += (_usual_kind(name)[2], value)
+
+
+def _on_user_agent(head: Head, name: bytes, value: bytes) -> None:
+    head.user_agent = value
+    head.forward += (_usual_kind(name)[2], value)
+
+
+def _on_credential(head: Head, name: bytes, value: bytes) -> None:
+    head.credentials.append((name, value))
+
+
+def _on_host(head: Head, name: bytes, value: bytes) -> None:
+    if not value and not head.is_http10:
+        raise InvalidRequest(f"The header '{name.decode()}' is empty.")
+
+
+def _on_length(head: Head, _name: bytes, value: bytes) -> None:
+    head.length = int(value)  # llhttp has let only digits and white space around them pass
+
+
+def _on_transfer_encoding(head: Head, _name: bytes, value: bytes) -> None:
+    if head.is_http10 or value.strip().lower() != b"chunked":
+        raise InvalidRequest("The only transfer coding is 'chunked', on HTTP/1.1.")
+    head.length = None
+
+
+def _on_connection(head: Head, _name: bytes, value: bytes) -> None:
+    head.connection = b",".join((head.connection, value)) if head.connection else value
+
+
+def _on_expect(head: Head, _name: bytes, value: bytes) -> None:
+    if value.strip().lower() != b"100-continue":
+        raise InvalidRequest("The only expectation served is '100-continue'.")
+    head.expects_continue = not head.is_http10
+
+
+def _on_upgrade(_head: Head, _name: bytes, _value: bytes) -> None:
+    raise InvalidRequest("Protocol upgrades are not served here.")
+
+
+def _on_forwarded_for(head: Head, _name: bytes, value: bytes) -> None:
+    head.forwarded_for.append(value)
+
+
+def _on_forwarded_proto(head: Head, _name: bytes, value: bytes) -> None:
+    head.forwarded_proto = value
+
+
+def _on_workflow(head: Head, _name: bytes, value: bytes) -> None:
+    head.workflow = value
+
+
+def _on_node(head: Head, _name: bytes, value: bytes) -> None:
+    head.node = value
+
+
+def _on_acts_as(head: Head, _name: bytes, value: bytes) -> None:
+    head.acts_as = value
+
+
+_READERS: dict[Kind, Callable[[Head, bytes, bytes], None]] = {
+    Kind.CONTENT_TYPE: _on_content_type,
+    Kind.USER_AGENT: _on_user_agent,
+    Kind.CREDENTIAL: _on_credential,
+    Kind.HOST: _on_host,
+    Kind.LENGTH: _on_length,
+    Kind.TRANSFER_ENCODING: _on_transfer_encoding,
+    Kind.CONNECTION: _on_connection,
+    Kind.EXPECT: _on_expect,
+    Kind.UPGRADE: _on_upgrade,
+    Kind.FORWARDED_FOR: _on_forwarded_for,
+    Kind.FORWARDED_PROTO: _on_forwarded_proto,
+    Kind.WORKFLOW: _on_workflow,
+    Kind.NODE: _on_node,
+    Kind.ACT_AS: _on_acts_as,
+}
 
 
 def _read_connection(head: Head, tokens: Sequence[bytes]) -> None:
@@ -227,7 +268,9 @@ def token_of(head: Head) -> bytes:
     what some SDKs send; the same header twice, or two different tokens, is refused.
     """
     if _TOKEN_ANYWHERE.search(head.target):
-        raise CredentialsConflict("A credential was sent in the URL.", hint="Send the Keybearer token in a header, never in the URL.")
+        raise CredentialsConflict(
+            "A credential was sent in the URL.", hint="Send the Keybearer token in a header, never in the URL."
+        )
     credentials = head.credentials
     if not credentials:
         raise TokenMissing

@@ -22,8 +22,9 @@ from keybearer.gateway.request import Head, Headers
 class Turn(Protocol):
     """One request in the queue of a connection."""
 
-    buffered: int
-    """Body bytes held and not yet passed on."""
+    @property
+    def buffered(self) -> int:
+        """Body bytes held and not yet passed on."""
 
     def start(self) -> None:
         """Is at the head of the queue: may act and write."""
@@ -37,7 +38,7 @@ class Turn(Protocol):
         """The request has arrived as a whole."""
 
     def on_malformed(self, error: KeybearerError) -> None:
-        """The rest of the body will not be read: it is malformed, too large or too slow. Answer in turn if still possible; close."""
+        """The rest of the body will not be read: malformed, too large or too slow. Answer in turn if still possible; close."""
 
     def on_disconnect(self) -> None:
         """The client is gone."""
