@@ -416,6 +416,7 @@ def test_unknown_and_ambiguous_models() -> None:
 
 @given(st.binary(max_size=60) | _VALUES.map(lambda value: json.dumps(value).encode()))
 @example(b'{"model":')
+@example(b'{"model":[]}')
 def test_planning_never_raises_anything_but_our_own_errors(body: bytes) -> None:
     for line in ("POST /v1/chat/completions", "POST /v1beta/models/gemini/g:batchEmbedContents", "POST /v1/moderations"):
         try:

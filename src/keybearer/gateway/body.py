@@ -149,7 +149,7 @@ def rename_inside(body: bytes, old: str, new: str) -> bytes:
     requests = decoded.get("requests")
     nested = decoded.get("generateContentRequest")
     for part in (decoded, nested, *(requests if isinstance(requests, list) else ())):
-        if isinstance(part, dict) and part.get("model") in {old, f"models/{old}"}:
+        if isinstance(part, dict) and part.get("model") in (old, f"models/{old}"):
             part["model"] = f"models/{new}"
     return msgspec.json.encode(decoded)
 

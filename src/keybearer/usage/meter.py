@@ -20,7 +20,9 @@ from keybearer.catalog import ANTHROPIC, GEMINI
 from keybearer.domain import Usage
 from keybearer.usage.skim import Skimmer
 
-_KEPT_LIMIT: Final = 256 * 1024  # bytes of a whole answer, or of one event, that are kept; what is larger is skimmed
+_WHOLE_LIMIT: Final = 1024 * 1024  # bytes of a whole answer that are kept; decoding is fast, so only larger ones are skimmed
+_PIECES_LIMIT: Final = 4_096
+_EVENT_LIMIT: Final = 256 * 1024  # likewise of one event
 _COUNT_LIMIT: Final = 10**12  # tokens; more is nonsense, and would not fit where it is stored
 _MODEL_LIMIT: Final = 200
 _TICKS_PER_USD: Final = 10**10
@@ -97,7 +99,7 @@ class Meter:
     def _feed_whole(self, data: bytes) -> None:
         self._kept.append(data)
         self._size += len(data)
-        if self._size > _KEPT_LIMIT or len(self._kept) > _KEPT_LIMIT // 64:
+        if self._size > _WHOLE_LIMIT or len(self._kept) > _PIECES_LIMIT:
             self._mode, self._skimmer = _SKIMMED, Skimmer()
             self._skimmer.feed(b"".join(self._kept))
             self._kept.clear()
@@ -126,7 +128,7 @@ class Meter:
         events, self._held = data[:end], data[end:]
         if events and self._needle.search(events) is not None:
             self._note(events)
-        if len(self._held) > _KEPT_LIMIT:
+        if len(self._held) > _EVENT_LIMIT:
             self._begin_large_event()
 
     def _note(self, events: bytes) -> None:

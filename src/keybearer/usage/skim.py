@@ -14,7 +14,14 @@ ENTERED: Final = frozenset({b"message", b"response"})
 
 _KEPT_LIMIT: Final = 64 * 1024  # bytes of one value; usage objects have some hundred
 _KEY_LIMIT: Final = 64
+_DEPTH_LIMIT: Final = 1_000
+_STEPS_LIMIT: Final = 300_000  # some 0.5 s; answers of the same size need a hundredth of it, unless they mean harm
 _IN_STRING: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_OTHER: Final = rb'[^"{}\[\]]++'
+_WHOLE_STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_FLAT: Final = _OTHER + rb"|" + _WHOLE_STRING
+_RUN: Final = re.compile(rb"(?:" + _FLAT + rb"|\{(?:" + _FLAT + rb")*+\}|\[(?:" + _FLAT + rb")*+\])*+", re.DOTALL)
+"""Numbers, whole strings and containers of nothing else, as many as follow each other: what needs no step of ours."""
 _DEEP: Final = re.compile(rb'["{}\[\]]')
 _HERE: Final = re.compile(rb'["{}\[\]:,]')
 
@@ -25,7 +32,19 @@ class Skimmer:
     Keys count at the top level, or in the elements of a top-level array (Gemini's streams without ``alt=sse``).
     """
 
-    __slots__ = ("_at_key", "_depth", "_escaped", "_in_string", "_kept", "_key", "_keys_at", "_root", "_value_of", "found")
+    __slots__ = (
+        "_at_key",
+        "_depth",
+        "_escaped",
+        "_in_string",
+        "_kept",
+        "_key",
+        "_keys_at",
+        "_root",
+        "_steps",
+        "_value_of",
+        "found",
+    )
 
     def __init__(self) -> None:
         self.found: dict[bytes, bytes] = {}
@@ -34,6 +53,7 @@ class Skimmer:
         self._keys_at = 0  # depth at which keys are looked at now
         self._in_string = False
         self._escaped = False
+        self._steps = 0
         self._at_key = False
         self._key: bytearray | None = None
         self._value_of: bytes | None = None
@@ -42,6 +62,8 @@ class Skimmer:
     def feed(self, data: bytes) -> None:
         """Take the next piece."""
         at, start, size = 0, 0, len(data)
+        if self._steps > _STEPS_LIMIT:
+            return
         if self._escaped and size:
             self._escaped, at = False, 1
             self._take_key(data[:1])
@@ -49,11 +71,18 @@ class Skimmer:
             if self._in_string:
                 at = self._string(data, at)
                 continue
-            token = (_HERE if self._depth == self._keys_at else _DEEP).search(data, at)
+            here = self._depth == self._keys_at
+            if self._depth > self._keys_at and (run := _RUN.match(data, at)) is not None:
+                at = run.end()
+            token = (_HERE if here else _DEEP).search(data, at)
             if token is None:
                 break
             at = token.end()
             start = self._token(token[0], data, start, at)
+            self._steps += 1 if self._depth <= _DEPTH_LIMIT else _STEPS_LIMIT
+            if self._steps > _STEPS_LIMIT:
+                self._kept = None
+                return
         self._keep(data[start:])
 
     def _string(self, data: bytes, at: int) -> int:
@@ -93,7 +122,7 @@ class Skimmer:
         if self._root == 0:
             self._root = 1 if token == b"{" else 2
             self._keys_at = self._root
-        elif token == b"{" and self._depth == self._keys_at + 1 and self._value_of in ENTERED:
+        elif token == b"{" and self._depth == self._root + 1 and self._value_of in ENTERED:
             self._keys_at = self._depth
         if token == b"{" and self._depth == self._keys_at:
             self._at_key, self._key, self._value_of = True, None, None
