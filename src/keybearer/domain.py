@@ -218,6 +218,8 @@ class Usage:
     """The model's name as the provider answered it."""
     cost_usd: float | None = None
     """Only if the provider itself stated a cost."""
+    long_cache_write_tokens: int | None = None
+    """Part of ``cache_write_tokens``: kept for an hour instead of minutes, at a higher price (Anthropic)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from importlib.resources import files
 from uuid import UUID
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from keybearer.catalog import (
     DIALECTS,
     Catalog,
+    KeyCheck,
     Model,
     Provider,
     Registry,
@@ -23,7 +25,7 @@ from keybearer.catalog import (
     with_base_url,
     with_models,
 )
-from keybearer.catalog import load as loading
+from keybearer.catalog.load import parse
 from keybearer.domain import SecretType
 from keybearer.errors import Invalid, KeybearerError, ModelAmbiguous, ModelUnknown, ProviderUnknown
 
@@ -65,7 +67,7 @@ def test_each_entry_is_whole(provider: Provider) -> None:
 
 
 def test_each_entry_names_its_source_and_the_day_it_was_compared() -> None:
-    text = (loading.files("keybearer.catalog") / "providers.yaml").read_text(encoding="utf-8")
+    text = (files("keybearer.catalog") / "providers.yaml").read_text(encoding="utf-8")
     for entry in yaml.safe_load(text)["providers"].values():
         for source in entry["sources"]:
             assert source["url"].startswith("https://")
@@ -75,7 +77,7 @@ def test_each_entry_names_its_source_and_the_day_it_was_compared() -> None:
 @pytest.mark.parametrize("text", ["providers: {x: {display_name: X}}", "providers: {}\nmore: 1", "[]"])
 def test_a_file_that_does_not_fit_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"Expected|unknown|missing"):
-        loading.parse(text)
+        parse(text)
 
 
 def test_upstream_paths_follow_the_base_url() -> None:
@@ -226,7 +228,7 @@ def test_locating_raises_nothing_but_our_own_errors(name: str, home: str | None)
 @pytest.mark.parametrize(("name", "key"), KEYS.items())
 def test_pasting_a_key_detects_its_provider(name: str, key: str) -> None:
     assert CATALOG.detect(key) == (name,)
-    assert CATALOG.check_key(CATALOG.get(name), key) == loading.KeyCheck()
+    assert CATALOG.check_key(CATALOG.get(name), key) == KeyCheck()
 
 
 def test_the_newer_gemini_keys_and_the_older_openai_keys_are_known() -> None:
@@ -268,7 +270,7 @@ def test_a_swapped_key_is_a_warning_that_names_its_provider() -> None:
     assert found.refused is None
     assert "Anthropic" in found.warnings[0]
     assert check_key(CATALOG.get("openai"), "kbtest-form-of-tomorrow").warnings == ("This does not look like a key of OpenAI.",)
-    assert check_key(_custom("mine"), "kbtest-anything") == loading.KeyCheck()
+    assert check_key(_custom("mine"), "kbtest-anything") == KeyCheck()
 
 
 # --- previews ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -123,11 +124,10 @@ def test_moderations_may_leave_the_model_out() -> None:
 
 
 def test_embedding_bodies_repeat_the_model_and_are_renamed_too() -> None:
-    body = {"requests": [{"model": "models/gemini/e-1", "content": {"parts": [{"text": "models/gemini/e-1"}]}}, 5]}
+    content = {"parts": [{"text": "models/gemini/e-1"}]}
+    body: dict[str, Any] = {"requests": [{"model": "models/gemini/e-1", "content": content}, 5]}
     decided = _plan("POST /v1beta/models/gemini/e-1:batchEmbedContents", body)
-    assert json.loads(decided.body) == {
-        "requests": [{"model": "models/e-1", "content": {"parts": [{"text": "models/gemini/e-1"}]}}, 5]
-    }
+    assert json.loads(decided.body) == {"requests": [{"model": "models/e-1", "content": content}, 5]}
     body = {"generateContentRequest": {"model": "models/gemini/g-1"}}
     decided = _plan("POST /v1beta/models/gemini/g-1:countTokens", body)
     assert json.loads(decided.body) == {"generateContentRequest": {"model": "models/g-1"}}
@@ -249,32 +249,30 @@ _VALUES = st.recursive(
 )
 
 
+_SPELLINGS = st.fixed_dictionaries({"ensure_ascii": st.booleans(), "indent": st.sampled_from([None, 1])})
+
+
 @given(
     st.dictionaries(_KEYS, _VALUES, max_size=5),
     st.sampled_from(["openai/gpt-4o", "gpt-4o", "mine/é"]),
-    st.sampled_from([True, False, None]),
-    st.booleans(),
-    st.sampled_from([None, 1]),
+    st.sampled_from([{"stream": True}, {"stream": False}, {"stream": None}, {}]),
+    _SPELLINGS,
     st.integers(0, 1),
 )
-def test_splicing_means_the_same_as_encoding_again(  # noqa: PLR0913, PLR0917
-    document: dict[str, Any],
-    model: str,
-    stream: bool | None,
-    ascii_only: bool,
-    indent: int | None,
-    padding: int,  # noqa: FBT001
+def test_splicing_means_the_same_as_encoding_again(
+    document: dict[str, Any], model: str, asked: dict[str, Any], spelling: dict[str, Any], padding: int
 ) -> None:
-    document |= {"model": model, "stream": stream, "padding": "x" * 5_000 * padding}
+    document.pop("stream", None)
+    document |= {"model": model, "padding": "x" * 5_000 * padding, **asked}
     document.pop("stream_options", None)
-    raw = json.dumps(document, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
+    raw = json.dumps(document, **spelling).encode("utf-8", "surrogatepass")
     try:
         decided = _plan("POST /v1/chat/completions", raw)
     except InvalidJson:
         assert b"\\ud" in raw  # half of a surrogate pair
         return
     expected = document | {"model": model.partition("/")[2] or model}
-    if stream:
+    if asked.get("stream"):
         expected["stream_options"] = {"include_usage": True}
     assert json.loads(decided.body) == expected
 
@@ -419,10 +417,8 @@ def test_unknown_and_ambiguous_models() -> None:
 @example(b'{"model":[]}')
 def test_planning_never_raises_anything_but_our_own_errors(body: bytes) -> None:
     for line in ("POST /v1/chat/completions", "POST /v1beta/models/gemini/g:batchEmbedContents", "POST /v1/moderations"):
-        try:
+        with suppress(KeybearerError):
             _plan(line, body)
-        except KeybearerError as error:
-            assert error.message.isprintable()
 
 
 def test_documents_are_spliced_once() -> None:

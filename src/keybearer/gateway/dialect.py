@@ -64,7 +64,7 @@ def error_body(dialect: str, error: KeybearerError, request_id: str) -> tuple[in
 def error_event(dialect: str, operation: str, error: KeybearerError, request_id: str) -> bytes:
     """An error in the middle of an event stream, as that dialect's SDKs understand it. Send it between two events only."""
     if operation == "responses":
-        event = {"type": "error", "code": error.code, "message": error.message, "param": None, "sequence_number": 0}
+        event = {"type": "error", "code": error.code, "message": _message(error), "param": None, "sequence_number": 0}
         return _event("error", {**event, "hint": error.hint, "request_id": request_id})
     name = "error" if dialect == ANTHROPIC else ""
     return _event(name, _error(dialect, error, request_id))
@@ -98,13 +98,13 @@ def models_body(
 
 def _error(dialect: str, error: KeybearerError, request_id: str) -> dict[str, Any]:
     if dialect == ANTHROPIC:
-        detail = {"type": _anthropic_type(error), "message": error.message, "code": error.code, "hint": error.hint}
+        detail = {"type": _anthropic_type(error), "message": _message(error), "code": error.code, "hint": error.hint}
         return {"type": "error", "error": detail, "request_id": request_id}
     if dialect == GEMINI:
         return {"error": _google_error(error, request_id)}
     return {
         "error": {
-            "message": error.message,
+            "message": _message(error),
             "type": _openai_type(error),
             "param": next((wrong.field for wrong in error.fields if wrong.field), None),
             # OpenAI's own code where SDKs and agents look for one.
@@ -113,6 +113,11 @@ def _error(dialect: str, error: KeybearerError, request_id: str) -> dict[str, An
             "request_id": request_id,
         }
     }
+
+
+def _message(error: KeybearerError) -> str:
+    """What is wrong and what to do: SDKs and the programs built on them often show nothing but the message."""
+    return f"{error.message} {error.hint}".rstrip()
 
 
 def _openai_type(error: KeybearerError) -> str:
@@ -148,7 +153,7 @@ def _google_error(error: KeybearerError, request_id: str) -> dict[str, Any]:
         delay = f"{error.retry_after:g}s"
         details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
     status = _GOOGLE_STATUS.get(error.status, "INTERNAL")
-    return {"code": error.status, "message": error.message, "status": status, "details": details}
+    return {"code": error.status, "message": _message(error), "status": status, "details": details}
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

@@ -269,6 +269,7 @@ def _anthropic(said: Mapping[str, Any], model: str | None) -> Usage:
         reasoning_tokens=_count(_part(said.get("output_tokens_details")).get("thinking_tokens")),
         model=model,
         cost_usd=_cost(said),
+        long_cache_write_tokens=_count(_part(said.get("cache_creation")).get("ephemeral_1h_input_tokens")),
     )
 
 

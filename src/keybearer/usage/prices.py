@@ -21,12 +21,12 @@ from keybearer.domain import Usage
 _PROVIDERS: Final = {"openai": "openai", "anthropic": "anthropic", "gemini": "google", "xai": "x-ai", "openrouter": "openrouter"}
 """Our names to the price list's. Custom providers are not in it: nobody knows what they cost."""
 
-_SCALE: Final = 10**9  # a dollar per million tokens is a micro-dollar per token; prices have at most nine decimals of that
+_SCALE: Final = 10**18  # a dollar per million tokens is a micro-dollar per token; listed prices have up to 16 decimals of that
 _MICRO: Final = 10**6
 _REMEMBERED: Final = 4_096
 
 Steps = tuple[tuple[int, int], ...]
-"""(input tokens above which it applies, price of one token in 10⁻⁹ micro-dollars), rising."""
+"""(input tokens above which it applies, price of one token in 10⁻¹⁸ micro-dollars), rising."""
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -36,6 +36,7 @@ class Rates(msgspec.Struct, frozen=True):
     output: Steps | None
     cached: Steps | None
     cache_write: Steps | None
+    long_cache_write: Steps | None
     reasoning: Steps | None
 
 
@@ -79,7 +80,9 @@ def _cost(rates: Rates, usage: Usage, given: int) -> int:
     if cached:
         total += _price(rates.cached, given) * cached
     if written:
-        total += _price(rates.cache_write, given) * written
+        long = min(usage.long_cache_write_tokens or 0, written) if rates.long_cache_write else 0
+        total += _price(rates.cache_write, given) * (written - long)
+        total += _price(rates.long_cache_write, given) * long if long else 0
     if rates.output is None:
         if usage.output_tokens:
             raise _Unpriced
@@ -147,6 +150,7 @@ def _rates(prices: Mapping[str, Any]) -> Rates:
         output=_steps(prices.get("output_mtok")),
         cached=_steps(prices.get("cache_read_mtok")),
         cache_write=_steps(prices.get("cache_write_mtok")),
+        long_cache_write=_steps(prices.get("cache_write_1h_mtok")),
         reasoning=_steps(prices.get("output_reasoning_mtok")),
     )
     if rates.input is None:
