@@ -1,22 +1,24 @@
 """Fixtures for all tests: a migrated, empty database of either kind.
 
 A test that takes ``database`` or ``database_urls`` runs twice, on SQLite and on PostgreSQL; nothing is skipped for want of a
-server. ``KEYBEARER_TEST_DATABASE_URL`` names another server than the one that comes with the test packages, with a login that may
-make databases and roles.
+server. ``KEYBEARER_TEST_DATABASE_URL`` names another server than the one that comes with the test packages, with a superuser's
+login.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from tests.support.mocking import mock_provider as mock_provider  # noqa: PLC0414 - a fixture for all tests
-from tests.support.postgresql import Server, shared_server
+from tests.support.postgresql import OWNER, RUNTIME, Server, shared_server
 from tests.support.tamper import Tamper, tamper_with
 
 from keybearer.store.db import Database, migrate
@@ -29,11 +31,17 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def _migrate(*urls: str) -> None:
+    # In a thread: tests that are no coroutines take databases too, and those that are have a loop of their own.
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, migrate(*urls)).result()
+
+
 @pytest.fixture(scope="session")
-async def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite file that was migrated once; tests get copies."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    await migrate(f"sqlite+aiosqlite:///{path}")
+    _migrate(f"sqlite+aiosqlite:///{path}")
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
@@ -53,33 +61,27 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
 
 
 @pytest.fixture(scope="session")
-async def postgresql_database(postgresql_server: Server) -> AsyncIterator[tuple[str, Callable[[], tuple[str, str]]]]:
-    """One migrated database for this worker: its name, and what empties it and returns ``(url, direct_url)``."""
+def postgresql_database(postgresql_server: Server) -> Iterator[str]:
+    """The name of this worker's migrated database."""
     run, worker = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())), os.environ.get("PYTEST_XDIST_WORKER", "main")
     name = f"kbtest_{run[:8]}_{worker}"
-    urls = postgresql_server.create(name)
-    await migrate(*urls)
-    tables = ", ".join(f'public."{table}"' for table in metadata.tables)
-    with postgresql_server.connect(name) as connection:
-
-        def emptied() -> tuple[str, str]:
-            # A test may have left connections behind, those of a killed server for example.
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-            connection.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
-            return urls
-
-        yield name, emptied
+    _migrate(*postgresql_server.create(name))
+    yield name
     postgresql_server.drop(name)
+
+
+@pytest.fixture
+def emptied_postgresql(postgresql_server: Server, postgresql_database: str) -> tuple[str, str]:
+    """``(url, direct_url)`` of this worker's PostgreSQL database, empty."""
+    postgresql_server.empty(postgresql_database, list(metadata.tables))
+    return postgresql_server.url(postgresql_database, RUNTIME), postgresql_server.url(postgresql_database, OWNER)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_urls(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     """``(url, direct_url)`` of a migrated, empty database, for tests that start a server."""
     if request.param == "postgresql":
-        urls: tuple[str, str] = request.getfixturevalue("postgresql_database")[1]()
+        urls: tuple[str, str] = request.getfixturevalue("emptied_postgresql")
         return urls
     path = tmp_path / "keybearer.db"
     shutil.copyfile(request.getfixturevalue("sqlite_template"), path)

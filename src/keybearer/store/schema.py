@@ -243,8 +243,11 @@ secret_version = sa.Table(
     sa.Column("envelope", sa.LargeBinary, nullable=False),
     _created(),
     sa.ForeignKeyConstraint(["owner_id", "secret_id"], ["secret.owner_id", "secret.id"], ondelete="CASCADE"),
-    # With the owner in it, so that another owner's key id is as good as an unknown one.
-    sa.ForeignKeyConstraint(["owner_id", "owner_key_id"], ["owner_key.owner_id", "owner_key.id"]),
+    # With the owner in it, so that another owner's key id is as good as an unknown one. Deferred, because an owner's deletion
+    # reaches the keys before the values.
+    sa.ForeignKeyConstraint(
+        ["owner_id", "owner_key_id"], ["owner_key.owner_id", "owner_key.id"], deferrable=True, initially="DEFERRED"
+    ),
 )
 
 audit_writer = sa.Table(

@@ -237,6 +237,8 @@ def _secrets() -> None:
             ["owner_id", "owner_key_id"],
             ["owner_key.owner_id", "owner_key.id"],
             name="fk_secret_version_owner_id_owner_key_id_owner_key",
+            deferrable=True,
+            initially="DEFERRED",
         ),
         sa.ForeignKeyConstraint(
             ["owner_id", "secret_id"],

@@ -39,7 +39,8 @@ CREATE FUNCTION public.keybearer_system_owner() RETURNS uuid LANGUAGE sql IMMUTA
 CREATE FUNCTION public.keybearer_management_writer() RETURNS uuid LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN '00000000-0000-0000-0000-000000000001'::uuid;
 
--- `(SELECT f())` in a policy is evaluated once a statement; `f()` would be, once a row.
+-- `(SELECT f())` in a policy is evaluated once a statement; `f()` would be, once a row. Where a policy has no WITH CHECK, new rows
+-- are held to its USING.
 
 -- Forced: the owner of the tables is held to the policies too.
 DO $$
@@ -61,7 +62,7 @@ $$;
 GRANT SELECT ON public.deployment TO keybearer_app;
 GRANT SELECT, INSERT, UPDATE ON public.deployment TO keybearer_system;
 CREATE POLICY app_read ON public.deployment FOR SELECT TO keybearer_app USING (true);
-CREATE POLICY system ON public.deployment TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.deployment TO keybearer_system USING (true);
 
 -- root_key: whoever makes an owner key locks the row FOR SHARE, which asks for the right to update; no update passes the check
 
@@ -69,7 +70,7 @@ GRANT SELECT, UPDATE ON public.root_key TO keybearer_app;
 GRANT SELECT, INSERT, UPDATE ON public.root_key TO keybearer_system;
 CREATE POLICY app_read ON public.root_key FOR SELECT TO keybearer_app USING (true);
 CREATE POLICY app_lock ON public.root_key FOR UPDATE TO keybearer_app USING (true) WITH CHECK (false);
-CREATE POLICY system ON public.root_key TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.root_key TO keybearer_system USING (true);
 
 -- owner
 
@@ -78,10 +79,11 @@ GRANT SELECT, INSERT ON public.owner TO keybearer_system;
 CREATE POLICY app_read ON public.owner FOR SELECT TO keybearer_app
     USING (id = (SELECT public.keybearer_caller()) OR id = (SELECT public.keybearer_system_owner())
         OR (SELECT public.keybearer_is_admin()));
-CREATE POLICY app_insert ON public.owner FOR INSERT TO keybearer_app WITH CHECK ((SELECT public.keybearer_is_admin()));
+CREATE POLICY app_insert ON public.owner FOR INSERT TO keybearer_app
+    WITH CHECK (kind <> 'system' AND (SELECT public.keybearer_is_admin()));
 CREATE POLICY app_delete ON public.owner FOR DELETE TO keybearer_app
     USING (kind = 'user' AND (id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin())));
-CREATE POLICY system ON public.owner TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.owner TO keybearer_system USING (true);
 
 -- owner_key: another user's are out of an administrator's sight too
 
@@ -94,23 +96,22 @@ CREATE POLICY app_read ON public.owner_key FOR SELECT TO keybearer_app
 CREATE POLICY app_insert ON public.owner_key FOR INSERT TO keybearer_app
     WITH CHECK (owner_id = (SELECT public.keybearer_caller())
         OR (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_is_admin())));
-CREATE POLICY system ON public.owner_key TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.owner_key TO keybearer_system USING (true);
 
 -- user_account
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.user_account TO keybearer_app;
 GRANT SELECT, INSERT, UPDATE ON public.user_account TO keybearer_system;
 CREATE POLICY app ON public.user_account TO keybearer_app
-    USING (id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()))
-    WITH CHECK (id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()));
+    USING (id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()));
 CREATE POLICY app_insert ON public.user_account AS RESTRICTIVE FOR INSERT TO keybearer_app
     WITH CHECK ((SELECT public.keybearer_is_admin()));
-CREATE POLICY system ON public.user_account TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.user_account TO keybearer_system USING (true);
 
 -- one_time_link: made and redeemed by the system; found by its hash through keybearer_link_by_hash
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.one_time_link TO keybearer_system;
-CREATE POLICY system ON public.one_time_link TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.one_time_link TO keybearer_system USING (true);
 
 -- session: an administrator sees and ends those of others
 
@@ -121,21 +122,20 @@ CREATE POLICY app_read ON public.session FOR SELECT TO keybearer_app
 CREATE POLICY app_insert ON public.session FOR INSERT TO keybearer_app
     WITH CHECK (user_id = (SELECT public.keybearer_caller()));
 CREATE POLICY app_update ON public.session FOR UPDATE TO keybearer_app
-    USING (user_id = (SELECT public.keybearer_caller())) WITH CHECK (user_id = (SELECT public.keybearer_caller()));
+    USING (user_id = (SELECT public.keybearer_caller()));
 CREATE POLICY app_delete ON public.session FOR DELETE TO keybearer_app
     USING (user_id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()));
-CREATE POLICY system ON public.session TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.session TO keybearer_system USING (true);
 
 -- access_token: an administrator sees, switches off and deletes those of others, and makes none for them
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.access_token TO keybearer_app;
 GRANT SELECT, UPDATE (last_used_at) ON public.access_token TO keybearer_system;
 CREATE POLICY app ON public.access_token TO keybearer_app
-    USING (user_id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()))
-    WITH CHECK (user_id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()));
+    USING (user_id = (SELECT public.keybearer_caller()) OR (SELECT public.keybearer_is_admin()));
 CREATE POLICY app_insert ON public.access_token AS RESTRICTIVE FOR INSERT TO keybearer_app
     WITH CHECK (user_id = (SELECT public.keybearer_caller()));
-CREATE POLICY system ON public.access_token TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.access_token TO keybearer_system USING (true);
 
 -- provider, model: the system's are everybody's to read, and the administrators' to write
 
@@ -145,16 +145,12 @@ CREATE POLICY app_read ON public.provider FOR SELECT TO keybearer_app
     USING (owner_id = (SELECT public.keybearer_caller()) OR owner_id = (SELECT public.keybearer_system_owner()));
 CREATE POLICY app ON public.provider TO keybearer_app
     USING (owner_id = (SELECT public.keybearer_caller())
-        OR (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_is_admin())))
-    WITH CHECK (owner_id = (SELECT public.keybearer_caller())
         OR (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_is_admin())));
 CREATE POLICY system ON public.provider FOR SELECT TO keybearer_system USING (true);
 CREATE POLICY app_read ON public.model FOR SELECT TO keybearer_app
     USING (owner_id = (SELECT public.keybearer_caller()) OR owner_id = (SELECT public.keybearer_system_owner()));
 CREATE POLICY app ON public.model TO keybearer_app
     USING (owner_id = (SELECT public.keybearer_caller())
-        OR (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_is_admin())))
-    WITH CHECK (owner_id = (SELECT public.keybearer_caller())
         OR (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_is_admin())));
 CREATE POLICY system ON public.model FOR SELECT TO keybearer_system USING (true);
 
@@ -169,10 +165,8 @@ CREATE POLICY app_read ON public.secret FOR SELECT TO keybearer_app
         OR (SELECT public.keybearer_is_admin()));
 CREATE POLICY app ON public.secret TO keybearer_app
     USING (owner_id = (SELECT public.keybearer_caller())
-        OR (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_is_admin())))
-    WITH CHECK (owner_id = (SELECT public.keybearer_caller())
         OR (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_is_admin())));
-CREATE POLICY system ON public.secret TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.secret TO keybearer_system USING (true);
 
 -- secret_version: ciphertext is for its owner's eyes, and the system's for those who resolve with the system's keys
 
@@ -181,8 +175,6 @@ CREATE POLICY app_read ON public.secret_version FOR SELECT TO keybearer_app
     USING (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_has_system_keys()));
 CREATE POLICY app ON public.secret_version TO keybearer_app
     USING (owner_id = (SELECT public.keybearer_caller())
-        OR (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_is_admin())))
-    WITH CHECK (owner_id = (SELECT public.keybearer_caller())
         OR (owner_id = (SELECT public.keybearer_system_owner()) AND (SELECT public.keybearer_is_admin())));
 
 -- audit: anybody's change extends the one chain of management records; lines of journals are the shipper's alone to write
@@ -193,14 +185,14 @@ CREATE POLICY app_read ON public.audit_writer FOR SELECT TO keybearer_app USING 
 CREATE POLICY app_insert ON public.audit_writer FOR INSERT TO keybearer_app
     WITH CHECK (id = (SELECT public.keybearer_management_writer()));
 CREATE POLICY app_update ON public.audit_writer FOR UPDATE TO keybearer_app
-    USING (id = (SELECT public.keybearer_management_writer())) WITH CHECK (id = (SELECT public.keybearer_management_writer()));
-CREATE POLICY system ON public.audit_writer TO keybearer_system USING (true) WITH CHECK (true);
+    USING (id = (SELECT public.keybearer_management_writer()));
+CREATE POLICY system ON public.audit_writer TO keybearer_system USING (true);
 CREATE POLICY app_read ON public.audit_record FOR SELECT TO keybearer_app
     USING (user_id = (SELECT public.keybearer_caller()) OR owner_id = (SELECT public.keybearer_caller())
         OR (SELECT public.keybearer_is_admin()));
 CREATE POLICY app_insert ON public.audit_record FOR INSERT TO keybearer_app
     WITH CHECK (writer_id = (SELECT public.keybearer_management_writer()));
-CREATE POLICY system ON public.audit_record TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.audit_record TO keybearer_system USING (true);
 
 -- usage_record: who called and who paid both see it
 
@@ -209,7 +201,7 @@ GRANT SELECT, INSERT, UPDATE ON public.usage_record TO keybearer_system;
 CREATE POLICY app_read ON public.usage_record FOR SELECT TO keybearer_app
     USING (user_id = (SELECT public.keybearer_caller()) OR owner_id = (SELECT public.keybearer_caller())
         OR (SELECT public.keybearer_is_admin()));
-CREATE POLICY system ON public.usage_record TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.usage_record TO keybearer_system USING (true);
 
 -- change: anybody's change is told; the feed, which is the system's, reads
 
@@ -217,7 +209,7 @@ GRANT INSERT ON public.change TO keybearer_app;
 GRANT SELECT, INSERT, DELETE ON public.change TO keybearer_system;
 GRANT USAGE ON SEQUENCE public.change_id_seq TO keybearer_app, keybearer_system;
 CREATE POLICY app_insert ON public.change FOR INSERT TO keybearer_app WITH CHECK (true);
-CREATE POLICY system ON public.change TO keybearer_system USING (true) WITH CHECK (true);
+CREATE POLICY system ON public.change TO keybearer_system USING (true);
 
 -- What is read before the caller is known: one row each, by an exact value that the asker must have.
 
