@@ -108,6 +108,9 @@ class Document:
         """The body with the changes made, every other byte as it came."""
         if not self._edits:
             return self.body
+        if len(self._edits) == 1:
+            start, end, text = self._edits[0]
+            return b"".join((self.body[:start], text, self.body[end:]))
         pieces: list[bytes] = []
         at = 0
         for start, end, text in sorted(self._edits):
@@ -118,11 +121,12 @@ class Document:
 
     def _model_span(self) -> tuple[int, int]:
         if self._spans is None:
-            # Proven to stand once, so this is the key.
-            colon = _COLON.match(self.body, self.body.index(b'"model"') + 7)
+            # Proven to stand once, so this is the key; the two ways in which encoders write a colon.
+            at = self.body.index(b'"model"') + len(b'"model"')
             literal = b'"%b"' % str(self.head.model).encode()
-            if colon is not None and self.body.startswith(literal, colon.end()):
-                return colon.end(), colon.end() + len(literal)
+            for colon in (b":", b": "):
+                if self.body.startswith(colon + literal, at):
+                    return at + len(colon), at + len(colon) + len(literal)
             self._spans = _walk(self.body, _RAW.decode(self.body))
         return self._spans["model"]
 

@@ -166,6 +166,7 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 
 _HELD_LIMIT: Final = 64 * 1024  # a usage event has some hundred bytes; what is longer is none and is let through
 _USAGE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
@@ -192,7 +193,7 @@ class UsageHider:
 
     def feed(self, data: bytes) -> bytes:
         """What may go on to the client, now that ``data`` has come."""
-        if not self._held and not self._passing and data.endswith(b"\n\n") and _USAGE.search(data) is None:
+        if not self._held and not self._passing and data.endswith(_EVENT_ENDS) and _USAGE.search(data) is None:
             return data
         return self._feed_slowly(data)
 

@@ -27,6 +27,7 @@ _COUNT_LIMIT: Final = 10**12  # tokens; more is nonsense, and would not fit wher
 _MODEL_LIMIT: Final = 200
 _TICKS_PER_USD: Final = 10**10
 
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _DATA_LINE: Final = re.compile(rb"(?:^|[\r\n])data:")
@@ -77,7 +78,7 @@ class Meter:
     def feed(self, data: bytes) -> None:
         """Take the next piece of the body. Never raises."""
         if self._mode == _EVENTS:
-            if self._held or not data.endswith(b"\n\n"):
+            if self._held or not data.endswith(_EVENT_ENDS):
                 self._feed_events(data)
             elif self._needle.search(data) is not None:
                 self._note(data)
