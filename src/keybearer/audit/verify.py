@@ -129,7 +129,8 @@ async def verify(db: Database, directory: Path) -> Report:
     """Verify the database and the journals in ``directory``. Raises ``Unavailable``, never for what it finds."""
     journals = segments.journals(directory)
     async with db.read(Actor.system()) as tx:
-        writers = await queries.writers(tx)
+        # The management records first: whether a journal is missing depends on them.
+        writers = sorted(await queries.writers(tx), key=lambda writer: writer.id != management.WRITER)
         told = await _told(tx)
         unaccounted = await usage_queries.unaccounted(tx, _MOST_PROBLEMS)
     reports: list[WriterReport] = []
@@ -242,27 +243,29 @@ async def _check_meaning(tx: AsyncConnection, walk: _Walk, rows: Sequence[Record
         if row.seq in expected and row != expected[row.seq]:
             columns = [each.name for each in fields(Record) if getattr(row, each.name) != getattr(expected[row.seq], each.name)]
             walk.blame(row.seq, "database", f"changed: {', '.join(columns)}")
-    await _check_usage(tx, walk, batch, {row.request_id: row.seq for row in rows if row.request_id})
+    await _check_usage(tx, walk, batch, rows)
 
 
-async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, seqs: dict[str, int]) -> None:
+async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, rows: Sequence[Record]) -> None:
     there = await usage_queries.by_request(tx, [*batch.uses, *batch.late])
+    seqs = {row.request_id: row.seq for row in rows if row.request_id and row.kind == "use"}
+    ended = {row.request_id: row.seq for row in rows if row.request_id and row.kind == "outcome"}
     for request_id, use in batch.uses.items():
         found = there.get(request_id)
         if found is None:
-            walk.blame(seqs[request_id], "usage", f"missing: {request_id}")
+            walk.blame(seqs.get(request_id, rows[0].seq), "usage", f"missing: {request_id}")
         elif any(getattr(found, name) != getattr(use, name) for name in _USE_FIELDS):
             if not await _was_tried_again(tx, walk.writer, request_id, use.secret_id):
-                walk.blame(seqs[request_id], "usage", f"changed: {request_id}")
+                walk.blame(seqs.get(request_id, rows[0].seq), "usage", f"changed: {request_id}")
         elif found.outcome != lines.UNKNOWN and use.outcome == lines.UNKNOWN:
-            walk.awaiting[request_id] = seqs[request_id]
+            walk.awaiting[request_id] = seqs.get(request_id, rows[0].seq)
         elif found != use:
-            walk.blame(seqs[request_id], "usage", f"changed: {request_id}")
+            walk.blame(seqs.get(request_id, rows[0].seq), "usage", f"changed: {request_id}")
     for request_id, columns in batch.late.items():
         walk.awaiting.pop(request_id, None)
         found = there.get(request_id)
         if found is None or any(getattr(found, name) != value for name, value in columns.items()):
-            walk.blame(seqs[request_id], "usage", f"changed: {request_id}")
+            walk.blame(ended.get(request_id, rows[0].seq), "usage", f"changed: {request_id}")
 
 
 async def _was_tried_again(tx: AsyncConnection, writer: UUID, request_id: str, secret_id: UUID) -> bool:
