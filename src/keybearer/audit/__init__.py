@@ -13,6 +13,8 @@ Terms
 ``segments``    where a journal's files lie, who holds them, and reading them back
 ``journal``     writing a use before the key leaves, and its outcome after
 ``management``  chaining a record into the transaction of its change
+``batch``       what entries mean for the database (pure)
 ``ship``        moving entries to the database, each exactly once
 ``verify``      proving that nothing is missing, changed or reordered
+``access_log``  what a caller may read of it
 """
