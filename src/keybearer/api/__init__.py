@@ -1,1 +1,37 @@
-"""Placeholder."""
+"""The REST API under ``/api/v1``: routes by noun, errors as RFC 9457 problem details.
+
+``problems``        how errors are answered
+``authentication``  who calls: access token or session cookie; CSRF
+``schemas``         what requests and answers hold
+``auth`` ``me`` ``providers`` ``secrets`` ``tokens`` ``usage`` ``audit`` ``users`` ``health``   the routes
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+
+from keybearer import __version__
+from keybearer.api import audit, auth, health, me, problems, providers, secrets, tokens, usage, users
+
+VERSION = __version__
+
+
+def description() -> dict[str, Any]:
+    """What the OpenAPI document says of the API as a whole."""
+    return {
+        "version": VERSION,
+        "description": "The vault's REST API. Errors are RFC 9457 problem details with a stable `code` and a `hint`.",
+        "license_info": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Mount all routes and error handlers."""
+    problems.install(app)
+    v1 = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
+    for room in (auth, me, providers, secrets, tokens, usage, audit, users):
+        v1.include_router(room.router)
+    app.include_router(v1)
+    app.include_router(health.router)

@@ -1,1 +1,20 @@
-"""Placeholder."""
+"""The web console: server-rendered pages, a strict Content-Security-Policy, no inline script.
+
+``views``     the pages; each asks the same services as the REST API
+``pages``     templates, asset addresses, who is signed in
+``headers``   the security headers of everything but the gateway
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from keybearer.console import headers, pages, views
+
+
+def install(app: FastAPI) -> None:
+    """Mount the pages and their assets."""
+    app.add_middleware(headers.SecurityHeaders)
+    app.mount("/assets", pages.assets_app(), name="assets")
+    app.include_router(views.router)
+    pages.install_errors(app)

@@ -7,6 +7,7 @@ and Gemini API (models); compared 2026-11-21.
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -48,7 +49,6 @@ _GOOGLE_STATUS: Final = {
     409: "ABORTED",
     413: "INVALID_ARGUMENT",
     415: "INVALID_ARGUMENT",
-    422: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED",
     502: "UNAVAILABLE",
     503: "UNAVAILABLE",
@@ -58,7 +58,12 @@ _GOOGLE_STATUS: Final = {
 
 def error_body(dialect: str, error: KeybearerError, request_id: str) -> tuple[int, bytes, bytes]:
     """An error as that dialect's provider would answer it: status, content type and body, with our code and hint added."""
-    return error.status, JSON, msgspec.json.encode(_error(dialect, error, request_id))
+    return _status(error), JSON, msgspec.json.encode(_error(dialect, error, request_id))
+
+
+def _status(error: KeybearerError) -> int:
+    """Answer 400 for what our own API calls 422: no provider tells the two apart, and SDKs map 400 to a bad request."""
+    return HTTPStatus.BAD_REQUEST if error.status == HTTPStatus.UNPROCESSABLE_ENTITY else error.status
 
 
 def error_event(dialect: str, operation: str, error: KeybearerError, request_id: str) -> bytes:
@@ -152,8 +157,8 @@ def _google_error(error: KeybearerError, request_id: str) -> dict[str, Any]:
     if error.retry_after is not None:
         delay = f"{error.retry_after:g}s"
         details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
-    status = _GOOGLE_STATUS.get(error.status, "INTERNAL")
-    return {"code": error.status, "message": _message(error), "status": status, "details": details}
+    status = _GOOGLE_STATUS.get(_status(error), "INTERNAL")
+    return {"code": _status(error), "message": _message(error), "status": status, "details": details}
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

@@ -126,3 +126,21 @@ async def insert_owner_key(
         .on_conflict_do_nothing(index_elements=["owner_id", "version"])
     )
     return bool((await tx.execute(statement)).rowcount)
+
+
+async def root_key_status(tx: AsyncConnection) -> Sequence[Row]:
+    """All root keys, the newest first, without their wrapped form, and how many owner keys each seals."""
+    counted = sa.select(owner_key.c.root_key_id, sa.func.count().label("owner_keys")).group_by(owner_key.c.root_key_id).subquery()
+    query = (
+        sa.select(
+            root_key.c.id,
+            root_key.c.provider,
+            root_key.c.reference,
+            root_key.c.state,
+            root_key.c.created_at,
+            sa.func.coalesce(counted.c.owner_keys, 0).label("owner_keys"),
+        )
+        .outerjoin(counted, counted.c.root_key_id == root_key.c.id)
+        .order_by(root_key.c.created_at.desc())
+    )
+    return (await tx.execute(query)).all()

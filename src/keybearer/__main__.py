@@ -1,0 +1,5 @@
+"""``python -m keybearer``: the command line."""
+
+from keybearer.cli import main
+
+main()

@@ -1,0 +1,44 @@
+"""``/me``: who the caller is; their sessions and password."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+
+from keybearer.api.authentication import CurrentCaller, CurrentServices, session_cookie_name
+from keybearer.api.schemas import Account, Me, PasswordChange, SessionAnswer
+
+router = APIRouter(prefix="/me", tags=["me"])
+
+
+@router.get("")
+async def me(caller: CurrentCaller, services: CurrentServices) -> Me:
+    """Tell who the caller is and what the credential may do."""
+    account = await services.users.get(caller.user_id)
+    return Me(
+        user=Account.model_validate(account),
+        scopes=sorted(caller.scopes),
+        token_id=caller.token_id,
+        gateway_url=f"{services.options.public_url}/v1",
+    )
+
+
+@router.post("/password", status_code=204)
+async def change_password(body: PasswordChange, caller: CurrentCaller, services: CurrentServices) -> None:
+    """Change one's own password; other sessions end."""
+    await services.users.change_password(caller, body.current_password.get_secret_value(), body.new_password.get_secret_value())
+
+
+@router.get("/sessions")
+async def sessions(caller: CurrentCaller, services: CurrentServices) -> list[SessionAnswer]:
+    """List one's sessions."""
+    return [SessionAnswer.model_validate(session) for session in await services.sessions.list(caller)]
+
+
+@router.delete("/sessions/{session_id}", status_code=204)
+async def revoke_session(session_id: UUID, caller: CurrentCaller, services: CurrentServices, response: Response) -> None:
+    """End one of one's sessions."""
+    await services.sessions.revoke(caller, session_id)
+    if session_id == caller.session_id:
+        response.delete_cookie(session_cookie_name(services))

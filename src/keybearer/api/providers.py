@@ -1,0 +1,98 @@
+"""``/providers``: predefined ones and custom ones, with what of them this caller can use."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from keybearer.access import policy
+from keybearer.api.authentication import CurrentCaller, CurrentServices
+from keybearer.api.schemas import (
+    ModelAnswer,
+    NewModelRequest,
+    NewProviderRequest,
+    ProviderAnswer,
+    ProviderChange,
+    TestAnswer,
+)
+from keybearer.api.secrets import run_test, secret_bytes, tuples
+from keybearer.domain import Scope
+from keybearer.vault.providers import NewProvider
+
+router = APIRouter(prefix="/providers", tags=["providers"])
+
+
+@router.get("")
+async def list_providers(caller: CurrentCaller, services: CurrentServices) -> list[ProviderAnswer]:
+    """List all providers that the caller can name."""
+    return [ProviderAnswer.model_validate(view) for view in await services.providers.list(caller)]
+
+
+@router.get("/with-keys")
+async def list_with_keys(caller: CurrentCaller, services: CurrentServices) -> list[ProviderAnswer]:
+    """List the providers for which the caller has a usable key."""
+    views = await services.providers.list(caller)
+    return [ProviderAnswer.model_validate(view) for view in views if view.has_api_key]
+
+
+@router.post("", status_code=201)
+async def create_provider(body: NewProviderRequest, caller: CurrentCaller, services: CurrentServices) -> ProviderAnswer:
+    """Make a custom provider; ``api_key`` becomes the caller's own secret named ``default``."""
+    policy.require(caller, Scope.PROVIDERS_WRITE)
+    given = body.given()
+    if body.api_key is not None:
+        given["api_key"] = secret_bytes(body.api_key)
+    return ProviderAnswer.model_validate(await services.providers.create(caller, NewProvider(**tuples(given))))
+
+
+@router.get("/{provider_id}")
+async def get_provider(provider_id: str, caller: CurrentCaller, services: CurrentServices) -> ProviderAnswer:
+    """Show one provider."""
+    return ProviderAnswer.model_validate(await services.providers.get(caller, provider_id))
+
+
+@router.put("/{provider_id}")
+async def change_provider(
+    provider_id: str, body: ProviderChange, caller: CurrentCaller, services: CurrentServices
+) -> ProviderAnswer:
+    """Change only the fields given. Of a predefined provider only administrators change the base URL."""
+    policy.require(caller, Scope.PROVIDERS_WRITE)
+    given = body.given()
+    if body.api_key is not None:
+        given["api_key"] = secret_bytes(body.api_key)
+    return ProviderAnswer.model_validate(await services.providers.update(caller, provider_id, tuples(given)))
+
+
+@router.delete("/{provider_id}", status_code=204)
+async def delete_provider(provider_id: str, caller: CurrentCaller, services: CurrentServices) -> None:
+    """Delete a custom provider."""
+    policy.require(caller, Scope.PROVIDERS_WRITE)
+    await services.providers.delete(caller, provider_id)
+
+
+@router.get("/{provider_id}/models")
+async def list_models(provider_id: str, caller: CurrentCaller, services: CurrentServices) -> list[ModelAnswer]:
+    """List a provider's models."""
+    return [ModelAnswer.model_validate(model) for model in await services.providers.models(caller, provider_id)]
+
+
+@router.post("/{provider_id}/models", status_code=201)
+async def add_model(provider_id: str, body: NewModelRequest, caller: CurrentCaller, services: CurrentServices) -> ModelAnswer:
+    """Add a model to a provider."""
+    policy.require(caller, Scope.MODELS_WRITE)
+    return ModelAnswer.model_validate(await services.providers.add_model(caller, provider_id, body.name, body.display_name))
+
+
+@router.delete("/models/{model_id}", status_code=204)
+async def delete_model(model_id: str, caller: CurrentCaller, services: CurrentServices) -> None:
+    """Remove a model that was added."""
+    policy.require(caller, Scope.MODELS_WRITE)
+    await services.providers.delete_model(caller, model_id)
+
+
+@router.post("/{provider_id}/test")
+async def test_provider(provider_id: str, caller: CurrentCaller, services: CurrentServices) -> TestAnswer:
+    """Test the connection with the key that a call would use."""
+    policy.require(caller, Scope.SECRETS_USE)
+    provider = await services.providers.find(caller, provider_id)
+    (credential, *_) = await services.resolver.resolve(caller.user_id, caller.token_id, provider, "")
+    return await run_test(services, provider, credential.value, credential.egress)

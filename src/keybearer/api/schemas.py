@@ -1,0 +1,327 @@
+"""What requests hold and answers show. Unknown fields are refused: a misspelled ``expires_at`` must not mean "never".
+
+An answer about a secret has no field that could hold its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from keybearer.domain import OwnerKind, Role, Scope, SecretType
+
+Item = TypeVar("Item")
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Value = Annotated[SecretStr, Field(description="The secret itself: at most 64 kB. Never answered back.")]
+Limit = Annotated[int, Field(ge=1, le=200)]
+
+
+class Request(BaseModel):
+    """The base of request bodies."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    def given(self) -> dict[str, Any]:
+        """Only the fields that the request had, secrets still wrapped."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+class Answer(BaseModel):
+    """The base of answers; built from the domain's dataclasses."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list; ``next_cursor`` is ``null`` on the last."""
+
+    items: list[Item]
+    next_cursor: str | None
+
+
+def values_of(answer: BaseModel) -> Mapping[str, Any]:
+    """The fields of an answer, JSON-ready."""
+    return answer.model_dump(mode="json")
+
+
+# ---- accounts --------------------------------------------------------------------------------------------------------
+
+
+class SetUp(Request):
+    """Redeem the set-up link: make the first administrator."""
+
+    token: Annotated[SecretStr, Field(description="The part of the link behind #.")]
+    email: Annotated[str, Field(max_length=320)]
+    password: Annotated[SecretStr, Field(description="At least 12 characters.")]
+    name: Annotated[str, Field(max_length=200)] = ""
+
+
+class SignIn(Request):
+    """Sign in with e-mail and password."""
+
+    email: Annotated[str, Field(max_length=320)]
+    password: SecretStr
+
+
+class PasswordChange(Request):
+    """Change one's own password; other sessions end."""
+
+    current_password: SecretStr
+    new_password: Annotated[SecretStr, Field(description="At least 12 characters.")]
+
+
+class Account(Answer):
+    """A person."""
+
+    id: UUID
+    email: str
+    name: str
+    role: Role
+    is_active: bool
+    created_at: datetime
+
+
+class Me(BaseModel):
+    """Who the caller is and what the credential may do."""
+
+    user: Account
+    scopes: list[Scope]
+    token_id: str | None
+    gateway_url: str
+
+
+class NewAccount(Request):
+    """A new account, made by an administrator."""
+
+    email: Annotated[str, Field(max_length=320)]
+    password: Annotated[SecretStr, Field(description="At least 12 characters; the person should change it.")]
+    name: Annotated[str, Field(max_length=200)] = ""
+    role: Role = Role.MEMBER
+
+
+class AccountChange(Request):
+    """Enable or disable an account; all its tokens and sessions stop within a second."""
+
+    is_active: bool
+
+
+class SessionAnswer(Answer):
+    """A signed-in browser."""
+
+    id: UUID
+    ip: str
+    user_agent: str
+    created_at: datetime
+    last_seen_at: datetime
+    expires_at: datetime
+    is_current: bool
+
+
+# ---- access tokens ---------------------------------------------------------------------------------------------------
+
+
+class NewTokenRequest(Request):
+    """A new access token: at most what its maker has."""
+
+    name: Name
+    scopes: Annotated[list[Scope], Field(min_length=1)] = [Scope.GATEWAY_USE]
+    allowed_providers: list[str] | None = None
+    allowed_models: list[str] | None = None
+    ip_allowlist: list[str] = []
+    expires_at: datetime | None = None
+
+
+class TokenChange(Request):
+    """Rename a token, switch it on or off."""
+
+    name: Name | None = None
+    is_active: bool | None = None
+
+
+class TokenAnswer(Answer):
+    """An access token, without its secret part."""
+
+    id: str
+    user_id: UUID
+    name: str
+    scopes: list[Scope]
+    allowed_providers: list[str] | None
+    allowed_models: list[str] | None
+    ip_allowlist: list[str]
+    is_active: bool
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    created_at: datetime
+
+
+class TokenMade(TokenAnswer):
+    """A token just made: the only time that ``token`` is shown."""
+
+    token: str
+
+
+# ---- providers -------------------------------------------------------------------------------------------------------
+
+
+class NewProviderRequest(Request):
+    """A custom provider; ``api_key`` becomes the caller's own secret named ``default``."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    display_name: Annotated[str, Field(max_length=200)] = ""
+    base_url: Annotated[str, Field(min_length=1, max_length=2000)]
+    api_key: SecretStr | None = None
+    models: list[str] = []
+    auth_style: Literal["bearer", "header", "none"] = "bearer"
+    auth_header: Annotated[str, Field(max_length=64)] = ""
+    system: Annotated[bool, Field(description="For everybody; administrators only.")] = False
+    save_anyway: Annotated[bool, Field(description="Save the key although its format looks wrong.")] = False
+
+
+class ProviderChange(Request):
+    """Only the fields given are changed."""
+
+    display_name: Annotated[str, Field(max_length=200)] | None = None
+    base_url: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    api_key: SecretStr | None = None
+    models: list[str] | None = None
+    auth_style: Literal["bearer", "header", "none"] | None = None
+    auth_header: Annotated[str, Field(max_length=64)] | None = None
+    save_anyway: bool = False
+
+
+class ProviderAnswer(Answer):
+    """A provider as this caller sees it."""
+
+    id: str
+    name: str
+    display_name: str
+    base_url: str
+    is_predefined: bool
+    owner_kind: OwnerKind
+    has_api_key: bool
+    auth_style: str
+    auth_header: str
+    models: list[str]
+    secret_type: SecretType
+    keys_url: str
+    docs_url: str
+
+
+class NewModelRequest(Request):
+    """A model of a provider."""
+
+    name: Name
+    display_name: Annotated[str, Field(max_length=200)] = ""
+
+
+class ModelAnswer(Answer):
+    """A model of a provider."""
+
+    id: str
+    provider: str
+    name: str
+    display_name: str
+    is_predefined: bool
+
+
+# ---- secrets ---------------------------------------------------------------------------------------------------------
+
+
+class NewSecretRequest(Request):
+    """A new secret."""
+
+    provider: Annotated[str, Field(min_length=1, max_length=64)]
+    secret_type: SecretType | None = None
+    name: Name = "default"
+    value: Value
+    description: Annotated[str, Field(max_length=2000)] = ""
+    tags: Annotated[list[str], Field(max_length=50)] = []
+    priority: Annotated[int, Field(ge=0, le=1000)] = 100
+    allowed_models: list[str] | None = None
+    allowed_tokens: list[str] | None = None
+    expires_at: datetime | None = None
+    is_active: bool = True
+    fetchable: bool = False
+    system: Annotated[bool, Field(description="A system key; administrators only.")] = False
+    save_anyway: Annotated[bool, Field(description="Save although the format looks wrong.")] = False
+
+
+class SecretChange(Request):
+    """Only the fields given are changed; a blank ``value`` keeps the old one."""
+
+    name: Name | None = None
+    value: Value | None = None
+    description: Annotated[str, Field(max_length=2000)] | None = None
+    tags: Annotated[list[str], Field(max_length=50)] | None = None
+    priority: Annotated[int, Field(ge=0, le=1000)] | None = None
+    allowed_models: list[str] | None = None
+    allowed_tokens: list[str] | None = None
+    expires_at: datetime | None = None
+    is_active: bool | None = None
+    fetchable: bool | None = None
+    save_anyway: bool = False
+
+
+class SecretAnswer(BaseModel):
+    """A secret without its value."""
+
+    id: UUID
+    owner_kind: OwnerKind
+    owner_id: UUID
+    provider: str
+    secret_type: SecretType
+    name: str
+    has_api_key: bool
+    preview: str
+    description: str
+    tags: list[str]
+    is_active: bool
+    priority: int
+    allowed_models: list[str] | None
+    allowed_tokens: list[str] | None
+    fetchable: bool
+    egress: list[str]
+    expires_at: datetime | None
+    state: str
+    state_reason: str
+    version: int
+    encryption_key_id: UUID | None
+    created_by: UUID
+    created_at: datetime
+    updated_at: datetime
+    last_used_at: datetime | None
+    usage_count: int
+    last_used_in_workflow: str | None
+
+
+class UnsavedSecretTest(Request):
+    """Test a value before it is saved."""
+
+    provider: Annotated[str, Field(min_length=1, max_length=64)]
+    value: Value
+
+
+class TestAnswer(Answer):
+    """What a connection test found."""
+
+    status: str
+    latency_ms: float
+    models: list[str]
+    message: str
+
+
+class Detect(Request):
+    """A pasted value whose provider is to be guessed."""
+
+    value: Value
+
+
+class Detected(BaseModel):
+    """The providers whose keys look like the value; one: unambiguous."""
+
+    providers: list[str]

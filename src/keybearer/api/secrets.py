@@ -1,0 +1,171 @@
+"""``/secrets``: a person's keys, never their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import SecretStr
+
+from keybearer.access import policy
+from keybearer.api.authentication import CurrentCaller, CurrentServices
+from keybearer.api.records import AuditAnswer, UsageAnswer, audit_answer, usage_answer
+from keybearer.api.schemas import (
+    Detect,
+    Detected,
+    Limit,
+    NewSecretRequest,
+    Page,
+    SecretAnswer,
+    SecretChange,
+    TestAnswer,
+    UnsavedSecretTest,
+)
+from keybearer.catalog import Provider
+from keybearer.domain import Scope, Secret, SecretBytes, SecretType
+from keybearer.gateway import probe
+from keybearer.gateway.egress import egress_set
+from keybearer.services import Services
+from keybearer.vault.drafts import NewSecret
+from keybearer.vault.secrets import SecretFilter, State
+
+router = APIRouter(prefix="/secrets", tags=["secrets"])
+
+
+def answer_of(secret: Secret) -> SecretAnswer:
+    """Show a secret without its value."""
+    return SecretAnswer(
+        id=secret.id,
+        owner_kind=secret.owner.kind,
+        owner_id=secret.owner.id,
+        has_api_key=True,
+        encryption_key_id=secret.key_id,
+        **{
+            name: getattr(secret, name)
+            for name in SecretAnswer.model_fields
+            if name not in {"id", "owner_kind", "owner_id", "has_api_key", "encryption_key_id"}
+        },
+    )
+
+
+@router.get("")
+async def list_secrets(
+    caller: CurrentCaller,
+    services: CurrentServices,
+    *,
+    provider: str | None = None,
+    secret_type: SecretType | None = None,
+    name: Annotated[str | None, Query(max_length=200)] = None,
+    tag: Annotated[str | None, Query(max_length=200)] = None,
+    search: Annotated[str | None, Query(max_length=200, description="Part of name, provider or description.")] = None,
+    is_active: bool | None = None,
+    state: State | None = None,
+    owner: Annotated[
+        Literal["own", "system", "everyone"], Query(description="For administrators: others' too, never values.")
+    ] = "own",
+    limit: Limit = 50,
+    cursor: str | None = None,
+) -> Page[SecretAnswer]:
+    """List one's secrets."""
+    wanted = SecretFilter(
+        owner=owner, provider=provider, secret_type=secret_type, name=name, tag=tag, text=search, is_active=is_active, state=state
+    )
+    page = await services.secrets.list(caller, wanted, cursor=cursor, limit=limit)
+    return Page(items=[answer_of(secret) for secret in page.items], next_cursor=page.next_cursor)
+
+
+@router.post("", status_code=201)
+async def create_secret(body: NewSecretRequest, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
+    """Store a secret. Its value is sealed and never answered back."""
+    given = body.given() | {"value": secret_bytes(body.value)}
+    return answer_of(await services.secrets.create(caller, NewSecret(**tuples(given))))
+
+
+def secret_bytes(value: SecretStr) -> SecretBytes:
+    """Take a value as it came; the vault refuses what is no text."""
+    return SecretBytes(value.get_secret_value().encode("utf-8", "surrogatepass"))
+
+
+def tuples(given: dict[str, Any]) -> dict[str, Any]:
+    """Lists to tuples: the domain's dataclasses are frozen."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+@router.post("/detect")
+async def detect(body: Detect, caller: CurrentCaller, services: CurrentServices) -> Detected:
+    """Guess which provider a pasted value belongs to. Nothing is stored or logged."""
+    del caller  # signed in is enough
+    return Detected(providers=list(services.catalog.detect(body.value.get_secret_value())))
+
+
+@router.post("/test")
+async def test_unsaved(body: UnsavedSecretTest, caller: CurrentCaller, services: CurrentServices) -> TestAnswer:
+    """Test a value before it is saved, with the provider's cheap call."""
+    policy.require(caller, Scope.SECRETS_WRITE)
+    provider = await services.providers.find(caller, body.provider)
+    return await run_test(services, provider, secret_bytes(body.value), egress_set(provider))
+
+
+@router.get("/{secret_id}")
+async def get_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
+    """Show one secret, without its value."""
+    return answer_of(await services.secrets.get(caller, secret_id))
+
+
+@router.patch("/{secret_id}")
+async def change_secret(secret_id: UUID, body: SecretChange, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
+    """Change only the fields given; a blank value keeps the old one."""
+    given = body.given()
+    if body.value is not None:
+        given["value"] = secret_bytes(body.value)
+    return answer_of(await services.secrets.update(caller, secret_id, tuples(given)))
+
+
+@router.delete("/{secret_id}", status_code=204)
+async def delete_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> None:
+    """Delete a secret; it stops working everywhere within a second."""
+    await services.secrets.delete(caller, secret_id)
+
+
+@router.post("/{secret_id}/test")
+async def test_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> TestAnswer:
+    """Test a stored secret with the provider's cheap call."""
+    credential = await services.secrets.credential(caller, secret_id)
+    provider = await services.providers.find(caller, credential.provider)
+    answer = await run_test(services, provider, credential.value, credential.egress)
+    if answer.status in {"ok", "invalid"}:
+        state: State = "ok" if answer.status == "ok" else "failed"
+        await services.secrets.mark(secret_id, credential.secret_version, state, "" if state == "ok" else answer.message)
+    return answer
+
+
+@router.post("/{secret_id}/confirm-egress")
+async def confirm_egress(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
+    """Let the secret go where its provider is now: the owner's consent after a base URL was changed."""
+    return answer_of(await services.secrets.confirm_egress(caller, secret_id))
+
+
+async def run_test(services: Services, provider: Provider, value: SecretBytes, egress: Iterable[str]) -> TestAnswer:
+    """Run the connection test on the same path as real use."""
+    found = await probe.probe(services.upstream, provider, value, egress)
+    return TestAnswer(status=found.status, latency_ms=found.latency_ms, models=list(found.models), message=found.message)
+
+
+@router.get("/{secret_id}/access-log")
+async def access_log(
+    secret_id: UUID, caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[AuditAnswer]:
+    """List who used or changed this secret, newest first."""
+    await services.secrets.get(caller, secret_id)
+    return await audit_answer(services, caller, limit=limit, cursor=cursor, secret_id=secret_id)
+
+
+@router.get("/{secret_id}/usage")
+async def usage(
+    secret_id: UUID, caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[UsageAnswer]:
+    """List what this secret was used for and what it cost, newest first."""
+    await services.secrets.get(caller, secret_id)
+    return await usage_answer(services, caller, limit=limit, cursor=cursor, secret_id=secret_id)

@@ -1,0 +1,31 @@
+"""``/users``: accounts, for administrators."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter
+
+from keybearer.api.authentication import CurrentCaller, CurrentServices
+from keybearer.api.schemas import Account, AccountChange, NewAccount
+
+router = APIRouter(prefix="/users", tags=["users"])
+
+
+@router.get("")
+async def list_users(caller: CurrentCaller, services: CurrentServices) -> list[Account]:
+    """List the accounts."""
+    return [Account.model_validate(user) for user in await services.users.list(caller)]
+
+
+@router.post("", status_code=201)
+async def create_user(body: NewAccount, caller: CurrentCaller, services: CurrentServices) -> Account:
+    """Make an account."""
+    made = await services.users.create(body.email, body.password.get_secret_value(), body.name, body.role, by=caller)
+    return Account.model_validate(made)
+
+
+@router.patch("/{user_id}")
+async def change_user(user_id: UUID, body: AccountChange, caller: CurrentCaller, services: CurrentServices) -> Account:
+    """Enable or disable an account; its tokens and sessions stop everywhere within a second."""
+    return Account.model_validate(await services.users.set_active(user_id, body.is_active, caller))

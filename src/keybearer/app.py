@@ -1,0 +1,312 @@
+"""The composition root: what is built, in which order, and what a first run does.
+
+``prepare``  once per start, before anything is bound: data directory, root key, migration, proof that the key is right
+``create``   the ASGI application of one worker process; uvicorn calls it
+``serve``    prepare, bind, print, run
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
+
+from keybearer import api, config, console, jobs
+from keybearer.access.sessions import Sessions
+from keybearer.access.tokens import Tokens
+from keybearer.access.users import Users
+from keybearer.audit.journal import Journal
+from keybearer.audit.ship import Shipper
+from keybearer.catalog import Catalog
+from keybearer.config import Fallback, RootKeyProvider, Settings
+from keybearer.crypto.keyring import Keyring, has_root_key
+from keybearer.crypto.kms import Wrapper, env, file
+from keybearer.crypto.memory import forbid_core_dumps
+from keybearer.errors import OperatorError, RootKeyError, SettingsInvalid
+from keybearer.gateway.credentials import Credentials
+from keybearer.gateway.egress import EgressPolicy
+from keybearer.gateway.protocol import GatewayProtocol
+from keybearer.gateway.upstream import Upstream
+from keybearer.services import ServerOptions, Services
+from keybearer.store.changes import Feed
+from keybearer.store.db import Database, migrate
+from keybearer.telemetry import configure_logging
+from keybearer.vault.providers import Providers
+from keybearer.vault.resolve import Resolver
+from keybearer.vault.secrets import Secrets
+
+DRAIN_SECONDS = 30
+"""How long a stopping server lets answers under way finish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the start found or made: what the banner tells."""
+
+    settings: Settings
+    setup_token: str
+    """Empty once an administrator exists."""
+
+
+# ---- first run -------------------------------------------------------------------------------------------------------
+
+
+def make_data_dir(path: Path) -> None:
+    """Create the data directory for the owner only, or tighten one that others could read."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        message = f"The data directory {path} cannot be used: {error.strerror}."
+        raise OperatorError(message, hint="Choose another with --data-dir or KEYBEARER_DATA_DIR.") from None
+
+
+async def root_key_wrapper(settings: Settings) -> Wrapper:
+    """Open what wraps the root key; make the key file only where no database depends on another. Raises ``RootKeyError``."""
+    if settings.root_key_provider is RootKeyProvider.ENV:
+        if settings.root_key is None:
+            raise RootKeyError("KEYBEARER_ROOT_KEY is not set.", hint="Make one with 'keybearer key generate' and keep a copy.")
+        return env.parse(settings.root_key.get_secret_value())
+    if settings.root_key_provider is not RootKeyProvider.FILE:
+        message = f"The root key provider '{settings.root_key_provider.value}' is not available in this version."
+        raise SettingsInvalid(message, hint="Use 'file' or 'env'.")
+    return file.obtain(settings.root_key_path, may_create=not await has_root_key(settings.sqlalchemy_url))
+
+
+def check_available(settings: Settings) -> None:
+    """Refuse a setting that this version does not honour yet: silence would be a promise. Raises ``SettingsInvalid``."""
+    if settings.fallback is Fallback.OPENROUTER:
+        raise SettingsInvalid("KEYBEARER_FALLBACK=openrouter is not available in this version.", hint="Use 'none' or 'system'.")
+    if settings.workers > 1 and not settings.database_url:
+        raise SettingsInvalid("Several workers need PostgreSQL.", hint="Set KEYBEARER_DATABASE_URL, or use one worker.")
+
+
+async def prepare(settings: Settings) -> Start:
+    """Do what must be right before a port is bound, in this order. Raises ``OperatorError`` and changes nothing further."""
+    check_available(settings)
+    make_data_dir(settings.data_dir)
+    wrapper = await root_key_wrapper(settings)
+    await migrate(settings.sqlalchemy_url, settings.database_direct_url)
+    db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
+    try:
+        keyring = await Keyring.open(db, wrapper)
+        users = Users(db, keyring, sessions_of(settings, db, keyring))
+        setup_token = "" if await users.has_admin() else await users.issue_setup_link()
+    finally:
+        await db.close()
+    return Start(settings, setup_token)
+
+
+# ---- one worker process ----------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Build what one process works with, lowest layer first; take it down in reverse."""
+    wrapper = await root_key_wrapper(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
+        stack.push_async_callback(db.close)
+        keyring = await Keyring.open(db, wrapper)
+        feed = Feed(db, grace=settings.outage_grace)
+        journal = await Journal.open(db, settings.journal_dir, settings.audit_durability.value)
+        stack.push_async_callback(journal.close)
+        shipper = Shipper(db, settings.journal_dir, journal)
+        catalog = Catalog.load()
+        policy = EgressPolicy(settings.egress_allow)
+        tokens = Tokens(db, keyring)
+        sessions = sessions_of(settings, db, keyring)
+        secrets = Secrets(db, keyring, catalog)
+        providers = Providers(db, catalog, policy, secrets, settings.fallback.value)
+        resolver = Resolver(db, keyring, secrets, settings.fallback.value)
+        upstream = Upstream(
+            policy,
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.upstream_timeout,
+            ca_file=settings.egress_ca_file,
+        )
+        stack.push_async_callback(upstream.close)
+        credentials = Credentials(db, feed, tokens, providers, resolver)
+        await feed.start()
+        stack.push_async_callback(feed.stop)
+        yield Services(
+            options=server_options(settings),
+            db=db,
+            feed=feed,
+            keyring=keyring,
+            journal=journal,
+            shipper=shipper,
+            catalog=catalog,
+            users=Users(db, keyring, sessions),
+            sessions=sessions,
+            tokens=tokens,
+            providers=providers,
+            secrets=secrets,
+            resolver=resolver,
+            credentials=credentials,
+            upstream=upstream,
+        )
+
+
+def sessions_of(settings: Settings, db: Database, keyring: Keyring) -> Sessions:
+    """Build what signs people in, with its time-outs."""
+    idle, absolute = timedelta(hours=settings.session_idle_hours), timedelta(hours=settings.session_absolute_hours)
+    return Sessions(db, keyring, idle, absolute)
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """The settings that lower rooms need, as plain values."""
+    return ServerOptions(
+        public_url=public_url(settings),
+        secure_cookies=public_url(settings).startswith("https://"),
+        trusted_proxies=settings.trusted_proxies,
+        max_body_bytes=settings.max_body_bytes,
+        max_buffered_bytes=settings.max_buffered_bytes,
+        fallback=settings.fallback.value,
+    )
+
+
+def create(settings: Settings | None = None) -> FastAPI:
+    """Build the ASGI application of one worker process; uvicorn calls it without arguments in spawned workers."""
+    settings = settings or config.load()
+    configure_logging(settings.log_level, as_json=settings.log_json)
+    forbid_core_dumps()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with open_services(settings) as services:
+            app.state.services = services
+            stop = asyncio.Event()
+            working = asyncio.create_task(jobs.run(jobs.jobs_of(services), stop))
+            try:
+                yield {"services": services}
+            finally:
+                stop.set()
+                await working
+                await services.shipper.ship_once()
+
+    app = FastAPI(
+        title="Keybearer",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+        **api.description(),
+    )
+    api.install(app)
+    console.install(app)
+    return app
+
+
+# ---- serving ---------------------------------------------------------------------------------------------------------
+
+
+def public_url(settings: Settings) -> str:
+    """The URL that people use: as set, else the bound address."""
+    if settings.public_url:
+        return settings.public_url.rstrip("/")
+    scheme = "https" if settings.tls_certificate else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{host}:{settings.port}"
+
+
+def check_bind(settings: Settings) -> None:
+    """Refuse to take tokens and keys over a network in the clear."""
+    if (settings.tls_certificate is None) != (settings.tls_private_key is None):
+        raise SettingsInvalid("KEYBEARER_TLS_CERTIFICATE and KEYBEARER_TLS_PRIVATE_KEY belong together.")
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
+    if not loopback and settings.tls_certificate is None and not settings.trusted_proxies:
+        message = f"Binding {settings.host} would take keys over the network unencrypted."
+        raise SettingsInvalid(
+            message,
+            hint="Set KEYBEARER_TLS_CERTIFICATE and KEYBEARER_TLS_PRIVATE_KEY, or name the proxy that ends TLS in"
+            " KEYBEARER_TRUSTED_PROXIES.",
+        )
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Bind the listening socket; a taken port is told before anything else starts."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048, reuse_port=False)
+    except OSError as error:
+        message = f"Cannot bind {settings.host}:{settings.port}: {error.strerror}."
+        raise OperatorError(message, hint="Is another server running? Choose another port with --port.") from None
+
+
+def banner(start: Start) -> str:
+    """What a person needs after the start: where to go, where things lie, what to save, what to do next."""
+    settings, url = start.settings, public_url(start.settings)
+    lines = [f"Keybearer {api.VERSION}", "", f"  console   {url}/"]
+    if start.setup_token:
+        lines.append(f"  set up    {url}/setup#{start.setup_token}   (once, within 30 minutes)")
+    lines += [
+        f"  gateway   {url}/v1   (OpenAI)   {url}/anthropic   {url}/gemini",
+        f"  data      {'PostgreSQL' if settings.database_url else settings.data_dir.resolve() / 'keybearer.db'}",
+    ]
+    if settings.root_key_provider is RootKeyProvider.FILE:
+        lines.append(f"  root key  {settings.root_key_path.resolve()}   back this key up: without it nothing can be read")
+    if start.setup_token:
+        lines += [
+            "",
+            "  next: open the set-up link, add a key, create an access token, then",
+            "        see 'keybearer --help' and README.md",
+        ]
+    return "\n".join(lines)
+
+
+def serve(settings: Settings) -> None:
+    """Run the server until SIGINT or SIGTERM. Raises ``OperatorError`` before anything is bound where something is wrong."""
+    check_bind(settings)
+    forbid_core_dumps()
+    start = asyncio.run(prepare(settings))
+    with bind(settings) as listener:
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+        print(banner(replace(start, settings=settings)), flush=True)  # noqa: T201  # what the command is for
+        configure_logging(settings.log_level, as_json=settings.log_json)
+        run_workers(settings, listener)
+
+
+def run_workers(settings: Settings, listener: socket.socket) -> None:
+    """Serve on ``listener`` with as many worker processes as asked for."""
+    options = uvicorn.Config(
+        "keybearer.app:create" if settings.workers > 1 else create(settings),
+        factory=settings.workers > 1,
+        http=GatewayProtocol,
+        ws="none",
+        loop="uvloop",
+        lifespan="on",
+        workers=settings.workers,
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=str(settings.tls_private_key) if settings.tls_private_key else None,
+        ssl_version=ssl.PROTOCOL_TLS_SERVER,
+    )
+    server = uvicorn.Server(options)
+    if settings.workers > 1:
+        config.export(settings)
+        Multiprocess(options, sockets=[listener]).run()
+        return
+    server.run(sockets=[listener])
+    if not server.started:
+        sys.exit(3)

@@ -1,0 +1,215 @@
+"""Operator commands: they work on the server's own data directory and database, and need the ``server`` extra."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import sys
+from base64 import b64encode
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from keybearer import config
+from keybearer.cli.output import AsJson, print_json, print_rows, say
+from keybearer.cli.serving import need_server_extra
+from keybearer.domain import SYSTEM_OWNER_ID, Caller, Client, Role, Scope
+from keybearer.errors import AuditBroken, Invalid
+
+if TYPE_CHECKING:
+    from keybearer.cli.operator import Operator
+
+Result = TypeVar("Result")
+
+admins = typer.Typer(help="Administrators.", no_args_is_help=True)
+people = typer.Typer(help="Accounts.", no_args_is_help=True)
+tokens = typer.Typer(help="Access tokens.", no_args_is_help=True)
+keys = typer.Typer(help="The root key.", no_args_is_help=True)
+audits = typer.Typer(help="The audit trail.", no_args_is_help=True)
+
+OPERATOR = Caller(SYSTEM_OWNER_ID, Role.ADMIN, frozenset(Scope), client=Client("", "keybearer command line"))
+"""Whoever runs commands on the server and acts in nobody's name."""
+DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.")]
+Email = Annotated[str, typer.Option(help="The person's e-mail address.")]
+USER_COLUMNS = ("id", "email", "name", "role", "is_active", "created_at")
+TOKEN_COLUMNS = ("id", "name", "scopes", "is_active", "expires_at", "last_used_at")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(admins, name="admin")
+    app.add_typer(people, name="user")
+    app.add_typer(tokens, name="token")
+    app.add_typer(keys, name="key")
+    app.add_typer(audits, name="audit")
+
+
+def operate(data_dir: Path | None, work: Callable[[Operator], Awaitable[Result]]) -> Result:
+    """Open the server's database and keys, do ``work``, close them."""
+    try:
+        from keybearer.cli.operator import opened  # noqa: PLC0415  # the server extra
+    except ImportError as error:
+        raise need_server_extra(error) from error
+
+    async def run() -> Result:
+        async with opened(config.load(data_dir=data_dir)) as operator:
+            return await work(operator)
+
+    return asyncio.run(run())
+
+
+def row_of(record: Any, columns: tuple[str, ...]) -> dict[str, Any]:
+    """Make a printable row of a dataclass."""
+    row = dataclasses.asdict(record)
+    return {name: sorted(row[name]) if isinstance(row[name], frozenset) else row[name] for name in columns}
+
+
+def _create_user(data_dir: Path | None, email: str, name: str, role: Role) -> dict[str, Any]:
+    password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise Invalid("No password came on standard input.", hint="printf '%s' \"$PASSWORD\" | keybearer admin create …")
+
+    async def work(operator: Operator) -> dict[str, Any]:
+        return row_of(await operator.users.create(email, password, name, role, by=None), USER_COLUMNS)
+
+    return operate(data_dir, work)
+
+
+@admins.command("create")
+def admin_create(
+    email: Email,
+    *,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")],
+    name: Annotated[str, typer.Option(help="The person's name.")] = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create an administrator; the password comes on standard input."""
+    del password_stdin  # the option is required so that nobody looks for --password, which others could read
+    made = _create_user(data_dir, email, name, Role.ADMIN)
+    print_rows([made], USER_COLUMNS, as_json=False) if not as_json else print_json(made)
+
+
+@people.command("create")
+def user_create(
+    email: Email,
+    *,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")],
+    name: Annotated[str, typer.Option(help="The person's name.")] = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a member; the password comes on standard input."""
+    del password_stdin
+    made = _create_user(data_dir, email, name, Role.MEMBER)
+    print_rows([made], USER_COLUMNS, as_json=False) if not as_json else print_json(made)
+
+
+@people.command("list")
+def user_list(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List the accounts."""
+
+    async def work(operator: Operator) -> list[dict[str, Any]]:
+        return [row_of(user, USER_COLUMNS) for user in await operator.users.list(OPERATOR)]
+
+    print_rows(operate(data_dir, work), USER_COLUMNS, as_json=as_json)
+
+
+@tokens.command("create")
+def token_create(
+    user: Annotated[str, typer.Option(help="E-mail address of the person the token acts for.")],
+    name: Annotated[str, typer.Option(help="What the token is for.")],
+    *,
+    scope: Annotated[list[Scope] | None, typer.Option(help="Repeatable; default gateway:use.")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create an access token in a person's name. It is printed once."""
+
+    async def work(operator: Operator) -> dict[str, str]:
+        from keybearer.access.tokens import NewToken  # noqa: PLC0415  # the server extra
+
+        caller = operator.caller(await operator.user(user))
+        wanted = NewToken(name=name, scopes=frozenset(scope or [Scope.GATEWAY_USE]))
+        made, text = await operator.tokens.create(caller, wanted)
+        return {"id": made.id, "token": text}
+
+    made = operate(data_dir, work)
+    if as_json:
+        print_json(made)
+    else:
+        say(made["token"])
+
+
+@tokens.command("list")
+def token_list(
+    user: Annotated[str, typer.Option(help="E-mail address.")], *, data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
+    """List a person's access tokens."""
+
+    async def work(operator: Operator) -> list[dict[str, Any]]:
+        found = await operator.tokens.list(operator.caller(await operator.user(user)))
+        return [row_of(token, TOKEN_COLUMNS) for token in found]
+
+    print_rows(operate(data_dir, work), TOKEN_COLUMNS, as_json=as_json)
+
+
+@tokens.command("revoke")
+def token_revoke(
+    token_id: Annotated[str, typer.Argument(help="The token's id.")],
+    user: Annotated[str, typer.Option(help="E-mail address of its owner.")],
+    *,
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke an access token, everywhere within a second."""
+
+    async def work(operator: Operator) -> None:
+        await operator.tokens.delete(operator.caller(await operator.user(user)), token_id)
+
+    operate(data_dir, work)
+    say("Revoked.")
+
+
+@keys.command("generate")
+def key_generate() -> None:
+    """Print a new root key for KEYBEARER_ROOT_KEY. Keep a copy: without it nothing can be read."""
+    say(b64encode(secrets.token_bytes(32)).decode())
+
+
+@keys.command("status")
+def key_status(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show the root keys and how many owner keys each seals."""
+    rows = operate(data_dir, _root_keys)
+    print_rows(rows, ("id", "provider", "reference", "state", "owner_keys", "created_at"), as_json=as_json)
+
+
+async def _root_keys(operator: Operator) -> list[dict[str, Any]]:
+    from keybearer.store.db import Actor  # noqa: PLC0415  # the server extra
+    from keybearer.store.queries import keys as queries  # noqa: PLC0415  # likewise
+
+    async with operator.db.read(Actor.system()) as tx:
+        return [dict(row._mapping) for row in await queries.root_key_status(tx)]  # noqa: SLF001  # SQLAlchemy's public name
+
+
+@audits.command("verify")
+def audit_verify(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Prove that no record is missing, changed or reordered; exits 1 and names the first wrong one otherwise."""
+    report = operate(data_dir, _verify)
+    if as_json:
+        print_json(report)
+    else:
+        for writer in report["writers"]:
+            say(f"{writer['writer']}  {writer['records']} records  {writer['state']}")
+        say("The audit trail verifies." if report["ok"] else f"The audit trail does NOT verify: {report['problem']}")
+    if not report["ok"]:
+        raise AuditBroken(str(report["problem"]))
+
+
+async def _verify(operator: Operator) -> dict[str, Any]:
+    from keybearer.audit import verify  # noqa: PLC0415  # the server extra
+
+    report: dict[str, Any] = (await verify.verify(operator.db, operator.settings.journal_dir)).as_dict()
+    return report

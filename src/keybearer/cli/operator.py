@@ -1,0 +1,65 @@
+"""What operator commands work with: the server's database and keys, opened as the server opens them, and closed again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from keybearer import app
+from keybearer.access import policy
+from keybearer.access.tokens import Tokens
+from keybearer.access.users import User, Users
+from keybearer.catalog import Catalog
+from keybearer.config import Settings
+from keybearer.crypto.keyring import Keyring
+from keybearer.domain import Caller, Client
+from keybearer.errors import NotFound
+from keybearer.gateway.egress import EgressPolicy
+from keybearer.store.db import Database, migrate
+from keybearer.vault.providers import Providers
+from keybearer.vault.secrets import Secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Whoever can run commands on the server: may do what its files and database allow, and is recorded as ``operator``."""
+
+    settings: Settings
+    db: Database
+    keyring: Keyring
+    users: Users
+    tokens: Tokens
+
+    async def user(self, email: str) -> User:
+        """Return the person with this e-mail address. Raises ``NotFound``."""
+        try:
+            return await self.users.find(email)
+        except NotFound:
+            raise NotFound(f"Nobody here has the e-mail address {email}.", hint="'keybearer user list' shows who has.") from None
+
+    def vault(self) -> tuple[Providers, Secrets]:
+        """Open the vault, as the server opens it."""
+        catalog = Catalog.load()
+        secrets = Secrets(self.db, self.keyring, catalog)
+        egress = EgressPolicy(self.settings.egress_allow)
+        return Providers(self.db, catalog, egress, secrets, self.settings.fallback.value), secrets
+
+    def caller(self, user: User) -> Caller:
+        """Act in a person's name, with what that person may do."""
+        return Caller(user.id, user.role, policy.scopes_of(user.role), client=Client("", "keybearer command line"))
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Operator]:
+    """Open the database and the keys; make them as the first start would where nothing is there yet."""
+    app.make_data_dir(settings.data_dir)
+    wrapper = await app.root_key_wrapper(settings)
+    await migrate(settings.sqlalchemy_url, settings.database_direct_url)
+    db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
+    try:
+        keyring = await Keyring.open(db, wrapper)
+        users = Users(db, keyring, app.sessions_of(settings, db, keyring))
+        yield Operator(settings, db, keyring, users, Tokens(db, keyring))
+    finally:
+        await db.close()

@@ -1,0 +1,81 @@
+// Small helpers for server-rendered pages. Without this script everything but testing, detecting and the set-up link works.
+// Text only ever goes into textContent: the pages run under a Content-Security-Policy with trusted types and no inline script.
+
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+async function call(path, body) {
+  const response = await fetch(`/api/v1${path}`, {
+    method: "POST",
+    headers: body ? { "content-type": "application/json" } : {},
+    body: body && JSON.stringify(body),
+  });
+  const answer = await response.json();
+  if (!response.ok) throw new Error([answer.detail, answer.hint].filter(Boolean).join(" "));
+  return answer;
+}
+
+// The set-up token stands in the fragment, which browsers do not send; it goes into the form and out of the address bar.
+for (const form of all("form[data-setup]")) {
+  if (location.hash.length > 1) form.elements.token.value = location.hash.slice(1);
+  history.replaceState(null, "", location.pathname);
+}
+
+for (const button of all("[data-show]")) {
+  const field = button.parentElement.querySelector("[data-value]");
+  button.addEventListener("click", () => {
+    const shown = field.type === "text";
+    field.type = shown ? "password" : "text";
+    button.textContent = shown ? "Show" : "Hide";
+    button.setAttribute("aria-pressed", String(!shown));
+  });
+}
+
+for (const place of all("[data-copy]")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "quiet";
+  button.textContent = "Copy";
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(place.textContent);
+    button.textContent = "Copied";
+  });
+  place.after(" ", button);
+}
+
+for (const button of all("[data-open]")) {
+  button.addEventListener("click", () => document.getElementById(button.dataset.open).showModal());
+}
+for (const button of all("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
+
+const result = document.querySelector("[data-result]");
+
+async function showTest(path, body) {
+  result.className = "result";
+  result.textContent = "Testing…";
+  try {
+    const answer = await call(path, body);
+    const models = answer.models.length ? ` ${answer.models.length} models found.` : "";
+    result.classList.add(answer.status === "ok" ? "good" : "bad");
+    result.textContent = `${answer.status === "ok" ? "Works" : answer.status.replaceAll("_", " ")} (${Math.round(answer.latency_ms)} ms).${models} ${answer.message}`;
+  } catch (error) {
+    result.classList.add("bad");
+    result.textContent = error.message;
+  }
+}
+
+for (const button of all("[data-test]")) button.addEventListener("click", () => showTest(`/secrets/${button.dataset.test}/test`));
+
+for (const form of all("[data-secret-form]")) {
+  const { provider, value } = form.elements;
+  form.querySelector("[data-test-unsaved]").addEventListener("click", () => {
+    if (form.reportValidity()) showTest("/secrets/test", { provider: provider.value, value: value.value });
+  });
+  value.addEventListener("paste", () =>
+    setTimeout(async () => {
+      const { providers } = await call("/secrets/detect", { value: value.value });
+      if (providers.length !== 1) return;
+      provider.value = providers[0];
+      form.querySelector("[data-detected]").textContent = `This looks like a key for ${provider.selectedOptions[0].textContent}.`;
+    }),
+  );
+}

@@ -1,0 +1,55 @@
+"""What a server process does besides answering: loops that outlive their failures and stop when told.
+
+A job that fails is logged once and tried again at its next turn; it never ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from keybearer.services import Services
+from keybearer.store import changes
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One repeated piece of work: ``every`` seconds between the end of one turn and the start of the next."""
+
+    name: str
+    every: float
+    turn: Callable[[], Awaitable[object]]
+
+
+def jobs_of(services: Services) -> tuple[Job, ...]:
+    """The jobs of one process. Each is safe to run in every process at once."""
+    return (
+        Job("ship the journal", 0.25, services.shipper.ship_once),
+        Job("prune changes", 3600.0, lambda: changes.prune(services.db)),
+    )
+
+
+async def run(jobs: tuple[Job, ...], stop: asyncio.Event) -> None:
+    """Run all jobs until ``stop`` is set; a turn under way is finished first."""
+    async with asyncio.TaskGroup() as group:
+        for job in jobs:
+            group.create_task(_loop(job, stop), name=job.name)
+
+
+async def _loop(job: Job, stop: asyncio.Event) -> None:
+    failing = False
+    while not stop.is_set():
+        try:
+            await job.turn()
+            failing = False
+        except Exception as error:  # noqa: BLE001  # a named boundary: log once, try again at the next turn
+            log.log(30 if failing else 40, "job failed", job=job.name, error=type(error).__name__, reason=str(error))
+            failing = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), job.every)
