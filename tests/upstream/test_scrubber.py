@@ -29,6 +29,10 @@ def test_written_forms(form: bytes) -> None:
     assert scrub(b"x" + form + b"y" + form) == b"x" + b"*" * len(form) + b"y" + b"*" * len(form)
 
 
+def test_a_key_that_json_escapes() -> None:
+    assert b"kbtest" not in scrub(b'{"error": "bad key kbtest\\"\\\\x"}', key=b'kbtest"\\x')
+
+
 def test_a_text_without_the_key_is_passed_on_at_once() -> None:
     scrubber = Scrubber(SecretBytes(KEY))
     assert scrubber.feed(b"nothing to see") == b"nothing to see"

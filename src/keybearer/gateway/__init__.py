@@ -9,6 +9,9 @@ Upstream     the provider's side of an exchange
 ``paths``     which paths are the gateway's, and what each means          ``body``     the few decisive keys of a JSON body
 ``plan``      one request, decided                                      ``dialect``  answers of our own, in each dialect's shape
 ``egress``    where a key may be sent                                   ``upstream`` connections to providers
+``connection``, ``pool``, ``resolve``  one connection, those of an origin, names to addresses
+``response``  reading answers, without a socket                         ``outgoing`` writing requests, strictly
+``scrubber``  masking a key in what a provider says
 ``probe``     connection tests                                          ``credentials``  tokens and keys, cached
 ``protocol``  the HTTP protocol class that ties them together
 """

@@ -5,6 +5,7 @@ The mask is as long as what it covers, so a ``content-length`` stays true and th
 
 from __future__ import annotations
 
+import json
 from urllib.parse import quote_from_bytes
 
 from keybearer.domain import SecretBytes
@@ -18,14 +19,15 @@ class Scrubber:
     """Masks one key in bytes as they pass: ``feed`` each piece, then ``finish``.
 
     Holds back only a tail that may be the beginning of the key, hence fewer bytes than the key is long. Covers the key as it
-    is, percent-encoded, and with JSON's escaped slashes. Not what a provider masks or cuts itself.
+    is, percent-encoded, and as JSON writes it, with slashes escaped or not. Not what a provider masks or cuts itself.
     """
 
     __slots__ = ("_forms", "_held")
 
     def __init__(self, key: SecretBytes) -> None:
         value = key.reveal()
-        forms = {value, quote_from_bytes(value, safe="").encode(), value.replace(b"/", b"\\/")}
+        in_json = json.dumps(value.decode("latin-1"))[1:-1].encode()
+        forms = {value, in_json, in_json.replace(b"/", b"\\/"), quote_from_bytes(value, safe="").encode()}
         self._forms = sorted(forms, key=len, reverse=True) if len(value) >= MIN_KEY_BYTES else []
         self._held = b""
 
