@@ -14,11 +14,11 @@ from typing import Literal, Self
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from keybearer.errors import Conflict, NotFound, Overloaded, Unavailable
+from keybearer.errors import Conflict, DatabaseError, Invalid, NotFound, Overloaded, Unavailable
 from keybearer.store import engine as engines
 from keybearer.store import guard
 from keybearer.store.migrate import migrate
@@ -214,7 +214,7 @@ class Database:
 def translated() -> Iterator[None]:
     """Turn database exceptions into ours: the one seam. What is left untranslated is a defect of the program.
 
-    Causes are cut off where they would repeat a row's values (PostgreSQL's DETAIL does).
+    Causes are cut off where they would repeat a row's values, as PostgreSQL's DETAIL does.
     """
     try:
         yield
@@ -226,7 +226,9 @@ def translated() -> Iterator[None]:
             raise Conflict from None
         if kind == "foreign":
             raise NotFound from None
-        raise
+        raise DatabaseError(f"a row breaks a rule of the schema: {_rule(error)}") from None
+    except DataError:
+        raise Invalid("A value is too long, or has characters that text may not have.") from None
     except DBAPIError as error:
         if _is_passing(error):
             raise Unavailable("The database does not answer.") from error
@@ -241,6 +243,14 @@ def _violation(error: IntegrityError) -> str:
     if state == "23503" or name == "SQLITE_CONSTRAINT_FOREIGNKEY":
         return "foreign"
     return "other"
+
+
+def _rule(error: IntegrityError) -> str:
+    """Name the constraint, without the row that breaks it."""
+    diagnosis = getattr(error.orig, "diag", None)
+    if diagnosis is None:
+        return str(error.orig)  # SQLite names it and nothing else
+    return str(diagnosis.constraint_name or diagnosis.message_primary)
 
 
 def _is_passing(error: DBAPIError) -> bool:

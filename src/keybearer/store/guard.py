@@ -28,6 +28,10 @@ UNION ALL
 SELECT 'the runtime login is, or can become, a role that bypasses row-level security' FROM pg_roles
   WHERE rolbypassrls AND pg_has_role(session_user, oid, 'MEMBER')
 UNION ALL
+SELECT 'the runtime login can become ' || rolname || ', which reads or writes everything' FROM pg_roles
+  WHERE rolname IN ('pg_read_all_data', 'pg_write_all_data', 'pg_execute_server_program')
+    AND NOT rolsuper AND pg_has_role(session_user, oid, 'MEMBER')
+UNION ALL
 SELECT 'the runtime login is, or can become, the owner of table ' || relname FROM pg_class
   WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND pg_has_role(session_user, relowner, 'MEMBER')
 UNION ALL

@@ -20,6 +20,11 @@ from keybearer.store.migrations import HEAD
 MIGRATION_LOCK = 0x6B62_6D69_6772_6174
 """Advisory lock ("kbmigrat")."""
 
+LOCK_TIMEOUT = "5s"
+"""A migration that waits for a lock makes all who come after it wait too, so it gives up soon."""
+
+STATEMENT_TIMEOUT = "5min"
+
 _NO_DIRECT_URL = "Set KEYBEARER_DATABASE_DIRECT_URL to the role that owns the database."
 
 
@@ -70,11 +75,10 @@ async def _upgrade(engine: AsyncEngine, login: str = "") -> None:
         if engine.name == "postgresql":
             await guard.check_server(connection)
             # Waiting for another server's migration may take as long as that migration may.
-            await connection.execute(sa.text("SET LOCAL lock_timeout = '5min'"))
+            await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{STATEMENT_TIMEOUT}'"))
             await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-            # A migration that waits for a lock makes all who come after it wait too.
-            await connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
-            await connection.execute(sa.text("SET LOCAL statement_timeout = '5min'"))
+            await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            await connection.execute(sa.text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
         found = await guard.revision(connection)
         if found is None or found < HEAD:
             await _run_alembic(connection)
