@@ -43,6 +43,7 @@ from keybearer.services import ServerOptions, Services
 from keybearer.store.changes import Feed
 from keybearer.store.db import Database, migrate
 from keybearer.telemetry import configure_logging
+from keybearer.usage import prices
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.secrets import Secrets
@@ -190,12 +191,15 @@ def create(settings: Settings | None = None) -> FastAPI:
         async with open_services(settings) as services:
             app.state.services = services
             stop = asyncio.Event()
+            # Prices take up to a second to compile; the first call should not wait for them, nor the start.
+            priced = asyncio.create_task(asyncio.to_thread(prices.load))
             working = asyncio.create_task(jobs.run(jobs.jobs_of(services), stop))
             try:
                 yield {"services": services}
             finally:
                 stop.set()
                 await working
+                await priced
                 await services.shipper.ship_once()
 
     app = FastAPI(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support import provider as mock
 from tests.support import server as servers
+from tests.support.postgresql import Server as PostgreSQL
 from tests.support.provider import Provider
 from tests.support.server import Person, Server
 
@@ -54,6 +56,14 @@ def settle(server: Server, provider: Provider) -> World:
         world.admin.add_key(name, key)
     world.token = world.admin.token(scopes=("gateway:use", "secrets:write", "usage:read", "audit:read"))
     return world
+
+
+@pytest.fixture(scope="module")
+def postgresql_urls(postgresql_server: PostgreSQL) -> Iterator[tuple[str, str]]:
+    """``(url, direct_url)`` of a new PostgreSQL database with nothing in it: the server migrates it."""
+    name = f"kbtest_e2e_{secrets.token_hex(6)}"
+    yield postgresql_server.create(name)
+    postgresql_server.drop(name)
 
 
 @pytest.fixture
