@@ -77,10 +77,11 @@ class Changes:
 
 
 def provider_named(providers: Registry, name: str) -> Provider:
-    """A provider of the registry. Raises ``ProviderUnknown``, which repeats only what can be a provider's name."""
-    if not _PROVIDER.fullmatch(name):
+    """A provider of the registry. Raises ``ProviderUnknown``, which does not repeat the name: it may be a key in the wrong field."""
+    known = providers.providers.get(name)
+    if known is None:
         raise ProviderUnknown
-    return providers.get(name)
+    return known
 
 
 def checked_draft(providers: Registry, catalog: Catalog, new: NewSecret, now: datetime) -> Draft:
