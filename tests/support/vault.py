@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+import sqlalchemy as sa
+
 from keybearer.access.limiter import Limiter
 from keybearer.access.passwords import Passwords
 from keybearer.access.policy import scopes_of
@@ -18,7 +20,8 @@ from keybearer.crypto.keyring import Keyring
 from keybearer.crypto.kms import env
 from keybearer.domain import Caller, Client, Role, SecretBytes
 from keybearer.gateway.egress import EgressPolicy
-from keybearer.store.db import Database
+from keybearer.store.db import Actor, Database
+from keybearer.store.schema import audit_record, change
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.secrets import Secrets
@@ -51,6 +54,17 @@ class World:
         """Make an account, as the operator would, and be signed in with it."""
         user = await self.users.create(f"{name}@example.com", PASSWORD, name, role, None)
         return Caller(user.id, role, scopes_of(role), client=BROWSER)
+
+    async def recorded(self) -> list[tuple[str, str]]:
+        """Action and outcome of all management records, oldest first."""
+        query = sa.select(audit_record.c.action, audit_record.c.outcome).where(audit_record.c.kind == "manage")
+        async with self.db.read(Actor.system()) as tx:
+            return [(row.action, row.outcome) for row in await tx.execute(query.order_by(audit_record.c.seq))]
+
+    async def changed(self) -> list[str]:
+        """The subjects of all changes noted, oldest first."""
+        async with self.db.read(Actor.system()) as tx:
+            return list((await tx.execute(sa.select(change.c.subject).order_by(change.c.id))).scalars())
 
     def offering(self, fallback: str = "system") -> World:
         """The same deployment with KEYBEARER_FALLBACK set."""

@@ -15,6 +15,7 @@ EMAIL_LIMIT = 320
 DESCRIPTION_LIMIT = 2000
 TAG_LIMIT, TAGS_LIMIT = 50, 50
 
+_FIELD = re.compile(r"[a-z_]{1,30}")
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s.]+(?:\.[^@\s.]+)*")
 # Not letters of any language: controls, lone surrogates, line and paragraph separators.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -49,6 +50,11 @@ class Fields:
     def wrong(self, field: str, message: str) -> None:
         """Note that ``field`` is wrong; ``message`` follows the field's name in a sentence."""
         self._errors.append(FieldError(field, message))
+
+    def unknown(self, names: Iterable[str]) -> None:
+        """Note fields that there are not, or that cannot be changed; a name that is none is not repeated: it may be a value."""
+        for name in sorted(names):
+            self.wrong(name if _FIELD.fullmatch(name) else "a field", "cannot be changed")
 
     def check(self) -> None:
         """Raise ``Invalid`` with all that is wrong, if anything is."""

@@ -30,7 +30,8 @@ REMEMBERED = 20_000
 """Counters kept; the longest unused one is dropped first."""
 _IPV6_PREFIX = 64
 
-Key = tuple[str, str]
+Key = tuple[str | None, str]
+"""Account and place; ``None``: over all accounts."""
 
 
 class Refused(RateLimited):
@@ -85,7 +86,7 @@ class Limiter:
 
     def _keys(self, account: str, ip: str) -> tuple[tuple[Key, Rate], ...]:
         place = _place(ip)
-        return ((account, place), self._account), (("", place), self._address)
+        return ((account, place), self._account), ((None, place), self._address)
 
     def _counter(self, key: Key) -> _Counter:
         counter = self._counters.get(key)

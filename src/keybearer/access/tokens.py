@@ -351,8 +351,7 @@ def _changed(token: AccessToken, given: Mapping[str, Any], now: datetime) -> Acc
     """The token after the changes, checked like a new one; an expiry that was not touched may have passed."""
     unknown = given.keys() - CHANGEABLE
     fields = Fields()
-    for name in sorted(unknown):
-        fields.wrong(name, "cannot be changed")
+    fields.unknown(unknown)
     fields.check()
     is_active = bool(given.get("is_active", token.is_active))
     wanted = NewToken(

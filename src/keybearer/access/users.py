@@ -27,6 +27,8 @@ from keybearer.store.queries import users as rows
 
 LINK_BYTES = 32
 LINK_LIFE = timedelta(minutes=30)
+_LINK_ACCOUNT = "set-up link"
+"""What attempts to redeem one are counted under: no e-mail address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Users:
         Raises ``LinkInvalid`` (unknown, used, expired, or somebody was first), ``Invalid`` (the link then stays good).
         """
         detail = (("ip", client.ip), ("user_agent", client.user_agent))
-        await self._sessions.count_attempt("", client)
+        await self._sessions.count_attempt(_LINK_ACCOUNT, client)
         async with (
             attempt(self._db, "setup_link.redeem", None, detail=detail),
             taken("There is an account with this e-mail address already."),
@@ -106,7 +108,7 @@ class Users:
                 user = await self._insert(tx, new)
                 by = Caller(user.id, user.role, policy.scopes_of(user.role), client=client)
                 await self._note(tx, by, "user.create", user.id, ("role", user.role))
-        self._sessions.limiter.give_back("", client.ip)
+        self._sessions.limiter.give_back(_LINK_ACCOUNT, client.ip)
         return await self._sessions.begin(user.id, user.role, client)
 
     async def create(self, email: str, password: str, name: str, role: Role, by: Caller | None) -> User:

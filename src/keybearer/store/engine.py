@@ -6,6 +6,7 @@ SQLite runs in WAL mode with ``secure_delete``, so that deleted ciphertext is ov
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -83,6 +84,8 @@ def sqlite(url: sa.URL, *, pool_size: int, begin: Literal["BEGIN", "BEGIN IMMEDI
     A writer takes the lock at its start (``BEGIN IMMEDIATE``): a lock taken half-way fails at once where another writer was
     faster, whatever the busy time-out.
     """
+    # At level debug the driver logs every parameter: addresses, password hashes, what people typed into the wrong field.
+    logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     engine = create_async_engine(
         url, pool_size=pool_size, max_overflow=0, pool_timeout=POOL_TIMEOUT_S + BUSY_TIMEOUT_MS / 1000, hide_parameters=True
     )

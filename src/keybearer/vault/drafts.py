@@ -119,8 +119,7 @@ def checked_changes(known: Provider | None, catalog: Catalog, row: Any, fields: 
 def _columns(catalog: Catalog, given: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """The fields that were given, checked together so that all that is wrong is told at once."""
     fields = Fields()
-    for name in sorted(given.keys() - _READERS.keys()):
-        fields.wrong(name[:40], "cannot be changed")
+    fields.unknown(given.keys() - _READERS.keys())
     columns = {name: read(fields, given[name], now) for name, read in _READERS.items() if name in given}
     if catalog.detect(columns.get("name", "")):  # names are listed and recorded
         fields.wrong("name", "looks like a key; that belongs into value")

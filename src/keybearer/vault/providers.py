@@ -162,7 +162,7 @@ class Providers:
             if system:
                 policy.require_admin(caller)
             fields = Fields()
-            name = fields.name("name", name, NAME_LIMIT)
+            _check_model(fields, "name", name)
             shown = fields.line("display_name", display_name, NAME_LIMIT) or name
             fields.check()
             owner_id, now = SYSTEM_OWNER_ID if system else caller.user_id, datetime.now(UTC)
@@ -326,8 +326,7 @@ def _model_rows(owner_id: UUID, provider_name: str, names: Iterable[str], now: d
 
 def _check_names(given: Mapping[str, Any]) -> None:
     fields = Fields()
-    for name in sorted(given.keys() - CHANGEABLE):
-        fields.wrong(name[:40], "cannot be changed")
+    fields.unknown(given.keys() - CHANGEABLE)
     fields.check()
 
 
@@ -335,12 +334,16 @@ def _check_models(fields: Fields, names: Sequence[str]) -> None:
     """Names as providers write them, each once."""
     _check_count(len(names))
     for number, name in enumerate(names):
-        try:
-            check_model_name(name)
-        except Invalid as error:
-            fields.wrong(f"models.{number}", error.fields[0].message)
+        _check_model(fields, f"models.{number}", name)
         if name in names[:number]:
             fields.wrong(f"models.{number}", "is there twice")
+
+
+def _check_model(fields: Fields, field: str, name: str) -> None:
+    try:
+        check_model_name(name)
+    except Invalid as error:
+        fields.wrong(field, error.fields[0].message)
 
 
 def _check_count(count: int) -> None:

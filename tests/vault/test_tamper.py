@@ -1,0 +1,157 @@
+"""Somebody who can write to the database, and read all of it, gets no value and no use of one that its owner did not allow."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from tests.support.tamper import Tamper
+from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value
+
+from keybearer.domain import Caller, Role, Secret
+from keybearer.errors import EgressRefused, KeybearerError, KeyMissing, KeyUnreadable, NotFound
+from keybearer.store.db import Actor
+from keybearer.store.schema import owner_key, provider, secret, secret_version
+from keybearer.vault.secrets import NewSecret
+
+NEW = NewSecret("openai", value(OPENAI_KEY))
+EVIL = "https://evil.example:443"
+
+
+async def refused(world: World, caller: Caller, made: Secret) -> KeybearerError:
+    """What using the secret ends with, by either way to its value."""
+    with pytest.raises(KeybearerError):
+        await world.secrets.credential(caller, made.id)
+    openai = (await world.providers.registry(caller.user_id)).get("openai")
+    with pytest.raises(KeybearerError) as stopped:
+        await world.resolver.resolve(caller.user_id, None, openai, "gpt-5")
+    return stopped.value
+
+
+async def envelope_of(world: World, owner: UUID, secret_id: UUID) -> Any:
+    async with world.db.read(Actor.user(owner)) as tx:
+        return (await tx.execute(sa.select(secret_version).where(secret_version.c.secret_id == secret_id))).one()
+
+
+EDITED: tuple[dict[str, Any], ...] = (
+    {"egress": ["https://api.openai.com:443", EVIL]},
+    {"egress": ["https://api.openai.com:443", "not an origin"]},
+    {"egress": {"https://api.openai.com:443": 1}},
+    {"egress": [1]},
+    {"fetchable": True},
+    {"version": 2},
+)
+
+
+async def test_an_edited_row_opens_nothing(world: World, tamper: Tamper) -> None:
+    ada = await world.person("ada")
+    for columns in EDITED:
+        made = await world.secrets.create(ada, NEW)
+        await tamper(sa.update(secret).where(secret.c.id == made.id).values(**columns))
+        assert isinstance(await refused(world, ada, made), KeyUnreadable), columns
+        await world.secrets.delete(ada, made.id)
+
+
+async def test_an_edited_envelope_opens_nothing(world: World, tamper: Tamper) -> None:
+    ada = await world.person("ada")
+    for where in (0, 2, 3, 10, 30, 60, 84, -1):
+        made = await world.secrets.create(ada, NEW)
+        raw = bytearray((await envelope_of(world, ada.user_id, made.id)).envelope)
+        raw[where] ^= 1
+        await tamper(sa.update(secret_version).values(envelope=bytes(raw)))
+        assert isinstance(await refused(world, ada, made), KeyUnreadable), where
+        await world.secrets.delete(ada, made.id)
+
+
+async def test_values_do_not_move_between_records_and_owners(world: World, tamper: Tamper) -> None:
+    ada, mallory = await world.person("ada"), await world.person("mallory")
+    adas = await world.secrets.create(ada, NEW)
+    own = await world.secrets.create(mallory, NewSecret("openai", value(OTHER_OPENAI_KEY)))
+    stolen = await envelope_of(world, ada.user_id, adas.id)
+    await tamper(sa.update(secret_version).where(secret_version.c.secret_id == own.id).values(envelope=stolen.envelope))
+    assert isinstance(await refused(world, mallory, own), KeyUnreadable)
+    # With the owner key moved along, and the whole row made hers.
+    await tamper(sa.delete(secret_version).where(secret_version.c.secret_id == adas.id))
+    await tamper(sa.update(owner_key).where(owner_key.c.id == stolen.owner_key_id).values(owner_id=mallory.user_id, version=9))
+    await tamper(
+        sa.update(secret_version)
+        .where(secret_version.c.secret_id == own.id)
+        .values(envelope=stolen.envelope, owner_key_id=stolen.owner_key_id)
+    )
+    await tamper(sa.update(secret).where(secret.c.id == own.id).values(state="ok"))
+    assert isinstance(await refused(world, mallory, own), KeyUnreadable)
+
+
+async def test_a_record_given_to_another_owner_opens_nothing_there(world: World, tamper: Tamper) -> None:
+    ada, mallory = await world.person("ada"), await world.person("mallory")
+    made = await world.secrets.create(ada, NEW)
+    row = await envelope_of(world, ada.user_id, made.id)
+    await tamper(sa.delete(secret_version))
+    await tamper(sa.update(secret).values(owner_id=mallory.user_id))
+    own = await world.secrets.create(mallory, NewSecret("openai", value(OTHER_OPENAI_KEY), name="own"))
+    mallorys = await envelope_of(world, mallory.user_id, own.id)
+    await tamper(
+        sa.insert(secret_version).values(
+            **(dict(row._mapping) | {"owner_id": mallory.user_id, "owner_key_id": mallorys.owner_key_id})
+        )
+    )
+    with pytest.raises(KeyUnreadable):
+        await world.secrets.credential(mallory, made.id)
+    with pytest.raises(NotFound):
+        await world.secrets.credential(ada, made.id)
+
+
+async def test_a_provider_moved_in_the_database_gets_no_key(world: World, tamper: Tamper) -> None:
+    admin, ada = await world.person("admin", Role.ADMIN), await world.person("ada")
+    made = await world.secrets.create(ada, NEW)
+    await world.providers.update(admin, "openai", {"base_url": "https://api.openai.com/v1"})
+    await tamper(sa.update(provider).values(base_url="https://evil.example"))
+    openai = (await world.providers.registry(ada.user_id)).get("openai")
+    assert openai.base_url == "https://evil.example"
+    with pytest.raises(EgressRefused):
+        await world.resolver.resolve(ada.user_id, None, openai, "gpt-5")
+    # Nor with the secret's own list widened to match.
+    await tamper(sa.update(secret).values(egress=[EVIL]))
+    with pytest.raises(KeyUnreadable):
+        await world.resolver.resolve(ada.user_id, None, openai, "gpt-5")
+    # Nor do the edited columns get sealed when the owner changes something.
+    await tamper(sa.update(secret).values(state="ok"))
+    with pytest.raises(KeyUnreadable):
+        await world.secrets.update(ada, made.id, {"fetchable": True})
+    await tamper(sa.update(provider).values(base_url="https://api.openai.com"))
+    await tamper(sa.update(secret).values(egress=[EVIL], fetchable=True))
+    mended = await world.secrets.update(ada, made.id, {"value": value(OTHER_OPENAI_KEY)})
+    assert (mended.egress, mended.fetchable) == (("https://api.openai.com:443",), False)
+
+
+async def test_an_earlier_envelope_put_back_opens_nothing(world: World, tamper: Tamper) -> None:
+    ada = await world.person("ada")
+    made = await world.secrets.create(ada, NEW)
+    old = await envelope_of(world, ada.user_id, made.id)
+    await world.secrets.update(ada, made.id, {"value": value(OTHER_OPENAI_KEY)})
+    await tamper(sa.update(secret_version).values(envelope=old.envelope))
+    assert isinstance(await refused(world, ada, made), KeyUnreadable)
+
+
+async def test_a_secret_inserted_for_the_system_serves_nobody(world: World, tamper: Tamper) -> None:
+    """A member's own key planted as the system's would send everybody's calls through the member's account."""
+    world = world.offering()
+    ada, mallory = await world.person("ada"), await world.person("mallory")
+    planted = await world.secrets.create(mallory, NEW)
+    row = await envelope_of(world, mallory.user_id, planted.id)
+    async with world.db.read(Actor.user(mallory.user_id)) as tx:
+        columns = dict((await tx.execute(sa.select(secret))).one()._mapping)
+    system, new_id = UUID(int=0), uuid4()
+    async with world.db.read(Actor.system()) as tx:
+        system_key = (await tx.execute(sa.select(owner_key.c.id).where(owner_key.c.owner_id == system))).scalar_one()
+    await tamper(sa.insert(secret).values(**(columns | {"id": new_id, "owner_id": system, "owner_kind": "system"})))
+    await tamper(
+        sa.insert(secret_version).values(
+            **(dict(row._mapping) | {"secret_id": new_id, "owner_id": system, "owner_key_id": system_key})
+        )
+    )
+    openai = (await world.providers.registry(ada.user_id)).get("openai")
+    with pytest.raises(KeyMissing):
+        await world.resolver.resolve(ada.user_id, None, openai, "gpt-5")
