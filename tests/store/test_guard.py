@@ -12,8 +12,9 @@ from psycopg import sql
 from tests.support.postgresql import OWNER, PASSWORD, Server
 
 from keybearer.errors import DatabaseError
-from keybearer.store import guard
-from keybearer.store.db import Database, migrate
+from keybearer.store import guard, schema
+from keybearer.store.db import Actor, Database, migrate
+from keybearer.store.queries import lookups
 
 
 @dataclass
@@ -99,3 +100,46 @@ async def test_an_old_server_is_refused(login: Login, monkeypatch: pytest.Monkey
         await migrate(login.url, login.direct_url)
     with pytest.raises(DatabaseError, match="too old"):
         await Database.open(login.url)
+
+
+@pytest.fixture
+def modest_owner(postgresql_server: Server, login: Login) -> Iterator[str]:
+    """An owner that may not make roles, of a second deployment on the same server; its URL."""
+    name = f"kbtest_{uuid4().hex}"
+    with postgresql_server.connect() as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'")
+        connection.execute(f'ALTER DATABASE "{login.database}" OWNER TO {name}')
+    yield sa.make_url(login.direct_url).set(username=name).render_as_string(hide_password=False)
+    with postgresql_server.connect(login.database) as connection:
+        connection.execute(f"REASSIGN OWNED BY {name} TO postgres; DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+
+
+async def test_an_owner_that_may_not_make_roles_is_handed_them(
+    login: Login, modest_owner: str, postgresql_server: Server
+) -> None:
+    with pytest.raises(DatabaseError, match="cannot be migrated: permission denied"):
+        await migrate(login.url, modest_owner)
+    owner = sa.make_url(modest_owner).username
+    with postgresql_server.connect() as connection:
+        connection.execute(f"GRANT keybearer_app, keybearer_system, keybearer_lookup TO {owner} WITH ADMIN OPTION")
+    await migrate(login.url, modest_owner)
+    db = await Database.open(login.url, modest_owner)
+    async with db.read(Actor.lookup()) as tx:
+        assert not await lookups.admin_exists(tx)
+    await db.close()
+
+
+async def test_nothing_is_left_on_a_connection_that_a_pooler_hands_on(login: Login) -> None:
+    await migrate(login.url, login.direct_url)
+    db = await Database.open(login.url, login.direct_url, pool_size=1)
+    for _ in range(10):  # psycopg prepares what it sees often, unless told not to
+        async with db.write(Actor.user(uuid4(), admin=True, system_keys=True)) as tx:
+            await tx.execute(sa.select(schema.secret.c.id))
+    async with db._writers.connect() as connection:
+        statement = (
+            "SELECT session_user = current_user, coalesce(current_setting('keybearer.user_id', true), ''),"
+            " current_setting('statement_timeout'), (SELECT count(*) FROM pg_prepared_statements),"
+            " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
+        )
+        assert tuple((await connection.execute(sa.text(statement))).one()) == (True, "", "0", 0, 0)
+    await db.close()
