@@ -91,6 +91,20 @@ async def test_what_is_deleted_is_overwritten_and_leaves_the_log(database: Datab
     assert files[1].stat().st_size == 0
 
 
+async def test_a_log_that_a_reader_needs_is_not_passed_off_as_emptied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_MS", 50)
+    await migrate(f"sqlite:///{path}")
+    db = await Database.open(f"sqlite:///{path}")
+    async with db.read(Actor.system()) as reader:
+        await reader.execute(sa.select(schema.owner))
+        async with db.write(Actor.system()) as tx:
+            await tx.execute(sa.insert(schema.owner).values(id=uuid4(), kind="user", created_at=NOW))
+        with pytest.raises(Unavailable):
+            await db.truncate_log()
+    await db.truncate_log()
+    await db.close()
+
+
 async def test_writers_of_one_process_take_turns(database: Database) -> None:
     async def add() -> None:
         async with database.write(Actor.system()) as tx:

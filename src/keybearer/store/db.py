@@ -137,7 +137,8 @@ class Database:
         """Begin a transaction that commits at exit and rolls back on any exception.
 
         Raises ``Conflict`` where a unique value exists, ``NotFound`` where a row that is referred to does not, ``Unavailable``
-        where the database does not answer (a commit may then have happened or not).
+        where the database does not answer (a commit may then have happened or not). Never begin one inside another: on SQLite the
+        inner one waits for the outer one until it times out.
         """
         return self._transaction(self._writers, actor, writes=True)
 
@@ -163,13 +164,19 @@ class Database:
             await tx.execute(sa.text("SELECT 1"))
 
     async def truncate_log(self) -> None:
-        """After a purge: empty SQLite's write-ahead log, which still holds pages as they were. PostgreSQL: nothing to do here."""
+        """Empty SQLite's write-ahead log, which after a purge still holds pages as they were. PostgreSQL: nothing to do here.
+
+        Raises ``Unavailable`` where a reader needs the old pages for longer than the busy time-out.
+        """
         if self.name == "sqlite":
             with translated():
                 async with self._writers.connect() as connection:
                     raw = await connection.get_raw_connection()
                     cursor = await raw.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+                    (busy, _, _) = await cursor.fetchone()
                     await cursor.close()
+            if busy:
+                raise Unavailable("The write-ahead log is in use, and still holds what was deleted.")
 
     async def close(self) -> None:
         """Close all connections."""
