@@ -18,6 +18,7 @@ import pytest
 import trustme
 import uvicorn
 from tests.plane.wire import Answer, Connection, Provider, connect, fixed, until
+from tests.support.vault import World
 
 from keybearer.access.tokens import generate
 from keybearer.audit.journal import Durability, Journal
@@ -233,18 +234,12 @@ Opener = Callable[..., Any]
 
 
 @pytest.fixture
-async def database(sqlite_template: Path, tmp_path: Path) -> AsyncIterator[Database]:
-    """A database for mechanics that do not depend on which: SQLite. What does depend is tested in ``test_revocation``."""
-    path = tmp_path / "keybearer.db"
-    shutil.copyfile(sqlite_template, path)
-    db = await Database.open(f"sqlite+aiosqlite:///{path}")
-    yield db
-    await db.close()
+def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
+    """Open a house: ``async with open_house(limits=…, tls=True, proxies=("127.0.0.1",), …) as house``.
 
-
-@pytest.fixture
-def open_house(database: Database, tmp_path: Path) -> Opener:
-    """Open a house: ``async with open_house(limits=…, tls=True, proxies=("127.0.0.1",), …) as house``."""
+    With a ``world``, tokens, providers and keys are those of a real vault on its database; without, they stand in
+    ``house.vault``, on SQLite: what is tested so does not depend on the kind of database.
+    """
 
     @asynccontextmanager
     async def opened(
@@ -256,25 +251,35 @@ def open_house(database: Database, tmp_path: Path) -> Opener:
         buffered: int = 8 * 1024 * 1024,
         durability: Durability = "journal",
         interval: float = 0.05,
+        world: World | None = None,
         **config: Any,
     ) -> AsyncIterator[House]:
+        home = tmp_path / uuid4().hex
+        home.mkdir()
         async with AsyncExitStack() as stack:
+            if world is not None:
+                db = world.db
+            else:
+                shutil.copyfile(sqlite_template, home / "keybearer.db")
+                db = await Database.open(f"sqlite+aiosqlite:///{home / 'keybearer.db'}")
+                stack.push_async_callback(db.close)
             provider = Provider(fixed(b"200 OK", CHAT, b"content-type: application/json"))
             await provider.start()
             stack.push_async_callback(provider.stop)
             vault = Vault()
-            feed = Feed(database, interval=interval)
-            journal = await Journal.open(database, tmp_path / "journal", durability)
+            feed = Feed(db, interval=interval)
+            journal = await Journal.open(db, home / "journal", durability)
             stack.push_async_callback(journal.close)
             upstream = Upstream(EgressPolicy(("127.0.0.1",)), connect_timeout=2, read_timeout=5)
             stack.push_async_callback(upstream.close)
-            credentials = Credentials(database, feed, vault, vault, vault)  # type: ignore[arg-type]
+            rooms: Any = (vault, vault, vault) if world is None else (world.tokens, world.providers, world.resolver)
+            credentials = Credentials(db, feed, *rooms)
             stack.callback(credentials.close)
             await feed.start()
             stack.push_async_callback(feed.stop)
             services = SimpleNamespace(
                 options=SimpleNamespace(trusted_proxies=proxies, max_body_bytes=body, max_buffered_bytes=buffered),
-                db=database,
+                db=db,
                 feed=feed,
                 journal=journal,
                 upstream=upstream,
@@ -288,9 +293,9 @@ def open_house(database: Database, tmp_path: Path) -> Opener:
             token = generate()
             grant = Grant(token[3:15], USER, Role.MEMBER, frozenset({Scope.GATEWAY_USE}), None, None, (), None)
             vault.grants[token.encode()] = grant
-            house = House(vault, database, feed, tmp_path / "journal", provider, credentials, services, token, grant)
+            house = House(vault, db, feed, home / "journal", provider, credentials, services, token, grant)
             house.app = App(services, lambda: Plane(services, limits))  # type: ignore[arg-type]
-            await stack.enter_async_context(serve(house, tmp_path, tls=tls, **config))
+            await stack.enter_async_context(serve(house, home, tls=tls, **config))
             yield house
             for connection in house.connections:
                 await connection.close()
@@ -299,16 +304,16 @@ def open_house(database: Database, tmp_path: Path) -> Opener:
 
 
 @asynccontextmanager
-async def serve(house: House, tmp_path: Path, *, tls: bool, **config: Any) -> AsyncIterator[None]:
+async def serve(house: House, home: Path, *, tls: bool, **config: Any) -> AsyncIterator[None]:
     """Run uvicorn on a free port, as ``keybearer serve`` configures it."""
     files: dict[str, Any] = {}
     if tls:
         authority = trustme.CA()
         certificate = authority.issue_cert("localhost")
-        certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+        certificate.private_key_and_cert_chain_pem.write_to_path(home / "server.pem")
         house.tls = ssl.create_default_context()
         authority.configure_trust(house.tls)
-        files = {"ssl_certfile": str(tmp_path / "server.pem")}
+        files = {"ssl_certfile": str(home / "server.pem")}
     settings = uvicorn.Config(
         house.app,
         host="127.0.0.1",

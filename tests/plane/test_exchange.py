@@ -28,6 +28,11 @@ EVENTS = (
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": True}
+
+
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
@@ -386,7 +391,7 @@ async def test_the_use_is_on_disk_before_the_provider_hears_of_it(open_house: Op
 
             house.provider.script = look
             assert (await house.ask(house.request())).status == 200
-    assert seen == [1, 2]
+    assert seen == [1, 1]
 
 
 async def test_a_mistake_of_ours_is_a_clean_503_and_leaves_the_others_alone(
@@ -636,7 +641,7 @@ async def test_a_slow_client_slows_the_provider_and_memory_stays_bounded(house: 
     async def flood(request: Received) -> None:
         nonlocal sent
         request.writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        for _ in range(400):
+        for _ in range(250):
             request.writer.write(chunk(b"x" * 65_536))
             await request.writer.drain()
             sent += 65_536
@@ -649,11 +654,11 @@ async def test_a_slow_client_slows_the_provider_and_memory_stays_bounded(house: 
     await asyncio.sleep(1)
     stuck = sent
     await asyncio.sleep(0.3)
-    assert sent == stuck < 20 * 2**20  # what fits into the kernel's buffers, and little more
+    assert sent == stuck < 14 * 2**20  # what fits into the kernel's buffers, and little more
     (server_side,) = house.server.server_state.connections
     assert server_side.transport.get_write_buffer_size() < 2**20
     connection.read_on()
-    assert len((await connection.answer()).body) == 400 * 65_536
+    assert len((await connection.answer()).body) == 250 * 65_536
     assert (await house.outcome())["outcome"] == "ok"
 
 

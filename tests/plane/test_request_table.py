@@ -161,7 +161,7 @@ CASES = [
         415,
         "unsupported_media_type",
     ),
-    malformed("no model", POST + b"Content-Length: 2\r\n\r\n{}", 422, "invalid"),
+    malformed("no model", POST + b"Content-Length: 2\r\n\r\n{}", 400, "invalid"),
     malformed("unknown model", POST + b'Content-Length: 16\r\n\r\n{"model":"frob"}', 404, "model_not_found"),
     malformed(
         "body where none belongs",

@@ -45,12 +45,23 @@ def test_what_is_not_overridden_touches_no_request_and_calls_nothing_of_ours() -
     for name in KEPT | EXTENDED:
         source = inspect.getsource(getattr(HttpToolsProtocol, name))
         assert not re.search(r"self\.(cycle\.|pipeline\.|scope\[|transport\.(write|close))", source), name
-    callers = {name for name in METHODS for found in UNREACHABLE if f"self.{found}()" in inspect.getsource(getattr(HttpToolsProtocol, name))}
+    callers = {
+        name
+        for name in METHODS
+        for found in UNREACHABLE
+        if f"self.{found}()" in inspect.getsource(getattr(HttpToolsProtocol, name))
+    }
     assert callers & (KEPT | EXTENDED) == set()
 
 
 def test_the_pieces_that_are_used_have_the_form_we_use() -> None:
-    assert list(inspect.signature(HttpToolsProtocol.__init__).parameters) == ["self", "config", "server_state", "app_state", "_loop"]
+    assert list(inspect.signature(HttpToolsProtocol.__init__).parameters) == [
+        "self",
+        "config",
+        "server_state",
+        "app_state",
+        "_loop",
+    ]
     assert set(inspect.signature(RequestResponseCycle.__init__).parameters) == {
         "self", "scope", "transport", "flow", "logger", "access_logger", "access_log", "default_headers", "message_event",
         "expect_100_continue", "keep_alive", "on_response",
@@ -61,8 +72,27 @@ def test_the_pieces_that_are_used_have_the_form_we_use() -> None:
     assert {"pause_reading", "resume_reading", "pause_writing", "resume_writing", "drain"} <= methods(FlowControl)
     assert set(vars(ServerState())) == {"total_requests", "connections", "tasks", "default_headers"}
     base = inspect.getsource(HttpToolsProtocol.__init__)
-    used = ("app", "loop", "logger", "access_logger", "access_log", "parser", "root_path", "asgi_version", "limit_concurrency",
-            "app_state", "timeout_keep_alive", "server_state", "connections", "tasks", "transport", "flow", "server", "client", "scheme")  # fmt: skip
+    used = [
+        "app",
+        "loop",
+        "logger",
+        "access_logger",
+        "access_log",
+        "parser",
+        "root_path",
+        "asgi_version",
+        "limit_concurrency",
+        "app_state",
+        "timeout_keep_alive",
+        "server_state",
+        "connections",
+        "tasks",
+        "transport",
+        "flow",
+        "server",
+        "client",
+        "scheme",
+    ]
     for attribute in used:
         assert re.search(rf"self\.{attribute}\b.* = ", base), attribute
 

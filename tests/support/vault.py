@@ -79,9 +79,9 @@ class World:
         return replace(self, providers=Providers(self.db, Catalog.load(), EgressPolicy(allow), self.secrets))
 
 
-async def world_on(db: Database) -> World:
-    """Found a deployment. Password hashing is made cheap: its real cost is the business of one test."""
-    keyring = await Keyring.open(db, env.parse(base64.b64encode(os.urandom(32)).decode()))
+async def world_on(db: Database, root_key: bytes = b"") -> World:
+    """Found a deployment, or join one with its ``root_key``. Password hashing is made cheap: its real cost is one test's business."""
+    keyring = await Keyring.open(db, env.parse(base64.b64encode(root_key or os.urandom(32)).decode()))
     passwords = Passwords(keyring, memory_kib=64, passes=1, lanes=1)
     sessions = Sessions(db, keyring, timedelta(hours=1), timedelta(days=1), passwords=passwords, limiter=Limiter())
     secrets = Secrets(db, keyring, Catalog.load())

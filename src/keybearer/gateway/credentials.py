@@ -220,7 +220,8 @@ class Credentials:
             previous = admission.ready.get(wanted)
             if previous is not None:
                 previous.is_dropped = True
-            admission.ready[wanted] = _prepare(_choose(candidates, wanted), wanted, started)
+            admission.ready[wanted] = made = _prepare(_choose(candidates, wanted), wanted, started)
+            made.until = min(made.until, admission.until)
 
         await self._fill((admission.digest, wanted), _Fill(grant.token_id, grant.user_id), read, install)
 
