@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from keybearer.audit import lines
 from keybearer.audit.lines import Ended, Entry, Facts, LineError
 from keybearer.store.queries.audit import Record
 from keybearer.store.queries.usage import SecretUse, UsageRecord
 
+Columns = tuple[Any, ...]
 
-@dataclass(slots=True)
+_NO_OUTCOME: Columns = (lines.UNKNOWN, None, None, None, None, None, None, None, None)
+
+
 class Batch:
-    """Rows to write in one transaction. ``add`` entries in order; outcomes of uses of earlier batches wait in ``orphans``."""
+    """Rows to write in one transaction: ``add`` entries in order, then ``adopt`` the ``orphans``.
 
-    records: list[Record] = field(default_factory=list)
-    uses: dict[str, UsageRecord] = field(default_factory=dict)
-    """By request id; with the outcome where it is in this batch too."""
-    late: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Outcomes of uses of earlier batches, by request id."""
-    secrets: dict[object, SecretUse] = field(default_factory=dict)
-    tokens: dict[str, datetime] = field(default_factory=dict)
-    orphans: list[tuple[Entry, Ended]] = field(default_factory=list)
-    closed_at: datetime | None = None
-    """Set by a closing line."""
-    _facts: dict[str, Facts] = field(default_factory=dict)
+    Orphans are outcomes whose use came in an earlier batch; ``known`` has what is remembered of such uses, by request id.
+    """
+
+    def __init__(self, known: Mapping[str, Facts]) -> None:
+        self.records: list[Record] = []
+        self.late: dict[str, Columns] = {}
+        """What outcomes add to usage records of earlier batches, by request id."""
+        self.tokens: dict[str, datetime] = {}
+        self.orphans: list[tuple[Entry, Ended]] = []
+        self.closed_at: datetime | None = None
+        """Set by a closing line."""
+        self.facts: dict[str, Facts] = {}
+        """Of the uses of this batch."""
+        self.ended: list[str] = []
+        """Requests whose outcome is in this batch."""
+        self._known = known
+        self._uses: dict[str, Columns] = {}
+        self._outcomes: dict[str, Columns] = {}
+        self._secrets: dict[UUID, tuple[int, datetime, str | None]] = {}
 
     def add(self, entry: Entry) -> None:
         """Take the next entry in. Raises ``LineError`` if its line does not say what its kind must say."""
@@ -39,13 +50,13 @@ class Batch:
                 ended = lines.decode_outcome(entry.line)
             except ValueError as error:
                 raise LineError("not a line of kind outcome") from error
-            use = self._facts.get(ended.request_id)
+            use = self.facts.get(ended.request_id) or self._known.get(ended.request_id)
             if use is None:
                 self.orphans.append((entry, ended))
             else:
                 self._add_outcome(entry, ended, use)
         else:
-            facts = lines.facts(entry.line, self._facts.get)
+            facts = lines.facts(entry.line, self.facts.get)
             self.records.append(_record(entry, facts))
             if kind == "close":
                 self.closed_at = facts.at
@@ -54,9 +65,17 @@ class Batch:
         """Take the orphans in, given the uses that earlier batches brought (those without one stay nobody's)."""
         for entry, ended in self.orphans:
             use = uses.get(ended.request_id)
-            facts = lines.facts(use.line.encode(), self._facts.get) if use else None
-            self._add_outcome(entry, ended, facts)
+            self._add_outcome(entry, ended, Facts(*use[2:10]) if use else None)
         self.orphans = []
+
+    def usage(self) -> dict[str, UsageRecord]:
+        """Return the usage records of this batch's uses, by request id, with the outcome where that is in this batch too."""
+        outcomes = self._outcomes
+        return {request_id: UsageRecord(*use, *outcomes.get(request_id, _NO_OUTCOME)) for request_id, use in self._uses.items()}
+
+    def secrets(self) -> list[SecretUse]:
+        """Return how often each secret was used in this batch."""
+        return [SecretUse(secret_id, *told) for secret_id, told in self._secrets.items()]
 
     def _add_use(self, entry: Entry) -> None:
         try:
@@ -65,54 +84,51 @@ class Batch:
         except (ValueError, OverflowError, OSError) as error:
             raise LineError("not a line of kind use") from error
         self.records.append(_record(entry, facts))
-        self._facts[use.request_id] = facts
-        self.uses[use.request_id] = UsageRecord(
-            request_id=use.request_id[: lines.REQUEST_ID],
-            at=facts.at,
-            user_id=use.user_id,
-            token_id=use.token_id[: lines.TOKEN_ID],
-            secret_id=use.secret_id,
-            owner_id=use.owner.id,
-            key_source=use.source,
-            provider=use.provider[: lines.PROVIDER],
-            model=use.model[: lines.MODEL],
-            operation=use.operation[: lines.OPERATION],
-            streamed=use.streamed,
-            workflow=use.workflow[: lines.WORKFLOW],
-            node=use.node[: lines.NODE],
-            outcome=lines.UNKNOWN,
+        self.facts[use.request_id] = facts
+        self._outcomes.pop(use.request_id, None)  # of an earlier key that was tried for the same request
+        self._uses[use.request_id] = (
+            facts.request_id,
+            facts.at,
+            use.user_id,
+            use.token_id[: lines.TOKEN_ID],
+            use.secret_id,
+            use.owner.id,
+            use.source.value,
+            use.provider[: lines.PROVIDER],
+            use.model[: lines.MODEL],
+            use.operation[: lines.OPERATION],
+            use.streamed,
+            use.workflow[: lines.WORKFLOW],
+            use.node[: lines.NODE],
         )
-        before = self.secrets.get(use.secret_id)
-        workflow = use.workflow or (before.workflow if before else None)
-        at = max(facts.at, before.at) if before else facts.at
-        self.secrets[use.secret_id] = SecretUse(use.secret_id, (before.count if before else 0) + 1, at, workflow)
+        count, at, workflow = self._secrets.get(use.secret_id, (0, facts.at, None))
+        self._secrets[use.secret_id] = (count + 1, max(at, facts.at), use.workflow or workflow)
         if use.token_id:
             self.tokens[use.token_id] = max(facts.at, self.tokens.get(use.token_id, facts.at))
 
     def _add_outcome(self, entry: Entry, ended: Ended, use: Facts | None) -> None:
         self.records.append(_record(entry, lines.outcome_facts(ended, use)))
-        columns = outcome_columns(ended)
-        here = self.uses.get(ended.request_id)
-        if here is not None:
-            self.uses[ended.request_id] = replace(here, **columns)
+        self.ended.append(ended.request_id)
+        if ended.request_id in self._uses:
+            self._outcomes[ended.request_id] = outcome_columns(ended)
         elif use is not None:
-            self.late[ended.request_id] = columns
+            self.late[ended.request_id] = outcome_columns(ended)
 
 
-def outcome_columns(ended: Ended) -> dict[str, Any]:
-    """Return what an outcome adds to a usage record. Counts are the provider's word: kept within what a column holds."""
+def outcome_columns(ended: Ended) -> Columns:
+    """Return ``OUTCOME_COLUMNS`` as an outcome tells them. Counts are the provider's word: kept within what a column holds."""
     usage = ended.usage
-    return {
-        "outcome": ended.outcome[: lines.USAGE_OUTCOME],
-        "status": ended.status,
-        "duration_ms": ended.duration_ms,
-        "first_byte_ms": ended.first_byte_ms,
-        "input_tokens": lines.count(usage.input_tokens),
-        "output_tokens": lines.count(usage.output_tokens),
-        "cached_tokens": lines.count(usage.cached_tokens),
-        "reasoning_tokens": lines.count(usage.reasoning_tokens),
-        "cost_micro_usd": lines.count(ended.cost_micro_usd),
-    }
+    return (
+        ended.outcome[: lines.USAGE_OUTCOME],
+        ended.status,
+        ended.duration_ms,
+        ended.first_byte_ms,
+        lines.count(usage.input_tokens),
+        lines.count(usage.output_tokens),
+        lines.count(usage.cached_tokens),
+        lines.count(usage.reasoning_tokens),
+        lines.count(ended.cost_micro_usd),
+    )
 
 
 def _record(entry: Entry, facts: Facts) -> Record:

@@ -14,10 +14,11 @@ written as an escape, so that it can neither break a line nor play tricks on a t
 
 from __future__ import annotations
 
-from binascii import hexlify
+from binascii import hexlify, unhexlify
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Literal, NamedTuple, get_args
 from uuid import UUID
@@ -51,8 +52,7 @@ class LineError(ValueError):
     """The bytes are not an entry: the message says what is wrong with them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry as read back; ``line`` is exactly what was hashed."""
 
     writer: UUID
@@ -114,20 +114,10 @@ class Ended(msgspec.Struct, frozen=True):
     cost_micro_usd: int | None
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    w: str
-    n: int
-    x: str
-    d: str
-    h: str
-    line: msgspec.Raw
-
-
 class _At(msgspec.Struct, frozen=True):
     at: float
 
 
-_decode_entry = msgspec.json.Decoder(_Entry).decode
 decode_use = msgspec.json.Decoder(UseRecord).decode
 decode_outcome = msgspec.json.Decoder(Ended).decode
 decode_open = msgspec.json.Decoder(Opened).decode
@@ -273,25 +263,32 @@ def parse(raw: bytes) -> Entry:
     The digest is not checked here: ``check`` does, given what came before.
     """
     try:
-        found = _decode_entry(raw)
-        line = bytes(found.line)
+        # Fixed widths up to the number and from there to the line.
+        writer, head = _writer(raw[6:38])
+        at = raw.index(b",", len(head))
+        seq = int(raw[len(head) : at])
+        nonce, d, h = unhexlify(raw[at + 6 : at + 38]), unhexlify(raw[at + 45 : at + 109]), unhexlify(raw[at + 116 : at + 180])
+        line = raw[at + 189 : -1]
         line.decode()
-        entry = Entry(UUID(found.w), found.n, bytes.fromhex(found.x), bytes.fromhex(found.d), bytes.fromhex(found.h), line)
-    except (ValueError, UnicodeDecodeError) as error:  # msgspec's errors are ValueErrors
+    except ValueError as error:  # binascii.Error and UnicodeDecodeError are such
         raise LineError("not an entry") from error
-    if entry.seq < 1 or len(entry.nonce) != NONCE_BYTES:
-        raise LineError("not an entry")
-    spelled = _ENTRY % (entry_head(entry.writer), entry.seq, hexlify(entry.nonce), hexlify(entry.d), hexlify(entry.h), line)
-    if spelled[:-1] != raw:
+    # Spelled again it must be the same: numbers and hex digits could be written otherwise, and what is between them too.
+    if seq < 1 or raw != (_ENTRY % (head, seq, hexlify(nonce), hexlify(d), hexlify(h), line))[:-1]:
         raise LineError("not in the one form an entry has")
-    return entry
+    return Entry(writer, seq, nonce, d, h, line)
 
 
-def check(entry: Entry, before: bytes) -> None:
-    """Raise ``LineError`` unless ``entry`` is whole and follows the entry whose ``h`` is ``before``."""
+@lru_cache(maxsize=64)
+def _writer(text: bytes) -> tuple[UUID, bytes]:
+    writer = UUID(text.decode())
+    return writer, entry_head(writer)
+
+
+def check(entry: Entry, before: bytes | None) -> None:
+    """Raise ``LineError`` unless ``entry`` is whole and follows the entry whose ``h`` is ``before`` (``None``: not known)."""
     if digest(entry.nonce, entry.line) != entry.d:
         raise LineError("changed: the line is not what was hashed")
-    if chain(before, entry.d) != entry.h:
+    if before is not None and chain(before, entry.d) != entry.h:
         raise LineError("out of place: it does not follow the entry before it")
 
 

@@ -201,8 +201,7 @@ class Tail:
         try:
             entry = parse(raw)
             _check_place(entry, self.path.name, seq)
-            if before is not None:
-                check(entry, before)
+            check(entry, before)
         except LineError as error:
             raise Broken(seq, str(error)) from error
         if not skipping:

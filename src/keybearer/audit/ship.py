@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keybearer.audit import lines, management, segments
 from keybearer.audit.batch import Batch
 from keybearer.audit.journal import Journal
-from keybearer.audit.lines import GENESIS, Entry, LineError
+from keybearer.audit.lines import GENESIS, Entry, Facts, LineError
 from keybearer.audit.segments import Broken, Tail
 from keybearer.domain import ManagementRecord
 from keybearer.errors import Conflict
@@ -37,6 +37,10 @@ BATCH = 1000
 """Entries in one transaction."""
 SLICE = 50
 """Entries handled before others get their turn on the event loop: about half a millisecond."""
+ROWS = 200
+"""Rows in one statement: likewise."""
+RECENT = 20_000
+"""Uses without an outcome that are remembered."""
 KEEP = 7 * 86400.0
 """Seconds for which shipped segments are kept."""
 LOOK_AGAIN = 60.0
@@ -54,6 +58,19 @@ class _Stream:
         self.before = h
         """``h`` before the first of ``unsent``."""
         self.unsent: list[Entry] = []
+        self.recent: dict[str, Facts] = {}
+        """Committed uses whose outcome has not come yet: saves asking the database for them."""
+
+    def committed(self, batch: Batch | None) -> None:
+        """Go on: what was unsent is in the database."""
+        self.unsent = []
+        if batch is None:
+            return
+        self.recent.update(batch.facts)
+        for request_id in batch.ended:
+            self.recent.pop(request_id, None)
+        while len(self.recent) > RECENT:
+            del self.recent[next(iter(self.recent))]
 
     async def fill(self) -> None:
         """Read the next entries. Raises ``Broken`` when those before the break have been committed."""
@@ -179,17 +196,18 @@ class Shipper:
     async def _commit(self, stream: _Stream) -> int:
         """One transaction: entries, usage, counters, and how far we are. Return the number of entries that were new."""
         entries = stream.unsent
+        batch: Batch | None = None
         try:
             async with self._db.write(Actor.system()) as tx:
                 fresh = _fresh(await queries.writer(tx, stream.writer, lock=True), entries, stream.before)
                 if fresh:
-                    await _put(tx, fresh)
+                    batch = await _put(tx, fresh, stream.recent)
         except Conflict:
             async with self._db.read(Actor.system()) as tx:
                 known = await queries.hashes(tx, stream.writer, entries[0].seq, entries[-1].seq)
             other = next((entry.seq for entry in entries if known.get(entry.seq, entry.h) != entry.h), min(known, default=0))
             raise _Misfit(other, "the database holds another entry of this number") from None
-        stream.unsent = []
+        stream.committed(batch)
         self.shipped += len(fresh)
         if self._journal is not None and stream.writer == self._journal.writer:
             self._journal.committed(entries[-1].seq)
@@ -260,9 +278,9 @@ def _fresh(row: queries.Writer | None, entries: Sequence[Entry], before: bytes) 
     return entries[row.shipped_seq - first + 1 :]
 
 
-async def _put(tx: AsyncConnection, entries: Sequence[Entry]) -> None:
+async def _put(tx: AsyncConnection, entries: Sequence[Entry], recent: Mapping[str, Facts]) -> Batch:
     """Write what ``entries`` mean, and that they are here. The row of their writer is locked."""
-    batch = Batch()
+    batch = Batch(recent)
     for index, entry in enumerate(entries):
         try:
             batch.add(entry)
@@ -273,16 +291,16 @@ async def _put(tx: AsyncConnection, entries: Sequence[Entry]) -> None:
     last = entries[-1]
     request_ids = [ended.request_id for _, ended in batch.orphans]
     batch.adopt(await queries.uses(tx, last.writer, request_ids, entries[0].seq))
-    for start in range(0, len(batch.records), SLICE):
-        await queries.add_records(tx, batch.records[start : start + SLICE])
-    uses = list(batch.uses.values())
-    for start in range(0, len(uses), SLICE):
-        await usage_queries.put_uses(tx, uses[start : start + SLICE])
-    if batch.late:
-        await usage_queries.put_outcomes(tx, batch.late)
-    await usage_queries.count_secret_uses(tx, list(batch.secrets.values()))
+    for start in range(0, len(batch.records), ROWS):
+        await queries.add_records(tx, batch.records[start : start + ROWS])
+    uses = list(batch.usage().values())
+    for start in range(0, len(uses), ROWS):
+        await usage_queries.put_uses(tx, uses[start : start + ROWS])
+    await usage_queries.put_outcomes(tx, batch.late)
+    await usage_queries.count_secret_uses(tx, batch.secrets())
     await usage_queries.touch_tokens(tx, batch.tokens)
     await queries.advance_writer(tx, last.writer, last.seq, last.h, closed_at=batch.closed_at)
+    return batch
 
 
 def _is_older(path: Path, seconds: float) -> bool:

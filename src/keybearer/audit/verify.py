@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,7 +31,8 @@ _CHUNK = 500
 _MOST_PROBLEMS = 20
 """Problems named for one writer; the first is what counts."""
 _NOBODY = UUID(int=0)
-_USE_FIELDS = tuple(name.name for name in fields(usage_queries.UsageRecord) if name.name not in usage_queries.OUTCOME_COLUMNS)
+_OF_USE = len(usage_queries.UsageRecord._fields) - len(usage_queries.OUTCOME_COLUMNS)
+"""Columns of a usage record that the use tells; those after them are the outcome's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,7 @@ def _check_chain(walk: _Walk, writer: Writer, rows: Sequence[Record]) -> None:
 
 async def _check_meaning(tx: AsyncConnection, walk: _Walk, rows: Sequence[Record]) -> None:
     """Check columns and usage records: what shipping these entries anew would write must be what is there."""
-    batch = Batch()
+    batch = Batch({})
     for row in rows:
         try:
             batch.add(_entry(row))
@@ -241,20 +242,21 @@ async def _check_meaning(tx: AsyncConnection, walk: _Walk, rows: Sequence[Record
     expected = {record.seq: record for record in batch.records}
     for row in rows:
         if row.seq in expected and row != expected[row.seq]:
-            columns = [each.name for each in fields(Record) if getattr(row, each.name) != getattr(expected[row.seq], each.name)]
+            columns = [name for name, is_, was in zip(Record._fields, row, expected[row.seq], strict=True) if is_ != was]
             walk.blame(row.seq, "database", f"changed: {', '.join(columns)}")
     await _check_usage(tx, walk, batch, rows)
 
 
 async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, rows: Sequence[Record]) -> None:
-    there = await usage_queries.by_request(tx, [*batch.uses, *batch.late])
+    uses = batch.usage()
+    there = await usage_queries.by_request(tx, [*uses, *batch.late])
     seqs = {row.request_id: row.seq for row in rows if row.request_id and row.kind == "use"}
     ended = {row.request_id: row.seq for row in rows if row.request_id and row.kind == "outcome"}
-    for request_id, use in batch.uses.items():
+    for request_id, use in uses.items():
         found = there.get(request_id)
         if found is None:
             walk.blame(seqs.get(request_id, rows[0].seq), "usage", f"missing: {request_id}")
-        elif any(getattr(found, name) != getattr(use, name) for name in _USE_FIELDS):
+        elif found[:_OF_USE] != use[:_OF_USE]:
             if not await _was_tried_again(tx, walk.writer, request_id, use.secret_id):
                 walk.blame(seqs.get(request_id, rows[0].seq), "usage", f"changed: {request_id}")
         elif found.outcome != lines.UNKNOWN and use.outcome == lines.UNKNOWN:
@@ -264,7 +266,7 @@ async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, rows: Seq
     for request_id, columns in batch.late.items():
         walk.awaiting.pop(request_id, None)
         found = there.get(request_id)
-        if found is None or any(getattr(found, name) != value for name, value in columns.items()):
+        if found is None or found[_OF_USE:] != columns:
             walk.blame(ended.get(request_id, rows[0].seq), "usage", f"changed: {request_id}")
 
 

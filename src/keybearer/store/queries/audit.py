@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keybearer.store import bulk
 from keybearer.store.queries import cursors
 from keybearer.store.schema import audit_record, audit_writer, usage_record
 
@@ -35,9 +36,8 @@ class Writer:
     shipped_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A row of ``audit_record``; ``line`` is the exact text that was hashed."""
+class Record(NamedTuple):
+    """A row of ``audit_record``, in the order of its columns; ``line`` is the exact text that was hashed."""
 
     writer_id: UUID
     seq: int
@@ -98,13 +98,13 @@ async def writer(tx: AsyncConnection, writer_id: UUID, *, lock: bool = False) ->
     """Return one writer; with ``lock`` nobody else may advance it until this transaction ends."""
     query = sa.select(audit_writer).where(audit_writer.c.id == writer_id)
     row = (await tx.execute(query.with_for_update() if lock else query)).one_or_none()
-    return Writer(**row._mapping) if row else None  # noqa: SLF001  # SQLAlchemy's public name for it
+    return Writer(*row) if row else None
 
 
 async def writers(tx: AsyncConnection) -> list[Writer]:
     """Return all writers, the oldest first."""
     rows = await tx.execute(sa.select(audit_writer).order_by(audit_writer.c.started_at, audit_writer.c.id))
-    return [Writer(**row._mapping) for row in rows]  # noqa: SLF001  # see above
+    return [Writer(*row) for row in rows]
 
 
 async def advance_writer(tx: AsyncConnection, writer_id: UUID, seq: int, h: bytes, *, closed_at: datetime | None = None) -> None:
@@ -120,7 +120,7 @@ async def advance_writer(tx: AsyncConnection, writer_id: UUID, seq: int, h: byte
 
 async def add_records(tx: AsyncConnection, rows: Sequence[Record]) -> None:
     """Insert records. Raises ``IntegrityError`` if one of them is there already."""
-    await tx.execute(sa.insert(audit_record), [_values(row) for row in rows])
+    await bulk.insert(tx, audit_record, rows)
 
 
 async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) -> list[Record]:
@@ -131,7 +131,7 @@ async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) ->
         .order_by(audit_record.c.seq)
         .limit(limit)
     )
-    return [Record(**row._mapping) for row in rows]  # noqa: SLF001  # see above
+    return [Record(*row) for row in rows]
 
 
 async def hashes(tx: AsyncConnection, writer_id: UUID, first: int, last: int) -> dict[int, bytes]:
@@ -158,7 +158,7 @@ async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str],
         )
         .order_by(audit_record.c.seq)
     )
-    return {row.request_id: Record(**row._mapping) for row in rows}  # noqa: SLF001  # see above
+    return {row.request_id: Record(*row) for row in rows}
 
 
 async def with_actions(tx: AsyncConnection, writer_id: UUID, actions: Sequence[str]) -> list[Record]:
@@ -168,7 +168,7 @@ async def with_actions(tx: AsyncConnection, writer_id: UUID, actions: Sequence[s
         .where(audit_record.c.writer_id == writer_id, audit_record.c.action.in_(actions))
         .order_by(audit_record.c.seq)
     )
-    return [Record(**row._mapping) for row in rows]  # noqa: SLF001  # see above
+    return [Record(*row) for row in rows]
 
 
 async def records(
@@ -202,7 +202,7 @@ async def records(
         owned = base.where(audit_record.c.owner_id == wanted.seen_by).subquery()
         both = sa.union(sa.select(did), sa.select(owned)).subquery()
         query = sa.select(both).order_by(both.c.at.desc(), both.c.writer_id.desc(), both.c.seq.desc()).limit(limit + 1)
-    found = [Record(**row._mapping) for row in await tx.execute(query)]  # noqa: SLF001  # see above
+    found = [Record(*row) for row in await tx.execute(query)]
     page, rest = found[:limit], found[limit:]
     return page, cursors.encode((page[-1].at, page[-1].writer_id, page[-1].seq)) if rest else None
 
@@ -222,7 +222,3 @@ def _conditions(wanted: Filter) -> list[sa.ColumnElement[bool]]:
     if wanted.until is not None:
         conditions.append(c.at < wanted.until)
     return conditions
-
-
-def _values(row: Record) -> dict[str, Any]:
-    return {column.name: getattr(row, column.name) for column in audit_record.c}

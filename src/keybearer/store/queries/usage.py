@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keybearer.store import bulk
 from keybearer.store.queries import cursors
 from keybearer.store.schema import access_token, audit_record, secret, usage_record
 
@@ -19,20 +19,6 @@ GroupBy = Literal["day", "provider", "model", "secret", "user", "token", "workfl
 
 _Cursor = tuple[datetime, str]
 
-_OF_USE = (
-    "at",
-    "user_id",
-    "token_id",
-    "secret_id",
-    "owner_id",
-    "key_source",
-    "provider",
-    "model",
-    "operation",
-    "streamed",
-    "workflow",
-    "node",
-)
 OUTCOME_COLUMNS = (
     "outcome",
     "status",
@@ -46,9 +32,11 @@ OUTCOME_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRecord:
-    """A row of ``usage_record``. Times in milliseconds, cost in millionths of a US dollar; ``None``: not known, never 0."""
+class UsageRecord(NamedTuple):
+    """A row of ``usage_record``, in the order of its columns.
+
+    Times in milliseconds, cost in millionths of a US dollar; ``None``: not known, never 0.
+    """
 
     request_id: str
     at: datetime
@@ -118,25 +106,16 @@ async def put_uses(tx: AsyncConnection, rows: Sequence[UsageRecord]) -> None:
 
     A second use of the same request (another key was tried) takes its place: the last key is the one that served.
     """
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(usage_record)
-    statement = statement.on_conflict_do_update(
-        index_elements=[usage_record.c.request_id],
-        set_={name: statement.excluded[name] for name in (*_OF_USE, *OUTCOME_COLUMNS)},
-        # Request ids are the server's own and unique; if they ever were not, nobody may write over another's record.
-        where=usage_record.c.user_id == statement.excluded.user_id,
-    )
-    await tx.execute(statement, [_values(row) for row in rows])
+    # Request ids are the server's own and unique; if they ever were not, nobody may write over another's record.
+    sets = ", ".join(f"{name} = excluded.{name}" for name in UsageRecord._fields[1:])
+    clause = f"ON CONFLICT (request_id) DO UPDATE SET {sets} WHERE usage_record.user_id = excluded.user_id"
+    await bulk.insert(tx, usage_record, rows, on_conflict=clause)
 
 
-async def put_outcomes(tx: AsyncConnection, outcomes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Complete records whose use came earlier; ``outcomes`` holds their columns by request id."""
-    statement = (
-        sa.update(usage_record)
-        .where(usage_record.c.request_id == sa.bindparam("of_request"))
-        .values({name: sa.bindparam(name) for name in OUTCOME_COLUMNS})
-    )
-    await tx.execute(statement, [{"of_request": request_id, **values} for request_id, values in outcomes.items()])
+async def put_outcomes(tx: AsyncConnection, outcomes: Mapping[str, tuple[Any, ...]]) -> None:
+    """Complete records whose use came earlier; ``outcomes`` holds ``OUTCOME_COLUMNS`` by request id."""
+    rows = [(request_id, *values) for request_id, values in outcomes.items()]
+    await bulk.update(tx, usage_record, ("request_id", *OUTCOME_COLUMNS), rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +174,7 @@ async def touch_tokens(tx: AsyncConnection, used: Mapping[str, datetime]) -> Non
 async def by_request(tx: AsyncConnection, request_ids: Sequence[str]) -> dict[str, UsageRecord]:
     """Return the records of these requests."""
     rows = await tx.execute(sa.select(usage_record).where(usage_record.c.request_id.in_(request_ids)))
-    return {row.request_id: UsageRecord(**row._mapping) for row in rows}  # noqa: SLF001  # SQLAlchemy's public name for it
+    return {row.request_id: UsageRecord(*row) for row in rows}
 
 
 async def unaccounted(tx: AsyncConnection, limit: int) -> list[str]:
@@ -226,7 +205,7 @@ async def records(
         owned = base.where(usage_record.c.owner_id == wanted.seen_by).subquery()
         both = sa.union(sa.select(did), sa.select(owned)).subquery()
         query = sa.select(both).order_by(both.c.at.desc(), both.c.request_id.desc()).limit(limit + 1)
-    found = [UsageRecord(**row._mapping) for row in await tx.execute(query)]  # noqa: SLF001  # see above
+    found = [UsageRecord(*row) for row in await tx.execute(query)]
     page, rest = found[:limit], found[limit:]
     return page, cursors.encode((page[-1].at, page[-1].request_id)) if rest else None
 
@@ -293,7 +272,3 @@ def _conditions(wanted: Filter) -> list[sa.ColumnElement[bool]]:
     if wanted.until is not None:
         conditions.append(c.at < wanted.until)
     return conditions
-
-
-def _values(row: UsageRecord) -> dict[str, Any]:
-    return {column.name: getattr(row, column.name) for column in usage_record.c}
