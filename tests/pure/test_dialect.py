@@ -41,7 +41,8 @@ def _all_errors() -> Iterator[type[KeybearerError]]:
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_each_error_has_code_hint_and_request_id_in_each_shape(dialect: str, kind: type[KeybearerError]) -> None:
     status, content_type, body = error_body(dialect, kind("What is wrong."), "req-1")
-    assert (status, content_type) == (kind.status, b"application/json")
+    expected = 400 if kind.status == 422 else kind.status  # what no provider tells apart
+    assert (status, content_type) == (expected, b"application/json")
     said = json.loads(body)
     text = body.decode()
     assert "What is wrong." in text
