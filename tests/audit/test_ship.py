@@ -242,8 +242,8 @@ async def test_killed_twenty_times_every_acknowledged_use_is_on_record_once(
         os.kill(process, signal.SIGKILL)
         await until(lambda: is_gone(process))  # noqa: B023  # awaited at once
     shipper = Shipper(database, tmp_path / "journal", None)
-    await shipper.ship_once()
-    assert await shipper.ship_once() == 0
+    while await shipper.ship_once(within=0):  # each turn but a little, to go on in the middle of journals
+        pass
     assert shipper.alarms == 0
     acknowledged = killed.acknowledged()
     uses = [record.request_id for record in await rows(database, RECORD, RECORD.c.kind == "use")]
@@ -271,10 +271,10 @@ async def test_shippers_of_several_processes_do_not_ship_twice(
         await until(lambda: is_gone(process))  # noqa: B023  # awaited at once
     others = [killed.start("ship") for _ in range(3)]
     here = [Shipper(database, tmp_path / "journal", None) for _ in range(2)]
-    await asyncio.gather(*(shipper.ship_once() for shipper in here))
+    await asyncio.gather(*(shipper.ship_once(60) for shipper in here))
     for process in others:
         await until(lambda: is_gone(process))  # noqa: B023  # awaited at once
-    await here[0].ship_once()
+    await here[0].ship_once(60)
     uses = [record.request_id for record in await rows(database, RECORD, RECORD.c.kind == "use")]
     assert set(killed.acknowledged()) <= set(uses)
     (secret,) = await rows(database, schema.secret)

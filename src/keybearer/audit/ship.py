@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from uuid import UUID
 
@@ -33,6 +34,8 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import audit as queries
 from keybearer.store.queries import usage as usage_queries
 
+WITHIN = 10.0
+"""Seconds after which one turn of shipping ends, though there may be more."""
 BATCH = 1000
 """Entries in one transaction."""
 SLICE = 50
@@ -123,31 +126,37 @@ class Shipper:
         if journal is not None:
             journal.commit = self.ship_own
 
-    async def ship_once(self) -> int:
-        """Ship all there is; return the number of entries. Raises ``Unavailable`` where the database does not answer."""
-        shipped = await self.ship_own()
+    async def ship_once(self, within: float = WITHIN) -> int:
+        """Ship what there is, for about ``within`` seconds at most; return the number of entries: 0 when all is shipped.
+
+        Raises ``Unavailable`` where the database does not answer.
+        """
+        until = time.monotonic() + within
+        shipped = await self.ship_own(until)
         async with self._turn:
             for writer, path in segments.journals(self._directory).items():
                 if writer not in self._quarantined and (self._journal is None or writer != self._journal.writer):
-                    shipped += await self._ship_dead(writer, path)
+                    shipped += await self._ship_dead(writer, path, until)
         return shipped
 
-    async def ship_own(self) -> int:
-        """Ship this process's journal alone; return the number of entries. Raises ``Unavailable``."""
+    async def ship_own(self, until: float = inf) -> int:
+        """Ship this process's journal alone, until about then (monotonic); return the number of entries. Raises ``Unavailable``."""
         journal = self._journal
         if journal is None or journal.writer in self._quarantined:
             return 0
         async with self._own_turn:
             if self._own is None:
                 self._own = _Stream(journal.writer, journal.path)
-            shipped = await self._pump(self._own)
+            before = self.shipped
+            await self._pump(self._own, until)
+            shipped = self.shipped - before
             if shipped and self._keep is not None:
                 self._prune(journal.path, self._own.tail.seq, self._keep)
         return shipped
 
     # --- one journal
 
-    async def _ship_dead(self, writer: UUID, path: Path) -> int:
+    async def _ship_dead(self, writer: UUID, path: Path, until: float) -> int:
         """Ship the rest of a dead writer's journal; mark the writer closed by its own word, or lost after its last entry."""
         if time.monotonic() < self._done.get(writer, 0.0):
             return 0
@@ -165,36 +174,45 @@ class Shipper:
                     segments.remove(path)
                 return 0
             stream = _Stream(writer, path, row.shipped_seq, row.shipped_hash)
+            before = self.shipped
             try:
-                shipped = await self._pump(stream)
-                if writer not in self._quarantined:
+                if await self._pump(stream, until):
                     await self._mark_lost(stream)
             finally:
                 stream.tail.close()
-            return shipped
+            return self.shipped - before
         finally:
             os.close(lock)
 
-    async def _pump(self, stream: _Stream) -> int:
-        """Ship what ``stream`` has; an alarm ends it."""
-        shipped = 0
+    async def _pump(self, stream: _Stream, until: float) -> bool:
+        """Ship what ``stream`` has until about then; return whether that was all of it. An alarm ends it.
+
+        Between full batches it rests as long as it worked, so that a backlog does not take the event loop from the calls that make
+        it; what cannot be shipped at a peak waits in the journal.
+        """
         try:
             while True:
+                began = time.monotonic()
                 if not stream.unsent:
                     await stream.fill()
                 if not stream.unsent:
-                    return shipped
-                shipped += await self._commit(stream)
+                    return True
+                is_full = len(stream.unsent) >= BATCH
+                await self._commit(stream)
+                if time.monotonic() > until:
+                    return False
+                if is_full and (self._journal is None or self._journal.durability != "database"):
+                    await asyncio.sleep(time.monotonic() - began)
         except _Behind:
             await self._rewind(stream)
         except _Misfit as misfit:
             await self._alarm(stream.writer, misfit.seq, misfit.what)
         except Broken as broken:
             await self._alarm(stream.writer, broken.seq, broken.what)
-        return shipped
+        return False
 
-    async def _commit(self, stream: _Stream) -> int:
-        """One transaction: entries, usage, counters, and how far we are. Return the number of entries that were new."""
+    async def _commit(self, stream: _Stream) -> None:
+        """One transaction: entries, usage, counters, and how far we are."""
         entries = stream.unsent
         batch: Batch | None = None
         try:
@@ -211,7 +229,6 @@ class Shipper:
         self.shipped += len(fresh)
         if self._journal is not None and stream.writer == self._journal.writer:
             self._journal.committed(entries[-1].seq)
-        return len(fresh)
 
     async def _rewind(self, stream: _Stream) -> None:
         """Begin again where the database is now, at the next round: it was set back."""
