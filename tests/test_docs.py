@@ -5,12 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
-from tests.support.server import ROOT
+from tests.support.server import ROOT, environment
 
 
-def test_generated_pages_are_up_to_date() -> None:
-    done = subprocess.run([sys.executable, ".ci/docs.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_generated_pages_are_up_to_date(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ".ci/docs.py", "--check"],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -43,4 +43,5 @@ def configure_logging(level: str, *, as_json: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # says every request, of the command line's client
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,3 +177,14 @@ def program(server: Server, token: str) -> Person:
 def json_of(done: subprocess.CompletedProcess[str]) -> Any:
     """Decode what a command printed with --json."""
     return json.loads(done.stdout)
+
+
+def until(ask: Callable[[], httpx2.Response], met: Callable[[httpx2.Response], bool]) -> httpx2.Response:
+    """Ask until a change has reached the process; a second is its bound, and some more a busy machine's."""
+    deadline = time.monotonic() + 5
+    while True:
+        answer = ask()
+        if met(answer):
+            return answer
+        assert time.monotonic() < deadline, f"{answer.status_code} {answer.text}"
+        time.sleep(0.05)

@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from keybearer.api.authentication import CurrentCaller, CurrentServices, session_cookie_name
-from keybearer.api.schemas import Account, Me, PasswordChange, SessionAnswer
+from keybearer.api.schemas import Account, Me, MeChange, PasswordChange, SessionAnswer
 
 router = APIRouter(prefix="/me", tags=["me"])
 
@@ -22,6 +22,12 @@ async def me(caller: CurrentCaller, services: CurrentServices) -> Me:
         token_id=caller.token_id,
         gateway_url=f"{services.options.public_url}/v1",
     )
+
+
+@router.patch("")
+async def change_me(body: MeChange, caller: CurrentCaller, services: CurrentServices) -> Account:
+    """Say whether the system's keys may serve oneself where one has none."""
+    return Account.model_validate(await services.users.set_fallback(caller, body.fallback_allowed))
 
 
 @router.post("/password", status_code=204)

@@ -75,6 +75,14 @@ class PasswordChange(Request):
     new_password: Annotated[SecretStr, Field(description="At least 12 characters.")]
 
 
+class MeChange(Request):
+    """What people say about themselves."""
+
+    fallback_allowed: Annotated[
+        bool, Field(description="Whether the system's keys may serve this person, where the deployment offers them.")
+    ]
+
+
 class Account(Answer):
     """A person."""
 
@@ -83,6 +91,7 @@ class Account(Answer):
     name: str
     role: Role
     is_active: bool
+    fallback_allowed: bool
     created_at: datetime
 
 

@@ -1,0 +1,121 @@
+"""Bad input through the API: a clear problem with a code and a hint, nothing lost, nothing repeated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.support import server as servers
+from tests.support.server import Person
+
+KEY = "sk-proj-kbtest-0123456789abcdefghijklmnopqrstuv"
+
+
+@pytest.fixture(scope="module")
+def ada(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
+    with servers.running(tmp_path_factory.mktemp("api") / "data") as server:
+        yield servers.set_up(server)
+
+
+DRAFT = {"provider": "openai", "name": "kept", "value": KEY}
+BAD_SECRETS: list[tuple[dict[str, Any], int, str]] = [
+    ({"value": KEY + "\n" + KEY}, 422, "key_refused"),
+    ({"value": KEY + "\x00"}, 422, "key_refused"),
+    ({"value": "sk-admin-kbtest-0123456789abcdefghij"}, 422, "key_refused"),
+    ({"value": "kbtest-not-the-usual-format"}, 422, "key_doubtful"),
+    ({"value": ""}, 422, "invalid"),
+    ({"value": "k" * 70_000}, 422, "invalid"),
+    ({"name": "n" * 10_000}, 422, "invalid"),
+    ({"name": ""}, 422, "invalid"),
+    ({"name": "tab\there"}, 422, "invalid"),
+    ({"name": "right\u202eleft"}, 422, "invalid"),
+    ({"provider": "nobody"}, 404, "provider_unknown"),
+    ({"provider": "../../etc"}, 404, "provider_unknown"),
+    ({"secret_type": "mystery"}, 422, "invalid"),
+    ({"expires_at": "2020-01-01T00:00:00Z"}, 422, "invalid"),
+    ({"expires_at": "tomorrow"}, 422, "invalid"),
+    ({"priority": -1}, 422, "invalid"),
+    ({"expires": "2030-01-01T00:00:00Z"}, 422, "invalid"),
+    ({"tags": ["t"] * 1000}, 422, "invalid"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "status", "code"), BAD_SECRETS)
+def test_a_wrong_secret_is_refused_with_a_hint(ada: Person, wrong: dict[str, Any], status: int, code: str) -> None:
+    answer = ada.http.post("/api/v1/secrets", json=DRAFT | wrong)
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (status, code), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["hint"]
+    assert "kbtest" not in answer.text
+    assert ada.call("GET", "/secrets")["items"] == []
+
+
+def test_lone_surrogates_are_a_field_error(ada: Person) -> None:
+    for field in ("name", "value", "description"):
+        body = json.dumps(DRAFT | {"name": "surrogate", field: "a\ud800b"})  # escaped: Python's own decoder lets it pass
+        answer = ada.http.post("/api/v1/secrets", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in {400, 422}, answer.text
+        assert answer.json()["hint"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"[" * 100_000, b'{"provider": 1e999}'])
+def test_what_is_no_object_is_a_problem(ada: Person, body: bytes) -> None:
+    answer = ada.http.post("/api/v1/secrets", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in {400, 422}
+    assert answer.json()["code"] in {"invalid", "invalid_json", "invalid_request"}
+    assert answer.json()["hint"]
+
+
+@pytest.mark.parametrize("name", ["Ångström", "ключ", "鍵", "🔑", "a" * 200, "İstanbul", "é" * 100])
+def test_unicode_names_are_kept(ada: Person, name: str) -> None:
+    made = ada.add_key("openai", KEY, name=name)
+    assert ada.call("GET", f"/secrets/{made['id']}")["name"] == name
+    answer = ada.http.post("/api/v1/secrets", json=DRAFT | {"name": name})
+    assert answer.json()["code"] == "conflict"
+    ada.call("DELETE", f"/secrets/{made['id']}")
+
+
+def test_blank_keeps_and_masked_is_refused(ada: Person) -> None:
+    made = ada.add_key("openai", KEY, name="masked")
+    kept = ada.call("PATCH", f"/secrets/{made['id']}", json={"value": "", "description": "same key"})
+    assert (kept["version"], kept["preview"]) == (made["version"], made["preview"])
+    for masked in (made["preview"], "sk-p••••••••stuv", "****************"):
+        answer = ada.http.patch(f"/api/v1/secrets/{made['id']}", json={"value": masked, "save_anyway": True})
+        assert answer.status_code == 422, masked
+    assert ada.call("GET", f"/secrets/{made['id']}")["version"] == made["version"]
+    ada.call("DELETE", f"/secrets/{made['id']}")
+
+
+def test_wrong_methods_and_paths_are_problems(ada: Person) -> None:
+    for method, path, status in (("DELETE", "/secrets", 405), ("GET", "/nowhere", 404), ("PUT", "/tokens", 405)):
+        answer = ada.http.request(method, f"/api/v1{path}")
+        assert answer.status_code == status
+        assert answer.json()["hint"]
+    assert ada.http.get("/api/v1/secrets/not-a-uuid").status_code == 422
+    assert ada.http.get("/api/v1/secrets?limit=0").status_code == 422
+    assert ada.http.get("/api/v1/secrets?cursor=nonsense").status_code == 422
+
+
+def test_two_credentials_are_refused(ada: Person) -> None:
+    answer = ada.http.get("/api/v1/secrets", headers={"authorization": "Bearer kb_one", "x-api-key": "kb_two"})
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "credentials_conflict"
+
+
+def test_a_token_may_do_what_its_scopes_say_and_no_more(ada: Person) -> None:
+    bare = servers.program(ada.server, ada.token("bare", ("gateway:use",)))
+    tries = [
+        ("GET", "/secrets", None), ("POST", "/secrets", DRAFT), ("POST", "/tokens", {"name": "more"}), ("GET", "/audit", None),
+        ("GET", "/usage", None), ("POST", "/providers", {"name": "mine", "base_url": "https://api.example.com/v1"}),
+        ("GET", "/users", None), ("POST", "/secrets/test", {"provider": "openai", "value": KEY}),
+        ("POST", "/me/password", {"current_password": "x", "new_password": "kbtest-another-password"}),
+    ]  # fmt: skip
+    for method, path, body in tries:
+        answer = bare.http.request(method, f"/api/v1{path}", json=body)
+        assert answer.status_code == 403, f"{method} {path}: {answer.status_code}"
+    minting = servers.program(ada.server, ada.token("minting", ("tokens:write", "secrets:use")))
+    answer = minting.http.post("/api/v1/tokens", json={"name": "more", "scopes": ["secrets:write"]})
+    assert answer.status_code == 403

@@ -1,0 +1,45 @@
+"""The OpenAPI description, turned against the server: whatever a request holds, the answer is never a 5xx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import not_a_server_error
+from tests.support import server as servers
+from tests.support.server import ROOT, Person
+
+schema = schemathesis.openapi.from_path(ROOT / "docs" / "openapi.json").exclude(path_regex="/auth/|/me/password|/me/sessions/")
+
+
+@pytest.fixture(scope="module")
+def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
+    with servers.running(tmp_path_factory.mktemp("schema") / "data") as server:
+        person = servers.set_up(server)
+        everything = (
+            "secrets:use",
+            "secrets:write",
+            "models:write",
+            "providers:write",
+            "tokens:write",
+            "usage:read",
+            "audit:read",
+            "admin",
+        )
+        yield servers.program(server, person.token("schema", everything))
+
+
+@schema.parametrize()
+@settings(
+    max_examples=15,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+)
+def test_no_request_makes_the_server_fail(admin: Person, case: schemathesis.Case) -> None:
+    headers = {"authorization": admin.http.headers["authorization"]}
+    answer = case.call(base_url=admin.server.url, headers=headers)
+    case.validate_response(answer, checks=[not_a_server_error])
