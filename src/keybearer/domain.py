@@ -203,7 +203,10 @@ class Credential:
     expires_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+# The three that are made for every call are not frozen: a frozen UseRecord takes 4.3 µs to make, this one 1.0.
+
+
+@dataclass(slots=True)
 class Usage:
     """What one answer consumed. ``None``: the provider did not say. ``input_tokens`` includes cached ones."""
 
@@ -222,7 +225,7 @@ class Usage:
     """Part of ``cache_write_tokens``: kept for an hour instead of minutes, at a higher price (Anthropic)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UseRecord:
     """The journal's line written before a key leaves."""
 
@@ -245,7 +248,7 @@ class UseRecord:
     client: Client
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OutcomeRecord:
     """The journal's line written after an answer ended, however it ended."""
 

@@ -68,7 +68,7 @@ def test_what_is_not_printable_is_shown_as_an_escape_and_what_is_cut_ends_in_an_
 @given(model=HOSTILE, name=HOSTILE, tokens=st.integers(), ms=st.floats())
 @example(model="\ud800", name="ok", tokens=2**64, ms=math.nan)
 def test_a_providers_words_and_figures_make_a_line_that_reads_back(model: str, name: str, tokens: int, ms: float) -> None:
-    ended = outcome("r1", outcome=name, duration_ms=ms, usage=Usage(tokens, model=model))
+    ended = outcome("r1", outcome=name, duration_ms=ms, usage=Usage(tokens, model=model, long_cache_write_tokens=tokens))
     entry = lines.parse(entry_of(lines.outcome_line(ended))[:-1])
     back = lines.decode_outcome(entry.line)
     assert back.usage.model is not None

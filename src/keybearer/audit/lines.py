@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from binascii import hexlify, unhexlify
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 from uuid import UUID
 
 import msgspec
@@ -237,16 +237,15 @@ def _clean_outcome(record: OutcomeRecord) -> OutcomeRecord:
         request_id=clean(record.request_id, REQUEST_ID),
         outcome=clean(record.outcome, USAGE_OUTCOME),
         cost_micro_usd=count(record.cost_micro_usd),
-        usage=replace(
-            usage,
-            model=clean(usage.model, MODEL) if usage.model is not None else None,
-            input_tokens=count(usage.input_tokens),
-            output_tokens=count(usage.output_tokens),
-            cached_tokens=count(usage.cached_tokens),
-            cache_write_tokens=count(usage.cache_write_tokens),
-            reasoning_tokens=count(usage.reasoning_tokens),
-        ),
+        usage=Usage(**{part.name: _bounded(getattr(usage, part.name)) for part in fields(Usage)}),
     )
+
+
+def _bounded(value: Any) -> Any:
+    """Return a part of a usage within bounds: text as a model's name, whole numbers as counts."""
+    if isinstance(value, str):
+        return clean(value, MODEL)
+    return count(value) if isinstance(value, int) else value
 
 
 def count(number: int | None) -> int | None:
