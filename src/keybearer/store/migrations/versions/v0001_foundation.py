@@ -284,10 +284,15 @@ def _records() -> None:
         sa.ForeignKeyConstraint(["writer_id"], ["audit_writer.id"], name="fk_audit_record_writer_id_audit_writer"),
         sa.PrimaryKeyConstraint("writer_id", "seq", name="pk_audit_record"),
     )
-    op.create_index("ix_audit_record_owner_at", "audit_record", ["owner_id", "at"])
-    op.create_index("ix_audit_record_request_id", "audit_record", ["request_id"])
-    op.create_index("ix_audit_record_secret_id", "audit_record", ["secret_id"])
-    op.create_index("ix_audit_record_user_at", "audit_record", ["user_id", "at"])
+    looked_for = sa.text("kind <> 'outcome'")
+    for name, columns in (
+        ("at", ["at"]),
+        ("owner_at", ["owner_id", "at"]),
+        ("request_id", ["request_id"]),
+        ("secret_at", ["secret_id", "at"]),
+        ("user_at", ["user_id", "at"]),
+    ):
+        op.create_index(f"ix_audit_record_{name}", "audit_record", columns, sqlite_where=looked_for, postgresql_where=looked_for)
 
 
 def _usage() -> None:
@@ -318,8 +323,9 @@ def _usage() -> None:
         sa.Column("cost_micro_usd", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("request_id", name="pk_usage_record"),
     )
+    op.create_index("ix_usage_record_at", "usage_record", ["at"])
     op.create_index("ix_usage_record_owner_at", "usage_record", ["owner_id", "at"])
-    op.create_index("ix_usage_record_secret_id", "usage_record", ["secret_id"])
+    op.create_index("ix_usage_record_secret_at", "usage_record", ["secret_id", "at"])
     op.create_index("ix_usage_record_user_at", "usage_record", ["user_id", "at"])
 
 
