@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -47,7 +48,7 @@ class Bench:
 
     async def admission(self) -> Admission:
         await self.credentials.fill_admission(self.token)
-        found = self.credentials.admission(self.token)
+        found = self.credentials.admission(sha256(self.token).digest())
         assert found is not None
         return found
 
@@ -84,7 +85,7 @@ class Latch:
 async def test_a_token_is_known_as_a_whole_only(bench: Bench) -> None:
     await bench.admission()
     for similar in (bench.token[:-1], bench.token[:-1] + b"x", bench.token[:15], bench.token + b"x", b""):
-        assert bench.credentials.admission(similar) is None
+        assert bench.credentials.admission(sha256(similar).digest()) is None
 
 
 async def test_a_mistyped_token_is_refused_without_a_read(bench: Bench) -> None:
@@ -107,7 +108,7 @@ async def test_a_ready_key_has_its_header_and_receipt_made_and_shows_neither(ben
         b" HTTP/1.1\r\nhost: api.openai.com\r\naccept-encoding: identity\r\nauthorization: Bearer " + KEY.encode()
     )
     assert ready.receipt.startswith(b"x-keybearer-key-source: user\r\nx-keybearer-secret-id: ")
-    admission = bench.credentials.admission(bench.token)
+    admission = bench.credentials.admission(sha256(bench.token).digest())
     for thing in (ready, admission, bench.credentials, ready.credential):
         assert KEY not in repr(thing)
         assert bench.token.decode() not in repr(thing)
@@ -167,7 +168,7 @@ async def test_a_waiter_that_is_cancelled_takes_nobody_along(bench: Bench) -> No
     first.cancel()
     latch.opened.set()
     await second
-    assert bench.credentials.admission(bench.token) is not None
+    assert bench.credentials.admission(sha256(bench.token).digest()) is not None
     with pytest.raises(asyncio.CancelledError):
         await first
 
@@ -192,7 +193,7 @@ async def test_a_token_that_changes_while_it_is_read_is_read_again(
     latch.opened.set()
     with pytest.raises(TokenInvalid):
         await filling
-    assert bench.credentials.admission(bench.token) is None
+    assert bench.credentials.admission(sha256(bench.token).digest()) is None
     assert bench.vault.reads == ["token", "token"]
 
 
@@ -219,7 +220,7 @@ async def test_a_key_is_not_kept_for_a_token_that_ended_meanwhile(bench: Bench) 
     bench.tell("token", bench.grant.token_id, USER)
     latch.opened.set()
     await filling
-    assert bench.credentials.admission(bench.token) is None
+    assert bench.credentials.admission(sha256(bench.token).digest()) is None
     assert admission.ready == {}
 
 
@@ -296,7 +297,7 @@ async def test_a_change_drops_what_it_concerns_and_tells_who_holds_it(
     await bench.credentials.fill_registry(USER)
     bench.tell(subject, subject_id, user_id)
     assert ready.is_stale()
-    assert bench.credentials.admission(bench.token) is None
+    assert bench.credentials.admission(sha256(bench.token).digest()) is None
     assert bench.credentials.registry(USER) is None
 
 
@@ -308,8 +309,8 @@ async def test_a_revoked_token_drops_its_keys_and_no_others(bench: Bench) -> Non
     bench.tell("token", bench.grant.token_id, USER)
     assert ready.is_stale()
     assert not other.is_stale()
-    assert bench.credentials.admission(mine) is None
-    assert bench.credentials.admission(bench.token) is not None
+    assert bench.credentials.admission(sha256(mine).digest()) is None
+    assert bench.credentials.admission(sha256(bench.token).digest()) is not None
 
 
 async def test_nothing_is_kept_for_more_than_a_minute_even_if_nobody_asks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +322,7 @@ async def test_nothing_is_kept_for_more_than_a_minute_even_if_nobody_asks(bench:
     assert not ready.is_stale()
     monkeypatch.setattr(module, "now", lambda: began + 56)
     assert ready.is_stale()
-    assert bench.credentials.admission(bench.token) is None
+    assert bench.credentials.admission(sha256(bench.token).digest()) is None
     assert bench.credentials.registry(USER) is None
     bench.credentials._purge()
     held = bench.credentials
@@ -336,12 +337,12 @@ async def test_nothing_is_kept_past_its_expiry(bench: Bench, monkeypatch: pytest
     else:
         bench.vault.keys["openai"] = credential(bench.openai, expires_at=soon)
     ready = await bench.ready()
-    admission = bench.credentials.admission(bench.token)
+    admission = bench.credentials.admission(sha256(bench.token).digest())
     assert admission is not None
     began = module.now()
     monkeypatch.setattr(module, "now", lambda: began + 10.1)
     if what == "token":
-        assert bench.credentials.admission(bench.token) is None
+        assert bench.credentials.admission(sha256(bench.token).digest()) is None
         assert ready.is_stale()  # who holds the key of a token that ended does not send it
     else:
         assert bench.credentials.ready(admission, bench.wanted) is None
@@ -364,7 +365,7 @@ async def test_the_number_of_entries_is_bounded_and_what_is_evicted_counts_as_dr
     assert (len(held._admissions), len(held._by_token), len(held._registries)) == (3, 3, 3)
     assert ready.is_stale()
     first = await bench.ready()
-    admission = held.admission(bench.token)
+    admission = held.admission(sha256(bench.token).digest())
     assert admission is not None
     for model in ("a", "b"):
         await held.fill_ready(admission, bench.wanted._replace(model=model))

@@ -62,7 +62,7 @@ class Stranger:
 
     is_frozen = False
 
-    def admission(self, token: bytes) -> None:
+    def admission(self, digest: bytes) -> None:
         return None
 
     async def fill_admission(self, token: bytes) -> None:

@@ -8,7 +8,7 @@ import math
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from keybearer.errors import KeybearerError
-from keybearer.gateway.request import Headers
+from keybearer.gateway.fields import Headers
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

@@ -32,7 +32,7 @@ from keybearer.domain import Credential, Grant, SecretBytes
 from keybearer.errors import KeybearerError, KeyMissing, KeyUnreadable, ModelNotAllowed, Overloaded, Unavailable
 from keybearer.gateway.client_address import Network
 from keybearer.gateway.egress import origin_of, require_bound
-from keybearer.gateway.request import CREDENTIAL_NAMES, header_kind
+from keybearer.gateway.fields import CREDENTIAL_NAMES
 from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Actor, Database
@@ -144,9 +144,8 @@ class Credentials:
 
     # --- look-ups -------------------------------------------------------------------------------------------------------
 
-    def admission(self, token: bytes) -> Admission | None:
-        """The verified grant of ``token``, if it is known."""
-        digest = sha256(token).digest()
+    def admission(self, digest: bytes) -> Admission | None:
+        """The verified grant of the token whose SHA-256 is ``digest``, if it is known."""
         found = self._admissions.get(digest)
         if found is None or not hmac.compare_digest(found.digest, digest):
             return None
@@ -399,7 +398,7 @@ def _prepare(credential: Credential, wanted: Wanted, started: float) -> Ready:
     ready = Ready(credential, target, SecretBytes(b"".join(lines)), until=_until(started, credential.expires_at))
     ready.check_egress()
     if auth.style == "header" and auth.header.lower().encode("ascii") not in CREDENTIAL_NAMES:
-        ready.auth_name = header_kind(auth.header.encode("ascii"))[2]
+        ready.auth_name = b"\r\n" + auth.header.lower().encode("ascii") + b": "
     ready.defaults = tuple(
         (b"\r\n" + name.lower().encode("ascii") + b": ", text.encode("ascii")) for name, text in provider.headers
     )

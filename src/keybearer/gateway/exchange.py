@@ -30,10 +30,11 @@ from keybearer.gateway import dialect
 from keybearer.gateway.allowance import check_address, check_model, check_scope
 from keybearer.gateway.answer import CONTINUE, answer, error_headers
 from keybearer.gateway.credentials import Admission, Ready, Wanted
+from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
 from keybearer.gateway.forwarded import Request, forwarded_request
 from keybearer.gateway.plan import Plan, Route, dialect_of, plan, route
 from keybearer.gateway.relay import CLIENT_GONE, Relay
-from keybearer.gateway.request import USER_AGENT_CHARACTERS, Head, Headers, label, token_of
+from keybearer.gateway.request import Head, refuse_token_in_target
 from keybearer.gateway.turns import Connection
 from keybearer.usage import prices
 
@@ -92,8 +93,8 @@ class Exchange:
         self.used_at = 0.0
         """Unix time of the journal's line; 0: no use is on record that wants an outcome."""
         self.buffered = 0
-        self.keep_alive = head.keep_alive
-        self.is_http10 = head.is_http10
+        self.keep_alive = head.fields.keep_alive
+        self.is_http10 = head.fields.is_http10
         self.is_head = head.method == b"HEAD"
         self._head = head
         self._fault = fault
@@ -121,7 +122,7 @@ class Exchange:
                 self._answer_locally(admission.grant)
                 return
             ready = self._credentials(admission, Wanted(planned.provider, planned.dialect, planned.model))
-            request = forwarded_request(planned, ready, self._head.forward)
+            request = forwarded_request(planned, ready, self._head.fields.forwarded)
             seq = self._note_use(admission.grant, planned, ready)
             if self.plane.journal.needs_wait:
                 self._wait(self._forward_when_durable(seq, planned, ready, request))
@@ -139,15 +140,16 @@ class Exchange:
         plane, head = self.plane, self._head
         if not plane.feed.is_trusted():
             raise _Wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
-        token = token_of(head)
-        admission = plane.credentials.admission(token)
+        refuse_token_in_target(head.target)
+        fields = head.fields
+        admission = plane.credentials.admission(fields.digest)
         if admission is None:
-            raise _Wait(plane.credentials.fill_admission(token))
-        check_scope(admission.grant, head.acts_as)
+            raise _Wait(plane.credentials.fill_admission(fields.token))
+        check_scope(admission.grant, fields.acts_as)
         if admission.networks:
-            check_address(admission.networks, self._client_address())
+            check_address(admission.networks, self._client().ip)
         if self._route is None:
-            self._route = route(head.method, head.target, head.headers)
+            self._route = route(head.method, head.target, fields.headers)
         return admission
 
     def _plan(self, admission: Admission) -> Plan:
@@ -156,7 +158,7 @@ class Exchange:
         self.registry = credentials.registry(grant.user_id)
         if self.registry is None or self._route is None:
             raise _Wait(credentials.fill_registry(grant.user_id))
-        self.plan = planned = plan(self._route, self._body(), self._head.content_type, self.registry)
+        self.plan = planned = plan(self._route, self._body(), self._head.fields.content_type, self.registry)
         if planned.provider is not None:
             check_model(grant, planned.provider, planned.model, planned.operation)
         return planned
@@ -175,7 +177,7 @@ class Exchange:
 
     def _note_use(self, grant: Grant, planned: Plan, ready: Ready) -> int:
         """4. The journal's line, before the key leaves. Raises ``JournalFailed``: then it does not."""
-        head, credential = self._head, ready.credential
+        fields, credential = self._head.fields, ready.credential
         used_at = time.time()
         seq = self.plane.journal.use(
             UseRecord(
@@ -191,9 +193,9 @@ class Exchange:
                 model=planned.model,
                 operation=planned.operation,
                 streamed=planned.streamed,
-                workflow=label(head.workflow) if head.workflow else "",
-                node=label(head.node) if head.node else "",
-                client=Client(self._client_address(), head.user_agent[:USER_AGENT_CHARACTERS].decode("latin-1")),
+                workflow=fields.workflow,
+                node=fields.node,
+                client=fields.client or self._client(),
             )
         )
         self.used_at = used_at
@@ -216,7 +218,7 @@ class Exchange:
         declared = self._head.length
         if (declared is not None and declared > limit) or self.buffered > limit:
             raise _too_large(limit)
-        if self._head.expects_continue and not self.buffered:
+        if self._head.fields.expects_continue and not self.buffered:
             self.connection.write(CONTINUE)
         self.connection.flow.resume_reading()
 
@@ -333,7 +335,7 @@ class Exchange:
     def _end(self) -> None:
         self._is_over = True
         self.release_body()
-        self.ready = None
+        self.ready = self._relay = None  # no reference cycle is left for the collector
 
     def release_body(self) -> None:
         """The request's body is no longer held."""
@@ -431,16 +433,18 @@ class Exchange:
 
     # --- what the head says ---------------------------------------------------------------------------------------------
 
-    def _client_address(self) -> str:
-        connection, head = self.connection, self._head
-        if not head.forwarded_for:
-            return connection.peer
-        return self.plane.proxies.client_address(connection.peer, head.forwarded_for)
+    def _client(self) -> Client:
+        """Where the request comes from; found out once for all requests with these headers on this connection."""
+        fields = self._head.fields
+        if fields.client is None:
+            address = self.plane.proxies.client_address(self.connection.peer, fields.forwarded_for)
+            fields.client = Client(address, fields.user_agent[:USER_AGENT_CHARACTERS].decode("latin-1"))
+        return fields.client
 
     def _dialect(self) -> str:
         if self._route is not None:
             return self._route.dialect
-        return dialect_of(self._head.target, self._head.headers)
+        return dialect_of(self._head.target, self._head.fields.headers)
 
 
 def _too_large(limit: int) -> KeybearerError:

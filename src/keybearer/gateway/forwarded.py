@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from keybearer.errors import InvalidRequest
 from keybearer.gateway.credentials import Ready
+from keybearer.gateway.fields import Lines
 from keybearer.gateway.plan import Plan
 
 Request = bytes | list[bytes]
@@ -13,25 +14,25 @@ _JOINED_BODY = 64 * 1024
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
-def forwarded_request(planned: Plan, ready: Ready, forward: list[bytes]) -> Request:
-    """The whole request. ``forward``: how each client header's line begins, its value, and so on (``Head.forward``).
+def forwarded_request(planned: Plan, ready: Ready, forwarded: Lines) -> Request:
+    """The whole request. ``forwarded``: what of the client's headers goes on.
 
     llhttp let no line break pass and ``plan`` none into the path; counting them costs 100 ns and would catch a mistake.
     """
     if ready.auth_name or ready.defaults:
-        forward = _adapted(forward, ready)
+        forwarded = Lines(_adapted(forwarded.pieces, ready))
     body = planned.body
-    lines = ready.lines + len(forward) // 2
-    parts = [planned.method, b" ", planned.path, ready.head.reveal(), *forward]
-    if body or planned.method in _WITH_BODY:
-        parts.append(b"\r\ncontent-length: %d" % len(body))
-        lines += 1
-    head = b"".join(parts)
+    lines = ready.lines + forwarded.count + 3
+    length = b"\r\ncontent-length: %d\r\n\r\n" % len(body)
+    if not body and planned.method not in _WITH_BODY:
+        length = b"\r\n\r\n"
+        lines -= 1
+    head = b"".join((planned.method, b" ", planned.path, ready.head.reveal(), forwarded.block, length))
     if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head or b" " in planned.path:
         raise InvalidRequest("The request cannot be passed on.")
     if len(body) > _JOINED_BODY:
-        return [head + b"\r\n\r\n", body]
-    return b"".join((head, b"\r\n\r\n", body))
+        return [head, body]
+    return head + body
 
 
 def _adapted(forward: list[bytes], ready: Ready) -> list[bytes]:

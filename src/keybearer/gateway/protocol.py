@@ -28,9 +28,10 @@ from uvicorn.server import ServerState
 from keybearer.errors import InvalidRequest, KeybearerError, Overloaded, RequestTimeout, TooLarge
 from keybearer.gateway.answer import problem
 from keybearer.gateway.exchange import Exchange
+from keybearer.gateway.fields import Fields, Headers
 from keybearer.gateway.plan import is_gateway_path
 from keybearer.gateway.plane import Plane
-from keybearer.gateway.request import Head, Headers, read_head
+from keybearer.gateway.request import Head, read_head
 from keybearer.gateway.turns import AsgiTurn, Http10Cycle, Refusal, Turn
 
 log = logging.getLogger("keybearer.gateway")
@@ -63,6 +64,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self.peer = ""
         self.turns: deque[Turn] = deque()
         self.receiving: Turn | None = None
+        self.fields: Fields | None = None
+        """What the last request's headers said."""
         self.is_in_head = False
         self.is_stopped = False  # nothing more is parsed
         self.is_shutting_down = False
@@ -251,12 +254,14 @@ class GatewayProtocol(HttpToolsProtocol):
         try:
             if self._head_is_too_large():
                 raise _head_too_large(self.plane.limits.head_bytes)
-            head = read_head(parser.get_method(), parser.get_http_version(), self.url, self.headers, self.plane.limits)
+            first = parser.get_method(), parser.get_http_version(), self.url
+            head = read_head(first, self.headers, self.fields, self.plane.limits)
+            self.fields = head.fields
             turn = self._turn_for(head)
         except KeybearerError as error:
             self._refuse(error)
             raise _StopParsing from None
-        self._is_last_queued = not head.keep_alive
+        self._is_last_queued = not head.fields.keep_alive
         self.receiving = turn
         self._enqueue(turn)
 
@@ -293,7 +298,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _asgi_turn(self, head: Head) -> AsgiTurn:
         app: ASGI3Application = service_unavailable if self.is_overloaded() else self.app
-        cycle_class = Http10Cycle if head.is_http10 else RequestResponseCycle
+        cycle_class = Http10Cycle if head.fields.is_http10 else RequestResponseCycle
         cycle = cycle_class(
             scope=self._scope(head),
             transport=self.transport,
@@ -303,29 +308,29 @@ class GatewayProtocol(HttpToolsProtocol):
             access_log=self.access_log,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=head.expects_continue,
-            keep_alive=head.keep_alive,
+            expect_100_continue=head.fields.expects_continue,
+            keep_alive=head.fields.keep_alive,
             on_response=self.on_response_complete,
         )
         return AsgiTurn(self, head, cycle, app)
 
     def _scope(self, head: Head) -> HTTPScope:
         """The ASGI scope as the base builds it, with the client's address and scheme from declared proxies only."""
-        proxies = self.plane.proxies
+        proxies, fields = self.plane.proxies, head.fields
         scheme, client = self.scheme, self.client
-        if head.forwarded_for and client is not None:
-            client = (proxies.client_address(self.peer, head.forwarded_for), client[1])
-        if head.forwarded_proto in (b"http", b"https") and proxies.trusts(self.peer):
-            scheme = "https" if head.forwarded_proto == b"https" else "http"
+        if fields.forwarded_for and client is not None:
+            client = (proxies.client_address(self.peer, fields.forwarded_for), client[1])
+        if fields.forwarded_proto in (b"http", b"https") and proxies.trusts(self.peer):
+            scheme = "https" if fields.forwarded_proto == b"https" else "http"
         return {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": "1.0" if head.is_http10 else "1.1",
+            "http_version": "1.0" if fields.is_http10 else "1.1",
             "server": self.server,
             "client": client,
             "scheme": scheme or "http",
             "root_path": self.root_path,
-            "headers": head.headers,
+            "headers": head.headers(),
             "state": self.app_state.copy(),
             "method": head.method.decode("ascii"),
             "path": self.root_path + urllib.parse.unquote(head.path.decode("ascii")),
@@ -412,7 +417,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """The base's own keep-alive timer; idle connections are the sweep's business."""
 
     def handle_websocket_upgrade(self) -> NoReturn:
-        """Upgrades are refused in ``read_head``."""
+        """Upgrades are refused in ``fields``."""
         raise NotImplementedError
 
 

@@ -19,8 +19,8 @@ from keybearer.errors import Frozen, KeybearerError, TrustLost, Unavailable, Ups
 from keybearer.gateway import dialect
 from keybearer.gateway.answer import status_line
 from keybearer.gateway.dialect import UsageHider
+from keybearer.gateway.fields import Headers
 from keybearer.gateway.plan import Plan
-from keybearer.gateway.request import Headers
 from keybearer.gateway.upstream import Call
 from keybearer.usage.meter import Meter
 
@@ -234,6 +234,7 @@ class Relay:
 
     def _settle(self, outcome: str) -> None:
         """6. Meter, settle, note the outcome."""
+        self.call = None
         self._exchange.note_outcome(self._status or CLIENT_GONE, outcome, self._first_byte, self._meter.finish())
 
 

@@ -15,8 +15,9 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from keybearer.errors import KeybearerError, TooLarge
 from keybearer.gateway.answer import problem
+from keybearer.gateway.fields import Headers
 from keybearer.gateway.plane import Plane
-from keybearer.gateway.request import Head, Headers
+from keybearer.gateway.request import Head
 
 
 class Turn(Protocol):
@@ -166,7 +167,7 @@ class AsgiTurn:
         self.on_disconnect()
         if not cycle.response_started:
             connection = self._connection
-            connection.write(problem(error, connection.default_headers(), is_head=self._head.is_head))
+            connection.write(problem(error, connection.default_headers(), is_head=self._head.method == b"HEAD"))
         self._connection.finish(self, keep_alive=False)
 
     def on_disconnect(self) -> None:
