@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import suppress
 
 import pytest
 from tests.plane.conftest import CHAT, PROMPT, House, Opener
@@ -139,6 +140,19 @@ async def test_an_api_request_answered_early_does_not_spoil_the_next(house: Hous
     assert (await connection.answer()).status == 401
     await connection.send(b"x" * 299_000 + API)
     assert json.loads((await connection.answer()).body)["path"] == "/api"
+
+
+async def test_the_rest_of_a_request_answered_early_is_not_read_for_ever(open_house: Opener) -> None:
+    async with open_house(limits=Limits(linger_bytes=200_000)) as house:
+        connection = await house.connect()
+        await connection.send(b"POST /early HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+        assert (await connection.answer()).status == 401
+        with suppress(ConnectionError):
+            for _ in range(100):
+                connection.writer.write(b"x" * 10_000)
+                await connection.writer.drain()
+                await asyncio.sleep(0.001)
+        assert await connection.is_closed()
 
 
 async def test_an_app_that_crashes_is_a_500_and_the_connection_ends(house: House) -> None:

@@ -13,5 +13,10 @@ Upstream     the provider's side of an exchange
 ``response``  reading answers, without a socket                         ``outgoing`` writing requests, strictly
 ``scrubber``  masking a key in what a provider says
 ``probe``     connection tests                                          ``credentials``  tokens and keys, cached
-``protocol``  the HTTP protocol class that ties them together
+``protocol``  one client connection, taken out before the ASGI app     ``turns``    what stands in its queue
+``request``, ``fields``  a request's head, read strictly                ``limits``   durations and sizes
+``exchange``  one gateway request in six steps                          ``allowance`` what a token allows
+``forwarded`` the request as the provider gets it                       ``relay``    the answer's way back
+``answer``    answers of our own, as bytes                              ``plane``    what all connections share
+``client_address``  where a request comes from
 """

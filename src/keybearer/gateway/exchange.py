@@ -33,7 +33,7 @@ from keybearer.gateway.credentials import Admission, Ready, Wanted
 from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
 from keybearer.gateway.forwarded import Request, forwarded_request
 from keybearer.gateway.plan import Plan, Route, dialect_of, plan, route
-from keybearer.gateway.relay import CLIENT_GONE, Relay
+from keybearer.gateway.relay import CLIENT_GONE, NO_USAGE, Relay
 from keybearer.gateway.request import Head, refuse_token_in_target
 from keybearer.gateway.turns import Connection
 from keybearer.usage import prices
@@ -43,7 +43,6 @@ log = logging.getLogger("keybearer.gateway")
 _ATTEMPTS = 8
 """Times that ``proceed`` may begin anew before the server owns up to being overtaken by changes."""
 _RETRY_SECONDS = 0.25
-_NO_USAGE = Usage()
 
 
 class _Wait(Exception):  # no error: how a step says what it needs
@@ -309,11 +308,8 @@ class Exchange:
         self._answer(status, error_headers(error, content_type), body)
 
     def _answer(self, status: int, headers: Headers, body: bytes) -> None:
-        self.answer_relayed(status, [*self.connection.default_headers(), *headers], body)
-
-    def answer_relayed(self, status: int, headers: Headers, body: bytes) -> None:
-        """A whole answer at once: our own, or a provider's error after scrubbing."""
         keep_alive = self.keep_alive and self._is_received
+        headers = [*self.connection.default_headers(), *headers]
         self.connection.write(answer(status, headers, body, self.receipt(), is_head=self.is_head, keep_alive=keep_alive))
         self.finish(keep_alive=keep_alive)
 
@@ -343,11 +339,11 @@ class Exchange:
         self.buffered = 0
         self._parts = []
 
-    def note_outcome(self, status: int, outcome: str, first_byte: float | None = None, usage: Usage = _NO_USAGE) -> None:
+    def note_outcome(self, status: int, outcome: str, first_byte: float | None = None, usage: Usage = NO_USAGE) -> None:
         """The journal's second line for a use. ``first_byte``: monotonic time at which the answer began."""
         now = time.monotonic()
         cost: int | None = None
-        if usage is not _NO_USAGE and self.plan is not None and self.ready is not None:
+        if usage is not NO_USAGE and self.plan is not None and self.ready is not None:
             at = datetime.fromtimestamp(self.used_at, UTC)
             cost = prices.cost_micro_usd(self.ready.provider, self.plan.model, usage, at)
         self.plane.journal.outcome(

@@ -6,6 +6,7 @@ whose reader is ``_drop`` end here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
@@ -179,8 +180,8 @@ def _read_credential(fields: Fields, name: bytes, value: bytes) -> None:
 
 
 def _read_host(fields: Fields, _name: bytes, value: bytes) -> None:
-    if not value and not fields.is_http10:
-        raise InvalidRequest("The header 'host' is empty.")
+    if _HOST_VALUE.fullmatch(value) is None or not (value or fields.is_http10):
+        raise InvalidRequest("The header 'host' names no host.")
 
 
 def _read_length(fields: Fields, _name: bytes, _value: bytes) -> None:
@@ -245,6 +246,7 @@ _READERS: dict[bytes, Reader] = {
 }
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"expect", b"content-type", b"x-keybearer-user")
 _HOST = 1
+_HOST_VALUE = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=%-]*(?::[0-9]*)?|\[[A-Za-z0-9.:%]+\](?::[0-9]*)?")  # RFC 3986 §3.2
 _DROPPED = frozenset(
     # hop by hop (RFC 9110 §7.6.1) and their unofficial kin
     b"keep-alive te trailer http2-settings "

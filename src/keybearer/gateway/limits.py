@@ -39,8 +39,6 @@ class Limits:
     """Body bytes of waiting requests from which on the connection is read no further."""
     api_body_bytes: int = 16 * 2**20
     """Largest request body outside the gateway's paths."""
-    error_bytes: int = 2**20
-    """Largest error answer of a provider that is held to be scrubbed of the key."""
 
 
 class BodyBudget:

@@ -67,12 +67,14 @@ class GatewayProtocol(HttpToolsProtocol):
         self.fields: Fields | None = None
         """What the last request's headers said."""
         self.is_in_head = False
+        self._is_last_queued = False
         self.is_stopped = False  # nothing more is parsed
         self.is_shutting_down = False
         self.is_write_paused = False
         self.chunk_bytes = 0
         self.raw_bytes = 0  # of the message that is arriving
         self.body_bytes = 0
+        self.is_discarding = False
         self.discarded = 0
         self.read_due = NEVER
         self.write_due = NEVER
@@ -168,6 +170,8 @@ class GatewayProtocol(HttpToolsProtocol):
                 self._refuse(_head_too_large(self.plane.limits.head_bytes))
         elif self.receiving is not None:
             self._on_partial_body(len(data))
+        elif self.is_discarding:
+            self._discard(data)
 
     def _head_is_too_large(self) -> bool:
         """Exact where it matters: the pieces are added up only if what has arrived could be too much."""
@@ -270,8 +274,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if turn is None:
             if self.is_stopped:
                 raise _StopParsing
-            self._discard(body)  # of an ASGI request that was answered early
-            return
+            return  # of an ASGI request that was answered early
         self.body_bytes += len(body)
         turn.on_body(body)
 
@@ -279,6 +282,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.is_stopped:
             raise _StopParsing
         turn, self.receiving = self.receiving, None
+        self.is_discarding = False
         self.read_due = NEVER
         if turn is not None:
             turn.on_end()
@@ -374,6 +378,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if is_unread:  # an ASGI request answered early: the rest of its body is thrown away
             self.receiving = None
+            self.is_discarding = True
             self.discarded = 0
             self.read_due = time.monotonic() + self.plane.limits.body_seconds
         elif turns:

@@ -1,26 +1,25 @@
 """The way back: a provider's answer to the client, byte for byte as it comes; then meter, settle, note the outcome.
 
-A ``Relay`` is the ``Sink`` of one upstream call, which has taken cookies, hop-by-hop and ``x-keybearer-*`` headers out. The
-head is held until the end of the callback it came in, so that head and body leave in one write when both are at hand. What
-is not relayed as it came: errors, which are held and scrubbed of the key, and the usage event that the client did not ask
-for. A stream that breaks off between two events ends with an error event in the dialect's own shape, and the connection
-is closed without the last chunk, so that nobody takes it for whole.
+A ``Relay`` is the ``Sink`` of one upstream call, which has taken cookies, hop-by-hop and ``x-keybearer-*`` headers out. The head is
+held until the end of the callback it came in, so that head and body leave in one write when both are at hand. What is not relayed as
+it came: errors, which are scrubbed of the key, and the usage event that the client did not ask for. A stream that breaks off between
+two events ends with an error event in the dialect's own shape, and the connection is closed without the last chunk, so that nobody
+takes it for whole.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import quote_from_bytes
 
-from keybearer.domain import SecretBytes
+from keybearer.domain import Credential, Usage
 from keybearer.errors import Frozen, KeybearerError, TrustLost, Unavailable, UpstreamMalformed
 from keybearer.gateway import dialect
 from keybearer.gateway.answer import status_line
 from keybearer.gateway.dialect import UsageHider
 from keybearer.gateway.fields import Headers
 from keybearer.gateway.plan import Plan
+from keybearer.gateway.scrubber import Scrubber
 from keybearer.gateway.upstream import Call
 from keybearer.usage.meter import Meter
 
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
 CLIENT_GONE = 499
 """Noted as the status where the client left before there was one."""
 _FIRST_ERROR = 400
+_KEY_REFUSED = (401, 403)
 _WITHOUT_BODY = (204, 304)
-_MASK = b"***"
+NO_USAGE = Usage()
 
 
 class Overtaken(Unavailable):
@@ -42,12 +42,11 @@ class Relay:
     """One answer on its way to the client."""
 
     __slots__ = (
-        "_error",
         "_exchange",
+        "_filter",
         "_first_byte",
         "_has_written",
         "_head",
-        "_hider",
         "_is_chunked",
         "_is_event_stream",
         "_is_over",
@@ -62,11 +61,10 @@ class Relay:
         """Set by the exchange as soon as ``send`` returns; nothing but ``may_send`` is called before."""
         self._exchange = exchange
         self._plan = planned
-        self._meter = Meter(planned.dialect, planned.operation, planned.streamed)
-        self._hider = UsageHider() if planned.hide_usage else None
+        self._meter: Meter | None = Meter(planned.dialect, planned.operation, planned.streamed)
+        self._filter: UsageHider | Scrubber | None = UsageHider() if planned.hide_usage else None
         self._head = b""
         """The answer's head, as long as it is not written."""
-        self._error: HeldError | None = None
         self._status = 0
         """What the client was answered; 0: nothing yet."""
         self._first_byte: float | None = None
@@ -93,37 +91,30 @@ class Relay:
         exchange = self._exchange
         exchange.release_body()
         self._first_byte = time.monotonic()
-        if status >= _FIRST_ERROR:
-            self._error = HeldError(status, headers, exchange.plane.limits.error_bytes)
-            if status in (401, 403) and exchange.ready is not None:
-                exchange.plane.credentials.key_refused(exchange.ready.credential, status)
-        else:
+        if status < _FIRST_ERROR:
             self._begin(status, headers)
+        elif exchange.ready is not None:
+            self._begin_error(status, headers, exchange.ready.credential)
 
     def on_data(self, data: bytes) -> None:
-        if self._error is not None:
-            self._error.add(data)
-            return
-        self._meter.feed(data)
-        if self._hider is not None:
-            data = self._hider.feed(data)
+        if self._meter is not None:
+            self._meter.feed(data)
+        if self._filter is not None:
+            data = self._filter.feed(data)
         if data:
             self._write(data)
 
     def on_complete(self) -> None:
-        self._is_over = True
         exchange = self._exchange
-        if self._error is not None:
-            self._answer_error(self._error)
-            return
-        rest = self._hider.finish() if self._hider is not None else b""
+        rest = self._filter.finish() if self._filter is not None else b""
         if rest:
             self._write(rest)
+        self._is_over = True
         last = b"0\r\n\r\n" if self._is_chunked else b""
         if self._head or last:
             head, self._head = self._head, b""
             exchange.connection.write(head + last)
-        self._settle("ok")
+        self._settle("ok" if self._status < _FIRST_ERROR else "upstream_error")
         exchange.finish(keep_alive=exchange.keep_alive)
 
     def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: FBT001  # the seam's shape
@@ -176,7 +167,7 @@ class Relay:
         lines = [status_line(status)]
         for name, value in headers:
             if name == b"content-length":
-                if self._hider is not None:
+                if self._filter is not None:
                     continue
                 has_length = True
             elif name == b"content-type":
@@ -191,6 +182,22 @@ class Relay:
         lines.append(b"\r\n")
         self._head = b"".join(lines)
         exchange.connection.loop.call_soon(self._flush)
+
+    def _begin_error(self, status: int, headers: Headers, credential: Credential) -> None:
+        """A provider's error: it may quote the key, and says nothing of what was used."""
+        exchange = self._exchange
+        if status in _KEY_REFUSED:
+            exchange.plane.credentials.key_refused(credential, status)
+        if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in headers):
+            # It cannot be read, hence not scrubbed, so it is not shown; identity was asked for.
+            self._is_over = True
+            if self.call is not None:
+                self.call.abort()
+            exchange.refuse(UpstreamMalformed(f"The provider answered {status} in an encoding that was not asked for."))
+            return
+        scrubber = self._filter = Scrubber(credential.value)
+        self._meter = None
+        self._begin(status, [(name, scrubber.whole(value)) for name, value in headers])
 
     def _flush(self) -> None:
         """The body is not at hand yet: the head goes alone."""
@@ -208,22 +215,11 @@ class Relay:
         else:
             self._exchange.connection.write(head + data if head else data)
 
-    def _answer_error(self, error: HeldError) -> None:
-        exchange = self._exchange
-        ready = exchange.ready
-        if error.is_unfit or ready is None:
-            exchange.refuse(UpstreamMalformed(f"The provider answered {error.status} with a body that cannot be passed on."))
-            return
-        self._status = error.status
-        answered = error.scrubbed(ready.credential.value)
-        self._settle("upstream_error")
-        exchange.answer_relayed(error.status, *answered)
-
     def _break_off(self, error: KeybearerError, outcome: str) -> None:
         """The answer has begun and cannot be finished."""
         self._is_over = True
         exchange = self._exchange
-        is_between_events = not self._has_written or self._meter.is_between_events
+        is_between_events = not self._has_written or (self._meter is not None and self._meter.is_between_events)
         if self._is_event_stream and is_between_events and (self._is_chunked or exchange.is_http10):
             self._write(dialect.error_event(self._plan.dialect, self._plan.operation, error, exchange.request_id))
             self._settle(outcome)
@@ -235,38 +231,5 @@ class Relay:
     def _settle(self, outcome: str) -> None:
         """6. Meter, settle, note the outcome."""
         self.call = None
-        self._exchange.note_outcome(self._status or CLIENT_GONE, outcome, self._first_byte, self._meter.finish())
-
-
-class HeldError:
-    """A provider's error answer, held until it is whole, to be scrubbed of the key."""
-
-    __slots__ = ("_limit", "body", "headers", "is_unfit", "status")
-
-    def __init__(self, status: int, headers: Headers, limit: int) -> None:
-        self.status = status
-        self.headers = [(name, value) for name, value in headers if name != b"content-length"]
-        self.body = bytearray()
-        self.is_unfit = any(name == b"content-encoding" and value.lower() != b"identity" for name, value in headers)
-        """Too large, or encoded though identity was asked for: it cannot be scrubbed, so it is not shown."""
-        self._limit = limit
-
-    def add(self, data: bytes) -> None:
-        if self.is_unfit or len(self.body) + len(data) > self._limit:
-            self.is_unfit = True
-            self.body.clear()
-        else:
-            self.body += data
-
-    def scrubbed(self, key: SecretBytes) -> tuple[Headers, bytes]:
-        """Headers and body without the key."""
-        return [(name, scrub(value, key)) for name, value in self.headers], scrub(bytes(self.body), key)
-
-
-def scrub(text: bytes, key: SecretBytes) -> bytes:
-    """``text`` with every spelling of the key that an error may quote masked: as it is, in JSON, in a URL."""
-    value = key.reveal()
-    in_json = json.dumps(value.decode("latin-1"))[1:-1].encode("ascii")
-    for spelling in {value, in_json, in_json.replace(b"/", b"\\/"), quote_from_bytes(value, safe="").encode("ascii")}:
-        text = text.replace(spelling, _MASK)
-    return text
+        usage = NO_USAGE if self._meter is None else self._meter.finish()
+        self._exchange.note_outcome(self._status or CLIENT_GONE, outcome, self._first_byte, usage)
