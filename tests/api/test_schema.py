@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -39,7 +40,7 @@ def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
     suppress_health_check=list(HealthCheck),
     derandomize=True,
 )
-def test_no_request_makes_the_server_fail(admin: Person, case: schemathesis.Case) -> None:
+def test_no_request_makes_the_server_fail(admin: Person, case: schemathesis.Case[Any]) -> None:
     headers = {"authorization": admin.http.headers["authorization"]}
     answer = case.call(base_url=admin.server.url, headers=headers)
     case.validate_response(answer, checks=[not_a_server_error])
