@@ -6,7 +6,6 @@ import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -96,7 +95,7 @@ CurrentVisitor = Annotated[Visitor, Depends(signed_in)]
 
 def wants_page(request: Request) -> bool:
     """Whether an error is to be a page: everything outside the API."""
-    return not urlsplit(str(request.url)).path.startswith(("/api/", "/healthz", "/readyz"))
+    return not request.scope["path"].startswith(("/api/", "/healthz", "/readyz"))
 
 
 def install_errors(app: FastAPI) -> None:
