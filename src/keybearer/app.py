@@ -141,6 +141,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         stack.push_async_callback(upstream.close)
         credentials = Credentials(db, feed, tokens, providers, resolver)
+        stack.callback(credentials.close)
         await feed.start()
         stack.push_async_callback(feed.stop)
         yield Services(
