@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from keybearer.access.tokens import generate
 from keybearer.domain import Credential, KeySource, Scope
 from keybearer.errors import JournalFailed, KeyExpired, Unavailable
 from keybearer.gateway.limits import Limits
+from keybearer.gateway.plan import Plan
 from keybearer.store.db import Actor
 from keybearer.store.schema import deployment
 
@@ -745,3 +747,24 @@ async def test_the_user_of_a_grant_is_who_the_journal_names(house: House) -> Non
         "chat.completions",
         False,
     )
+
+
+async def test_a_stream_does_not_hold_on_to_the_request_that_began_it(house: House) -> None:
+    go_on = asyncio.Event()
+
+    async def hesitate(request: Received) -> None:
+        request.writer.write(STREAM_HEAD + chunk(EVENTS[0]))
+        await go_on.wait()
+        request.writer.write(chunk(b""))
+
+    house.provider.script = hesitate
+    connection = await house.connect()
+    marker = b"kbtest-prompt" * 50_000
+    await connection.send(house.request(STREAM[:-1] + b',"user":"' + marker + b'"}'))
+    await connection.reader.stream.readuntil(b"Hel")
+    assert house.plane.budget.held == 0
+    house.provider.received.clear()
+    gc.collect()
+    held = [found for found in gc.get_objects() if isinstance(found, Plan) and marker in found.body]
+    assert held == []
+    go_on.set()

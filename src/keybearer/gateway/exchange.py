@@ -72,7 +72,7 @@ class Exchange:
         "is_head",
         "is_http10",
         "keep_alive",
-        "plan",
+        "model",
         "plane",
         "ready",
         "registry",
@@ -86,7 +86,7 @@ class Exchange:
         self.plane = connection.plane
         self.request_id = self.plane.request_id()
         self.started = time.monotonic()
-        self.plan: Plan | None = None
+        self.model = ""
         self.registry: Registry | None = None
         self.ready: Ready | None = None
         self.used_at = 0.0
@@ -157,7 +157,8 @@ class Exchange:
         self.registry = credentials.registry(grant.user_id)
         if self.registry is None or self._route is None:
             raise _Wait(credentials.fill_registry(grant.user_id))
-        self.plan = planned = plan(self._route, self._body(), self._head.fields.content_type, self.registry)
+        planned = plan(self._route, self._body(), self._head.fields.content_type, self.registry)
+        self.model = planned.model
         if planned.provider is not None:
             check_model(grant, planned.provider, planned.model, planned.operation)
         return planned
@@ -343,9 +344,9 @@ class Exchange:
         """The journal's second line for a use. ``first_byte``: monotonic time at which the answer began."""
         now = time.monotonic()
         cost: int | None = None
-        if usage is not NO_USAGE and self.plan is not None and self.ready is not None:
+        if usage is not NO_USAGE and self.ready is not None:
             at = datetime.fromtimestamp(self.used_at, UTC)
-            cost = prices.cost_micro_usd(self.ready.provider, self.plan.model, usage, at)
+            cost = prices.cost_micro_usd(self.ready.provider, self.model, usage, at)
         self.plane.journal.outcome(
             OutcomeRecord(
                 request_id=self.request_id,

@@ -42,6 +42,7 @@ class Relay:
     """One answer on its way to the client."""
 
     __slots__ = (
+        "_dialect",
         "_exchange",
         "_filter",
         "_first_byte",
@@ -51,7 +52,7 @@ class Relay:
         "_is_event_stream",
         "_is_over",
         "_meter",
-        "_plan",
+        "_operation",
         "_status",
         "call",
     )
@@ -60,7 +61,8 @@ class Relay:
         self.call: Call | None = None
         """Set by the exchange as soon as ``send`` returns; nothing but ``may_send`` is called before."""
         self._exchange = exchange
-        self._plan = planned
+        self._dialect = planned.dialect  # not the plan itself: it holds the request's body
+        self._operation = planned.operation
         self._meter: Meter | None = Meter(planned.dialect, planned.operation, planned.streamed)
         self._filter: UsageHider | Scrubber | None = UsageHider() if planned.hide_usage else None
         self._head = b""
@@ -221,7 +223,7 @@ class Relay:
         exchange = self._exchange
         is_between_events = not self._has_written or (self._meter is not None and self._meter.is_between_events)
         if self._is_event_stream and is_between_events and (self._is_chunked or exchange.is_http10):
-            self._write(dialect.error_event(self._plan.dialect, self._plan.operation, error, exchange.request_id))
+            self._write(dialect.error_event(self._dialect, self._operation, error, exchange.request_id))
             self._settle(outcome)
             exchange.finish(keep_alive=False)
         else:
