@@ -107,7 +107,7 @@ def test_two_credentials_are_refused(ada: Person) -> None:
 
 @pytest.mark.parametrize("origin", ["http://[", "http://[::::]:1", "null", "", "://", "http://", "\x80", "http://evil.example"])
 def test_an_origin_that_is_not_ours_is_refused_whatever_it_holds(ada: Person, origin: str) -> None:
-    headers = {"origin": origin.encode("latin-1"), "sec-fetch-site": "same-origin"}
+    headers = {b"origin": origin.encode("latin-1"), b"sec-fetch-site": b"same-origin"}
     answer = ada.http.post("/api/v1/auth/sign-in", json={"email": "ada@example.com", "password": "x"}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (403, "csrf_failed")
 
