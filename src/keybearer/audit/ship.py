@@ -40,7 +40,7 @@ BATCH = 1000
 """Entries in one transaction."""
 SLICE = 50
 """Entries handled before others get their turn on the event loop: about half a millisecond."""
-ROWS = 200
+ROWS = 100
 """Rows in one statement: likewise."""
 RECENT = 20_000
 """Uses without an outcome that are remembered."""
