@@ -95,7 +95,7 @@ async def test_a_member_reads_what_they_did_and_what_was_done_with_their_keys(
     hers = await everything(log, member(ann), ALL)
     assert [row.at for row in hers] == sorted((row.at for row in hers), reverse=True)
     assert requests(hers) == ["ben1", "ann5", "ann4", "ann3", "ann2", "ann1", "ann0"]
-    assert len({row.id for row in hers}) == len(hers) == 8
+    assert len({(row.writer_id, row.seq) for row in hers}) == len(hers) == 8
     assert requests(await everything(log, member(ben), ALL)) == ["ben1", "ben0"]
     assert await everything(log, member(ben), replace(ALL, seen_by=None, user_id=ann.user_id)) == []
     assert await everything(log, member(ben), replace(ALL, seen_by=ann.user_id, request_id="ann1")) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -10,16 +9,16 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from keybearer.api.schemas import Answer, Page
+from keybearer.audit.access_log import AccessLog
 from keybearer.domain import Caller
 from keybearer.services import Services
-from keybearer.store.db import Actor
-from keybearer.store.queries import audit as audit_queries
-from keybearer.store.queries import usage as usage_queries
+from keybearer.store.queries.audit import Filter as AuditFilter
+from keybearer.usage.record import Filter, UsageRecord, UsageRecords
 
 MICRO = 1_000_000
 
 
-class AuditAnswer(BaseModel):
+class AuditAnswer(Answer):
     """One line of the access log: a use of a key, or a change to what is kept."""
 
     at: datetime
@@ -42,7 +41,7 @@ class AuditAnswer(BaseModel):
     node: str = ""
     ip: str = ""
     user_agent: str = ""
-    detail: dict[str, str] = {}
+    detail: dict[str, str]
     writer_id: UUID
     seq: int
 
@@ -91,60 +90,19 @@ class UsageSumAnswer(BaseModel):
     """Calls whose cost is not known."""
 
 
-def seen_by(caller: Caller) -> UUID | None:
-    """Return whose records the caller sees; ``None``: everybody's, for administrators."""
-    return None if caller.is_admin else caller.user_id
-
-
-def actor_of(caller: Caller) -> Actor:
-    """Return whose eyes a listing has."""
-    return Actor.user(caller.user_id, admin=caller.is_admin)
-
-
-def _of_record(record: audit_queries.Record) -> AuditAnswer:
-    line: dict[str, Any] = json.loads(record.line) if record.line else {}
-    client = line.get("client") or {}
-    return AuditAnswer(
-        at=record.at,
-        kind=record.kind,
-        action=record.action,
-        outcome=record.outcome,
-        user_id=record.user_id,
-        secret_id=record.secret_id,
-        request_id=record.request_id,
-        subject=line.get("subject", ""),
-        provider=line.get("provider", "") or line.get("detail", {}).get("provider", ""),
-        model=line.get("model", ""),
-        operation=line.get("operation", ""),
-        key_source=line.get("source", ""),
-        token_id=line.get("token_id"),
-        workflow=line.get("workflow", ""),
-        node=line.get("node", ""),
-        ip=client.get("ip", ""),
-        user_agent=client.get("user_agent", ""),
-        detail=line.get("detail", {}),
-        writer_id=record.writer_id,
-        seq=record.seq,
-    )
-
-
 async def audit_answer(services: Services, caller: Caller, *, limit: int, cursor: str | None, **wanted: Any) -> Page[AuditAnswer]:
-    """Return a page of audit records, newest first; ``wanted``: fields of ``queries.audit.Filter``."""
-    chosen = audit_queries.Filter(seen_by=seen_by(caller), **wanted)
-    async with services.db.read(actor_of(caller)) as tx:
-        found, following = await audit_queries.records(tx, chosen, cursor, limit)
-    return Page(items=[_of_record(record) for record in found], next_cursor=following)
+    """Return a page of what the caller may see of the access log; ``wanted``: fields of ``queries.audit.Filter``."""
+    found, following = await AccessLog(services.db).page(caller, AuditFilter(None, **wanted), cursor, limit)
+    return Page(items=[AuditAnswer.model_validate(access) for access in found], next_cursor=following)
 
 
 async def usage_answer(services: Services, caller: Caller, *, limit: int, cursor: str | None, **wanted: Any) -> Page[UsageAnswer]:
-    """Return a page of usage records, newest first; ``wanted``: fields of ``queries.usage.Filter``."""
-    chosen = usage_queries.Filter(seen_by=seen_by(caller), **wanted)
-    async with services.db.read(actor_of(caller)) as tx:
-        found, following = await usage_queries.records(tx, chosen, cursor, limit)
+    """Return a page of the usage the caller may see; ``wanted``: fields of ``queries.usage.Filter``."""
+    found, following = await UsageRecords(services.db).page(caller, Filter(None, **wanted), cursor, limit)
     return Page(items=[_usage(record) for record in found], next_cursor=following)
 
 
-def _usage(record: usage_queries.UsageRecord) -> UsageAnswer:
+def _usage(record: UsageRecord) -> UsageAnswer:
     values = {name: getattr(record, name) for name in UsageAnswer.model_fields if name != "cost_usd"}
     return UsageAnswer(**values, cost_usd=usd(record.cost_micro_usd))
 

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Query
 from keybearer.access import policy
 from keybearer.api.audit import aware
 from keybearer.api.authentication import CurrentCaller, CurrentServices
-from keybearer.api.records import MICRO, UsageAnswer, UsageSumAnswer, actor_of, seen_by, usage_answer
+from keybearer.api.records import MICRO, UsageAnswer, UsageSumAnswer, usage_answer
 from keybearer.api.schemas import Limit, Page
 from keybearer.domain import Scope
-from keybearer.store.queries import usage as queries
+from keybearer.usage.record import Filter, GroupBy, UsageRecords, UsageSum
 
 router = APIRouter(prefix="/usage", tags=["usage"])
 
@@ -42,19 +42,18 @@ async def summary(
     caller: CurrentCaller,
     services: CurrentServices,
     *,
-    by: queries.GroupBy = "day",
+    by: GroupBy = "day",
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> dict[str, list[UsageSumAnswer]]:
     """Sum calls by day, provider, model, secret, user, token or workflow."""
     policy.require(caller, Scope.USAGE_READ)
-    wanted = queries.Filter(seen_by=seen_by(caller), since=aware(since), until=aware(until))
-    async with services.db.read(actor_of(caller)) as tx:
-        found = await queries.summary(tx, wanted, (by,))
+    wanted = Filter(None, since=aware(since), until=aware(until))
+    found = await UsageRecords(services.db).summary(caller, (by,), wanted)
     return {"items": [_sum(one) for one in found]}
 
 
-def _sum(one: queries.UsageSum) -> UsageSumAnswer:
+def _sum(one: UsageSum) -> UsageSumAnswer:
     return UsageSumAnswer(
         key=one.group[0],
         requests=one.requests,

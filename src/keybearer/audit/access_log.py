@@ -6,7 +6,7 @@ value of a secret).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -22,29 +22,33 @@ MOST = 500
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One row of the access log. Text is empty and ids are ``None`` where a record has no such thing."""
+    """One row of the access log. Text is empty where a record has no such thing."""
 
-    id: str
-    """``<writer>:<sequence number>``: names the record for ever."""
+    writer_id: UUID
+    seq: int
+    """With ``writer_id`` it names the record for ever."""
     at: datetime
+    kind: str
+    """``use`` or ``manage``."""
     action: str
     outcome: str
     """``ok``, ``unknown`` (of a use whose end is not on record), or how it failed."""
     user_id: UUID | None
-    token_id: str
     owner_id: UUID | None
     secret_id: UUID | None
-    subject: str
-    request_id: str
-    provider: str
-    model: str
-    operation: str
-    key_source: str
-    workflow: str
-    node: str
-    ip: str
-    user_agent: str
-    detail: dict[str, str]
+    request_id: str | None
+    token_id: str | None = None
+    subject: str = ""
+    """Of a change: the id of what was changed."""
+    provider: str = ""
+    model: str = ""
+    operation: str = ""
+    key_source: str = ""
+    workflow: str = ""
+    node: str = ""
+    ip: str = ""
+    user_agent: str = ""
+    detail: dict[str, str] = field(default_factory=dict)
 
 
 class AccessLog:
@@ -70,25 +74,16 @@ def readable(record: Record) -> Access:
     """Return a record with what its line tells; a line that cannot be read (``verify`` names it) tells nothing."""
     line = record.line.encode()
     access = Access(
-        id=f"{record.writer_id}:{record.seq}",
+        writer_id=record.writer_id,
+        seq=record.seq,
         at=record.at,
+        kind=record.kind,
         action=record.action,
         outcome=record.outcome,
         user_id=record.user_id,
-        token_id="",
         owner_id=record.owner_id,
         secret_id=record.secret_id,
-        subject=str(record.secret_id or ""),
-        request_id=record.request_id or "",
-        provider="",
-        model="",
-        operation="",
-        key_source="",
-        workflow="",
-        node="",
-        ip="",
-        user_agent="",
-        detail={},
+        request_id=record.request_id,
     )
     try:
         if record.kind == "use":
@@ -121,7 +116,7 @@ def _of_change(access: Access, line: bytes) -> Access:
     client = managed.client
     return replace(
         access,
-        token_id=managed.token_id or "",
+        token_id=managed.token_id,
         subject=managed.subject,
         provider=managed.detail.get("provider", ""),
         ip=client.ip if client else "",
