@@ -62,8 +62,8 @@ def journal_lines(data_dir: Path) -> Counter[str]:
                 line = json.loads(raw)["line"]
             except ValueError:
                 continue  # the torn last line of a killed process
-            if line.get("t") == "use" or line.get("kind") == "use":
-                found[line.get("request_id") or line["r"]] += 1
+            if line["kind"] == "use":
+                found[line["request_id"]] += 1
     return found
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
+from collections.abc import Iterator
 
 import httpx2
 import pytest
@@ -100,11 +103,43 @@ def test_a_client_that_leaves_ends_the_upstream_call(world: World) -> None:
     pytest.fail("the abandoned call did not end")
 
 
+def test_a_providers_connection_test_is_a_use_on_record(world: World) -> None:
+    person = world.admin
+    secret = next(row for row in person.call("GET", "/secrets?provider=openai")["items"])
+    assert person.call("POST", "/providers/openai/test")["status"] == "ok"
+    newest = person.call("GET", f"/secrets/{secret['id']}/access-log?limit=1")["items"][0]
+    assert (newest["action"], newest["subject"], newest["provider"]) == ("secret.test", secret["id"], "openai")
+
+
 def test_the_audit_trail_verifies_and_tampering_is_found(world: World) -> None:
-    chat(world, world.token)
-    time.sleep(1)
-    done = world.server.cli("audit", "verify", "--json")
-    assert '"ok": true' in done.stdout
+    request_id = chat(world, world.token).headers["x-keybearer-request-id"]
+    deadline = time.monotonic() + 5
+    while not world.admin.call("GET", f"/audit?request_id={request_id}")["items"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert '"ok": true' in world.server.cli("audit", "verify", "--json").stdout
+    for forged, readable in (("replace(line, 'gpt-4o-mini', 'gpt-4o')", True), ("substr(line, 2)", False)):
+        with edited_line(world, request_id, forged):
+            done = world.server.cli("audit", "verify", "--json", check=False)
+            assert done.returncode == 1
+            assert '"ok": false' in done.stdout
+            assert "error: " in done.stderr
+            (row,) = world.admin.call("GET", f"/audit?request_id={request_id}")["items"]
+            assert (row["action"], bool(row["model"])) == ("secret.use", readable)
+    assert '"ok": true' in world.server.cli("audit", "verify", "--json").stdout
+
+
+@contextlib.contextmanager
+def edited_line(world: World, request_id: str, expression: str) -> Iterator[None]:
+    """The use's line as somebody with the database file changed it; put back afterwards."""
+    chosen = "where request_id = ? and kind = 'use'"
+    with contextlib.closing(sqlite3.connect(world.server.data_dir / "keybearer.db", timeout=10, isolation_level=None)) as db:
+        ((kept,),) = db.execute(f"select line from audit_record {chosen}", (request_id,))
+        db.execute(f"update audit_record set line = {expression} {chosen}", (request_id,))
+        try:
+            yield
+        finally:
+            db.execute(f"update audit_record set line = ? {chosen}", (kept, request_id))
 
 
 @pytest.mark.parametrize(

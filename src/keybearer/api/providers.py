@@ -14,7 +14,7 @@ from keybearer.api.schemas import (
     ProviderChange,
     TestAnswer,
 )
-from keybearer.api.secrets import run_test, secret_bytes, tuples
+from keybearer.api.secrets import secret_bytes, test_stored, tuples
 from keybearer.domain import Scope
 from keybearer.vault.providers import NewProvider
 
@@ -95,4 +95,5 @@ async def test_provider(provider_id: str, caller: CurrentCaller, services: Curre
     policy.require(caller, Scope.SECRETS_USE)
     provider = await services.providers.find(caller, provider_id)
     (credential, *_) = await services.resolver.resolve(caller.user_id, caller.token_id, provider, "")
-    return await run_test(services, provider, credential.value, credential.egress)
+    await services.secrets.note_test(caller, credential)
+    return await test_stored(services, provider, credential)

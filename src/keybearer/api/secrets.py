@@ -24,7 +24,7 @@ from keybearer.api.schemas import (
     UnsavedSecretTest,
 )
 from keybearer.catalog import Provider
-from keybearer.domain import Scope, Secret, SecretBytes, SecretType
+from keybearer.domain import Credential, Scope, Secret, SecretBytes, SecretType
 from keybearer.gateway import probe
 from keybearer.gateway.egress import egress_set
 from keybearer.services import Services
@@ -134,17 +134,23 @@ async def test_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentS
     """Test a stored secret with the provider's cheap call."""
     credential = await services.secrets.credential(caller, secret_id)
     provider = await services.providers.find(caller, credential.provider)
-    answer = await run_test(services, provider, credential.value, credential.egress)
-    if answer.status in {"ok", "invalid"}:
-        state: State = "ok" if answer.status == "ok" else "failed"
-        await services.secrets.mark(secret_id, credential.secret_version, state, "" if state == "ok" else answer.message)
-    return answer
+    return await test_stored(services, provider, credential)
 
 
 @router.post("/{secret_id}/confirm-egress")
 async def confirm_egress(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
     """Let the secret go where its provider is now: the owner's consent after a base URL was changed."""
     return answer_of(await services.secrets.confirm_egress(caller, secret_id))
+
+
+async def test_stored(services: Services, provider: Provider, credential: Credential) -> TestAnswer:
+    """Test a stored key, whose use is on record, and keep what the provider says of it."""
+    answer = await run_test(services, provider, credential.value, credential.egress)
+    if answer.status in {"ok", "invalid"}:
+        state: State = "ok" if answer.status == "ok" else "failed"
+        reason = "" if state == "ok" else answer.message
+        await services.secrets.mark(credential.secret_id, credential.secret_version, state, reason)
+    return answer
 
 
 async def run_test(services: Services, provider: Provider, value: SecretBytes, egress: Iterable[str]) -> TestAnswer:

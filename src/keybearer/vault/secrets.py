@@ -191,6 +191,13 @@ class Secrets:
                 await self._record(tx, caller, "secret.test", row, provider=row.provider)
             return credential_of(row, value, KeySource.SYSTEM if row.owner_id == SYSTEM_OWNER_ID else KeySource.USER)
 
+    async def note_test(self, caller: Caller, credential: Credential) -> None:
+        """Record that a resolved key is about to be tested. Raises ``Unavailable``: then it must not leave."""
+        detail = (("provider", credential.provider),)
+        record = ManagementRecord("secret.test", caller, str(credential.secret_id), owner=credential.owner, detail=detail)
+        async with self._db.write(actor_of(caller)) as tx:
+            await management.record(self._db, tx, record)
+
     async def mark(self, secret_id: UUID, version: int, state: State, reason: str = "") -> bool:
         """Note what became of a value in use: ``failed``, ``unreadable``, or ``ok`` again; whether that was news.
 
