@@ -1,8 +1,8 @@
 """The composition root: what is built, in which order, and what a first run does.
 
-``prepare``  once per start, before anything is bound: data directory, root key, migration, proof that the key is right
+``prepare``  once per start: data directory, root key, migration, proof that the key is right, port, set-up link
 ``create``   the ASGI application of one worker process; uvicorn calls it
-``serve``    prepare, bind, print, run
+``serve``    prepare, print, run
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from keybearer.config import Fallback, RootKeyProvider, Settings
 from keybearer.crypto.keyring import Keyring, has_root_key
 from keybearer.crypto.kms import Wrapper, env, file
 from keybearer.crypto.memory import forbid_core_dumps
-from keybearer.errors import OperatorError, RootKeyError, SettingsInvalid
+from keybearer.errors import OperatorError, RootKeyError, SettingsInvalid, Unavailable
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.gateway.protocol import GatewayProtocol
@@ -49,7 +49,7 @@ from keybearer.vault.resolve import Resolver
 from keybearer.vault.secrets import Secrets
 
 DRAIN_SECONDS = 30
-"""How long a stopping server lets answers under way finish."""
+"""How long uvicorn waits for answers under way; the gateway has cut off its own by then (``gateway.limits``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,8 @@ class Start:
     """What the start found or made: what the banner tells."""
 
     settings: Settings
+    """With the port that was bound."""
+    listener: socket.socket
     setup_token: str
     """Empty once an administrator exists."""
 
@@ -96,19 +98,25 @@ def check_available(settings: Settings) -> None:
 
 
 async def prepare(settings: Settings) -> Start:
-    """Do what must be right before a port is bound, in this order. Raises ``OperatorError`` and changes nothing further."""
+    """Do what must be right before anything is served, in this order. Raises ``OperatorError`` and changes nothing further.
+
+    The set-up link comes last: making one ends the one before, which a server that is running may have printed.
+    """
     check_available(settings)
+    check_bind(settings)
     make_data_dir(settings.data_dir)
     wrapper = await root_key_wrapper(settings)
     await migrate(settings.sqlalchemy_url, settings.database_direct_url)
-    db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
+        stack.push_async_callback(db.close)
         keyring = await Keyring.open(db, wrapper)
         users = Users(db, keyring, sessions_of(settings, db, keyring))
-        setup_token = "" if await users.has_admin() else await users.issue_setup_link()
-    finally:
-        await db.close()
-    return Start(settings, setup_token)
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(bind(settings))
+            setup_token = "" if await users.has_admin() else await users.issue_setup_link()
+            undo.pop_all()
+    return Start(settings.model_copy(update={"port": listener.getsockname()[1]}), listener, setup_token)
 
 
 # ---- one worker process ----------------------------------------------------------------------------------------------
@@ -141,6 +149,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         stack.push_async_callback(upstream.close)
         credentials = Credentials(db, feed, tokens, providers, resolver)
+        stack.callback(credentials.close)
         stack.callback(credentials.close)
         await feed.start()
         stack.push_async_callback(feed.stop)
@@ -201,7 +210,8 @@ def create(settings: Settings | None = None) -> FastAPI:
                 stop.set()
                 await working
                 await priced
-                await services.shipper.ship_once()
+                with contextlib.suppress(Unavailable):  # then the next start ships what is left
+                    await services.shipper.ship_once()
 
     app = FastAPI(
         title="Keybearer",
@@ -246,7 +256,7 @@ def check_bind(settings: Settings) -> None:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Bind the listening socket; a taken port is told before anything else starts."""
+    """Bind the listening socket. Raises ``OperatorError`` where the port is taken."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048, reuse_port=False)
@@ -277,15 +287,13 @@ def banner(start: Start) -> str:
 
 
 def serve(settings: Settings) -> None:
-    """Run the server until SIGINT or SIGTERM. Raises ``OperatorError`` before anything is bound where something is wrong."""
-    check_bind(settings)
+    """Run the server until SIGINT or SIGTERM. Raises ``OperatorError`` before anything is served where something is wrong."""
     forbid_core_dumps()
     start = asyncio.run(prepare(settings))
-    with bind(settings) as listener:
-        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-        print(banner(replace(start, settings=settings)), flush=True)  # noqa: T201  # what the command is for
+    with start.listener:
+        print(banner(start), flush=True)  # noqa: T201  # what the command is for
         configure_logging(settings.log_level, as_json=settings.log_json)
-        run_workers(settings, listener)
+        run_workers(start.settings, start.listener)
 
 
 def run_workers(settings: Settings, listener: socket.socket) -> None:

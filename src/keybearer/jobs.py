@@ -1,6 +1,6 @@
 """What a server process does besides answering: loops that outlive their failures and stop when told.
 
-A job that fails is logged once and tried again at its next turn; it never ends the process.
+A job that fails is tried again at its next turn and never ends the process. That it fails is logged once, and that it works again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from keybearer.errors import KeybearerError
 from keybearer.services import Services
 from keybearer.store import changes
 
@@ -45,11 +46,17 @@ async def run(jobs: tuple[Job, ...], stop: asyncio.Event) -> None:
 async def _loop(job: Job, stop: asyncio.Event) -> None:
     failing = False
     while not stop.is_set():
+        was_failing, failing = failing, True
         try:
             await job.turn()
             failing = False
-        except Exception as error:  # noqa: BLE001  # a named boundary: log once, try again at the next turn
-            log.log(30 if failing else 40, "job failed", job=job.name, error=type(error).__name__, reason=str(error))
-            failing = True
+            if was_failing:
+                log.info("job works again", job=job.name)
+        except KeybearerError as error:
+            if not was_failing:
+                log.warning("job failed", job=job.name, code=error.code, reason=error.message)
+        except Exception:  # a named boundary: a mistake of ours ends this turn, not the job
+            if not was_failing:
+                log.exception("job failed", job=job.name)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), job.every)

@@ -110,6 +110,7 @@ def test_a_taken_port_is_told(data_dir: Path) -> None:
         assert done.returncode == 1
         assert "--port" in done.stderr
         assert httpx2.get(f"{server.url}/healthz").json() == {"status": "ok"}
+        servers.set_up(server)  # the link that the running server printed is still good
 
 
 def test_wrong_settings_name_the_variable_and_not_its_value(data_dir: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.plane.conftest import CHAT, PROMPT, House, Opener
 from tests.plane.wire import Received, fixed, until
 
+from keybearer.app import DRAIN_SECONDS
 from keybearer.gateway.limits import Limits
 
 API = b"GET /api HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -333,6 +334,10 @@ async def test_at_shutdown_answers_under_way_are_finished_and_idle_connections_c
         assert answer.body == b"data: \n" * 5
         assert await busy.is_closed()
         assert [answer.status for answer in await api.reader.all()] == [200]  # the one behind may be repeated elsewhere
+
+
+def test_answers_are_ended_before_the_server_stops_waiting_for_them() -> None:
+    assert Limits().shutdown_seconds + 2 * Limits().sweep_seconds < DRAIN_SECONDS
 
 
 async def test_at_shutdown_a_stream_without_end_is_ended_with_an_error_event(open_house: Opener) -> None:

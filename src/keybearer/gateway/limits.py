@@ -24,8 +24,8 @@ class Limits:
     linger_seconds: float = 3.0
     """After an early answer, how long the rest of a request is read and thrown away, lest a reset swallow the answer."""
     linger_bytes: int = 4 * 2**20
-    shutdown_seconds: float = 30.0
-    """At shutdown, how long answers in flight may go on."""
+    shutdown_seconds: float = 25.0
+    """At shutdown, how long answers in flight may go on: less than the server waits, so that they are ended and not just lost."""
     sweep_seconds: float = 0.5
     """How often deadlines are looked at: they are late by at most this."""
     hold_seconds: float = 10.0
