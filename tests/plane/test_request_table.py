@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -192,6 +193,36 @@ async def test_every_malformed_or_ambiguous_request_gets_its_right_answer(house:
     assert house.app.seen == []
     assert house.provider.received == []
     assert house.lines() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("/v1/chat/completions", {"error"}),
+        ("/v1/messages", {"type", "error", "request_id"}),
+        ("/v1beta/models/gemini-2.5-flash:generateContent", {"error"}),
+        ("/api/v1/secrets", {"type", "title", "status", "detail", "code", "hint"}),
+    ],
+)
+@pytest.mark.parametrize(
+    "wrong", ["Host: a\r\nHost: b\r\n\r\n", "Host: a\r\nX: a\x01b\r\n\r\n", "Host: a\r\nX: " + "a" * 70_000 + "\r\n\r\n"]
+)
+async def test_a_head_that_is_refused_is_answered_in_the_shape_of_what_was_called(
+    house: House, path: str, shape: set[str], wrong: str
+) -> None:
+    found = await house.ask(f"POST {path} HTTP/1.1\r\n{wrong}".encode())
+    assert set(json.loads(found.body)) == shape
+    assert found["content-type"] == ("application/problem+json" if "title" in shape else "application/json")
+    assert (found["x-keybearer-request-id"] is not None) == ("error" in shape)
+    if "gemini" in path:
+        assert json.loads(found.body)["error"]["status"] == "INVALID_ARGUMENT"
+
+
+async def test_what_follows_a_gateway_request_and_is_no_http_is_no_gateway_request(house: House) -> None:
+    connection = await house.connect()
+    await connection.send(house.request() + b"\x16\x03\x01 what is this\r\n\r\n")
+    assert (await connection.answer()).status == 200
+    assert json.loads((await connection.answer()).body)["title"] == "Bad Request"
 
 
 @pytest.mark.parametrize("piece", [1, 7])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from keybearer.errors import KeybearerError
+from keybearer.gateway import dialect
 from keybearer.gateway.fields import Headers
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -44,12 +46,20 @@ def error_headers(error: KeybearerError, content_type: bytes) -> Headers:
     return headers
 
 
+def dialect_error(error: KeybearerError, name: str, request_id: str, default_headers: Headers) -> bytes:
+    """An error in a dialect's shape, for gateway requests whose head is refused; the connection ends."""
+    status, content_type, body = dialect.error_body(name, error, request_id)
+    receipt = b"x-keybearer-request-id: %b\r\n" % request_id.encode("ascii")
+    return answer(status, default_headers + error_headers(error, content_type), body, receipt, keep_alive=False)
+
+
 def problem(error: KeybearerError, default_headers: Headers, *, is_head: bool = False) -> bytes:
-    """An error as problem details (RFC 9457), for requests that are no gateway request or cannot be read; the connection ends."""
+    """An error as problem details (RFC 9457), as ``api.problems`` writes them, for all other requests; the connection ends."""
     detail = {
         "type": "about:blank",
-        "title": error.message,
+        "title": HTTPStatus(error.status).phrase,
         "status": error.status,
+        "detail": error.message,
         "code": error.code,
         "hint": error.hint,
     }

@@ -26,10 +26,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from keybearer.errors import InvalidRequest, KeybearerError, Overloaded, RequestTimeout, TooLarge
-from keybearer.gateway.answer import problem
+from keybearer.gateway.answer import dialect_error, problem
 from keybearer.gateway.exchange import Exchange
 from keybearer.gateway.fields import Fields, Headers
-from keybearer.gateway.plan import is_gateway_path
+from keybearer.gateway.plan import dialect_of, is_gateway_path
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.request import Head, read_head
 from keybearer.gateway.turns import AsgiTurn, Http10Cycle, Refusal, Turn
@@ -147,7 +147,7 @@ class GatewayProtocol(HttpToolsProtocol):
             if self.receiving is not None:
                 self.fail_receiving(RequestTimeout("The body did not arrive in time."))
             elif self.is_in_head and not self.turns:
-                self._refuse(RequestTimeout("The headers did not arrive in time."))
+                self._refuse(RequestTimeout("The headers did not arrive in time."), self.url)
             elif not self.turns:
                 self.transport.close()
 
@@ -167,7 +167,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if self.is_in_head:
             if self.raw_bytes > _READ_BYTES or self._head_is_too_large():
-                self._refuse(_head_too_large(self.plane.limits.head_bytes))
+                self._refuse(_head_too_large(self.plane.limits.head_bytes), self.url)
         elif self.receiving is not None:
             self._on_partial_body(len(data))
         elif self.is_discarding:
@@ -204,7 +204,7 @@ class GatewayProtocol(HttpToolsProtocol):
         elif self.turns and not self.is_in_head and self._is_last_queued:
             self.is_stopped = True
         else:
-            self._refuse(InvalidRequest("This is not well-formed HTTP."))
+            self._refuse(InvalidRequest("This is not well-formed HTTP."), self.url if self.is_in_head else b"")
 
     def _discard(self, data: bytes) -> None:
         self.discarded += len(data)
@@ -218,15 +218,20 @@ class GatewayProtocol(HttpToolsProtocol):
         if turn is not None:
             turn.on_malformed(error)
 
-    def _refuse(self, error: KeybearerError) -> None:
-        """Answer a head that is not acted on, after the answers before it; nothing more is read."""
+    def _refuse(self, error: KeybearerError, target: bytes) -> None:
+        """Answer a head that is not acted on, after the answers before it; nothing more is read. ``target``: as far as known."""
         self.is_stopped = True
         self.is_in_head = False
-        self._enqueue(Refusal(self, problem(error, self.default_headers())))
+        if is_gateway_path(target):
+            headers = [(name.lower(), value) for name, value in self.headers]
+            refusal = dialect_error(error, dialect_of(target, headers), self.plane.request_id(), self.default_headers())
+        else:
+            refusal = problem(error, self.default_headers())
+        self._enqueue(Refusal(self, refusal))
 
     def send_400_response(self, msg: str) -> None:
         """The base's answer to malformed input, which would write out of turn. Nothing here calls it."""
-        self._refuse(InvalidRequest(msg))
+        self._refuse(InvalidRequest(msg), b"")
 
     # --- the parser's callbacks -----------------------------------------------------------------------------------------
 
@@ -263,7 +268,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self.fields = head.fields
             turn = self._turn_for(head)
         except KeybearerError as error:
-            self._refuse(error)
+            self._refuse(error, self.url)
             raise _StopParsing from None
         self._is_last_queued = not head.fields.keep_alive
         self.receiving = turn
