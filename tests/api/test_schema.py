@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from schemathesis.checks import not_a_server_error
 from tests.support import server as servers
 from tests.support.server import ROOT, Person
 
-schema = schemathesis.openapi.from_path(ROOT / "docs" / "openapi.json").exclude(path_regex="/auth/|/me/password|/me/sessions/")
+DESCRIPTION = ROOT / "docs" / "openapi.json"
+schema = schemathesis.openapi.from_path(DESCRIPTION).exclude(path_regex="/auth/|/me/password|/me/sessions/")
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +46,10 @@ def test_no_request_makes_the_server_fail(admin: Person, case: schemathesis.Case
     headers = {"authorization": admin.http.headers["authorization"]}
     answer = case.call(base_url=admin.server.url, headers=headers)
     case.validate_response(answer, checks=[not_a_server_error])
+
+
+def test_lists_are_pages_but_for_those_of_providers() -> None:
+    paths = json.loads(DESCRIPTION.read_text(encoding="utf-8"))["paths"]
+    answers = {path: kinds["get"]["responses"].get("200", {}) for path, kinds in paths.items() if "get" in kinds}
+    arrays = {path for path, answer in answers.items() if '"type": "array"' in json.dumps(answer)}
+    assert {path for path in arrays if not path.startswith("/api/v1/providers")} <= {"/api/v1/usage/summary"}

@@ -7,15 +7,16 @@ from uuid import UUID
 from fastapi import APIRouter
 
 from keybearer.api.authentication import CurrentCaller, CurrentServices
-from keybearer.api.schemas import Account, AccountChange, NewAccount
+from keybearer.api.schemas import Account, AccountChange, NewAccount, Page
 
 router = APIRouter(prefix="/users", tags=["users"])
 
 
 @router.get("")
-async def list_users(caller: CurrentCaller, services: CurrentServices) -> list[Account]:
+async def list_users(caller: CurrentCaller, services: CurrentServices) -> Page[Account]:
     """List the accounts."""
-    return [Account.model_validate(user) for user in await services.users.list(caller)]
+    found = await services.users.list(caller)
+    return Page(items=[Account.model_validate(user) for user in found], next_cursor=None)
 
 
 @router.post("", status_code=201)
