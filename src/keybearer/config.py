@@ -55,10 +55,10 @@ class Settings(BaseSettings):
     port: int = Field(8787, ge=0, le=65535, description="Port to bind; 0 picks a free one.")
     workers: int = Field(1, ge=1, le=64, description="Worker processes. More than one wants PostgreSQL.")
     database_url: str = Field(
-        "", description="`postgresql+psycopg://…` for the runtime role; empty: SQLite in the data directory."
+        "", repr=False, description="`postgresql+psycopg://…` for the runtime role; empty: SQLite in the data directory."
     )
     database_direct_url: str = Field(
-        "", description="PostgreSQL as the owner role, not through a pooler: for migrations and LISTEN."
+        "", repr=False, description="PostgreSQL as the owner role, not through a pooler: for migrations and LISTEN."
     )
     root_key: SecretStr | None = Field(
         None, description="32 bytes as base64, base64url or hex, for `KEYBEARER_ROOT_KEY_PROVIDER=env`."

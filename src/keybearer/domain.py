@@ -131,6 +131,8 @@ class Caller:
     token_id: str | None = None
     session_id: UUID | None = None
     client: Client = Client()
+    allowed_providers: frozenset[str] | None = None
+    """Providers that the token may use; ``None``: all."""
 
     @property
     def is_admin(self) -> bool:

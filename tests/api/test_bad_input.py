@@ -126,3 +126,19 @@ def test_a_token_may_do_what_its_scopes_say_and_no_more(ada: Person) -> None:
     minting = servers.program(ada.server, ada.token("minting", ("tokens:write", "secrets:use")))
     answer = minting.http.post("/api/v1/tokens", json={"name": "more", "scopes": ["secrets:write"]})
     assert answer.status_code == 403
+
+
+def test_a_connection_test_is_a_use_and_keeps_to_the_tokens_and_the_secrets_limits(ada: Person) -> None:
+    mine = ada.add_key("openai", KEY, name="limited", allowed_tokens=["aaaaaaaaaaaa"])
+    scopes = ("secrets:use", "secrets:write")
+    elsewhere = servers.program(ada.server, ada.token("elsewhere", scopes, allowed_providers=["anthropic"]))
+    anywhere = servers.program(ada.server, ada.token("anywhere", scopes))
+    for person, path, body, code in (
+        (elsewhere, f"/secrets/{mine['id']}/test", None, "provider_not_allowed"),
+        (elsewhere, "/secrets/test", {"provider": "openai", "value": KEY}, "provider_not_allowed"),
+        (elsewhere, "/providers/openai/test", None, "provider_not_allowed"),
+        (anywhere, f"/secrets/{mine['id']}/test", None, "forbidden"),
+    ):
+        answer = person.http.post(f"/api/v1{path}", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, code), path
+    ada.call("DELETE", f"/secrets/{mine['id']}")

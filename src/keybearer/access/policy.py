@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from ipaddress import ip_address, ip_network
 
 from keybearer.domain import MEMBER_SCOPES, Caller, Client, Grant, Role, Scope
-from keybearer.errors import AddressRefused, Forbidden, ScopeMissing
+from keybearer.errors import AddressRefused, Forbidden, ProviderNotAllowed, ScopeMissing
 from keybearer.store.db import Actor
 
 READ_SECRETS = (Scope.SECRETS_USE, Scope.SECRETS_READ, Scope.SECRETS_WRITE)
@@ -37,10 +38,29 @@ def require_person(caller: Caller) -> None:
         raise Forbidden("An access token may not do this.", hint="Sign in to the console.")
 
 
+def require_provider(caller: Caller, provider: str) -> None:
+    """Raise ``ProviderNotAllowed`` where the caller is a token that may not use ``provider``: a connection test is a use."""
+    if caller.allowed_providers is not None and provider not in caller.allowed_providers:
+        raise ProviderNotAllowed
+
+
+def require_among(caller: Caller, tokens: Collection[str] | None) -> None:
+    """Raise ``Forbidden`` where the caller is a token and a secret's ``allowed_tokens`` do not hold it."""
+    if caller.token_id is not None and tokens is not None and caller.token_id not in tokens:
+        raise Forbidden("The secret may not be used with this access token.", hint="Change the secret's allowed tokens.")
+
+
 def caller_of_grant(grant: Grant, client: Client) -> Caller:
     """The caller behind a verified token. Raises ``AddressRefused`` where it may not be used from ``client``."""
     check_address(grant, client.ip)
-    return Caller(grant.user_id, grant.role, grant.scopes, token_id=grant.token_id, client=client)
+    return Caller(
+        grant.user_id,
+        grant.role,
+        grant.scopes,
+        token_id=grant.token_id,
+        client=client,
+        allowed_providers=grant.allowed_providers,
+    )
 
 
 def check_address(grant: Grant, ip: str) -> None:

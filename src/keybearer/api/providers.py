@@ -94,6 +94,7 @@ async def test_provider(provider_id: str, caller: CurrentCaller, services: Curre
     """Test the connection with the key that a call would use."""
     policy.require(caller, Scope.SECRETS_USE)
     provider = await services.providers.find(caller, provider_id)
+    policy.require_provider(caller, provider.name)
     (credential, *_) = await services.resolver.resolve(caller.user_id, caller.token_id, provider, "")
     await services.secrets.note_test(caller, credential)
     return await test_stored(services, provider, credential)

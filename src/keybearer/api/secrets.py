@@ -105,6 +105,7 @@ async def test_unsaved(body: UnsavedSecretTest, caller: CurrentCaller, services:
     """Test a value before it is saved, with the provider's cheap call."""
     policy.require(caller, Scope.SECRETS_WRITE)
     provider = await services.providers.find(caller, body.provider)
+    policy.require_provider(caller, provider.name)
     return await run_test(services, provider, secret_bytes(body.value), egress_set(provider))
 
 
@@ -132,6 +133,9 @@ async def delete_secret(secret_id: UUID, caller: CurrentCaller, services: Curren
 @router.post("/{secret_id}/test")
 async def test_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> TestAnswer:
     """Test a stored secret with the provider's cheap call."""
+    secret = await services.secrets.get(caller, secret_id)
+    policy.require_provider(caller, secret.provider)
+    policy.require_among(caller, secret.allowed_tokens)
     credential = await services.secrets.credential(caller, secret_id)
     provider = await services.providers.find(caller, credential.provider)
     return await test_stored(services, provider, credential)
