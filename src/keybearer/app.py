@@ -14,7 +14,7 @@ import ipaddress
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -300,13 +300,18 @@ def banner(start: Start) -> str:
     return "\n".join(lines)
 
 
-def serve(settings: Settings) -> None:
-    """Run the server until SIGINT or SIGTERM. Raises ``OperatorError`` before anything is served where something is wrong."""
+def serve(settings: Settings, bound: Callable[[str], None] | None = None) -> None:
+    """Run the server until SIGINT or SIGTERM; ``bound`` is told its URL once the port is known.
+
+    Raises ``OperatorError`` before anything is served where something is wrong.
+    """
     forbid_core_dumps()
     start = asyncio.run(prepare(settings))
     with start.listener:
         print(banner(start), flush=True)  # noqa: T201  # what the command is for
         configure_logging(settings.log_level, as_json=settings.log_json)
+        if bound is not None:
+            bound(public_url(start.settings))
         run_workers(start.settings, start.listener)
 
 

@@ -43,7 +43,6 @@ def run(host: str | None, port: int | None, data_dir: Path) -> None:
     provider = start_provider()
     settings = config.load(host=host, port=port, data_dir=data_dir, egress_allow=provider.removeprefix("http://"))
     password, token = asyncio.run(fill(settings, provider))
-    server = threading.Thread(target=use, args=(settings, token), daemon=True)
     say(f"A mock provider plays OpenAI, Anthropic and Gemini at {provider}.")
     say(
         f"Sign in as {EMAIL} with the password {password}"
@@ -51,8 +50,7 @@ def run(host: str | None, port: int | None, data_dir: Path) -> None:
         else f"Sign in as {EMAIL} with the password of the first run."
     )
     say(f"An access token for the gateway: {token}\n")
-    server.start()
-    app.serve(settings)
+    app.serve(settings, lambda url: threading.Thread(target=use, args=(url, token), daemon=True).start())
 
 
 def start_provider() -> str:
@@ -98,9 +96,8 @@ async def store_samples(operator: Operator, caller: Caller, provider: str) -> No
         await vault.create(caller, NewSecret(provider=name, name="demo", value=value, tags=("demo",), save_anyway=True))
 
 
-def use(settings: Settings, token: str) -> None:
+def use(url: str, token: str) -> None:
     """Make a few calls once the server answers, so that the log and the usage have something to show."""
-    url = app.public_url(settings)
     with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=10) as client:
         for _ in range(100):
             try:
