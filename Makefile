@@ -44,7 +44,7 @@ docs: setup
 	$(BIN)/python .ci/docs.py
 
 test: gates tests/browser/node_modules/.stamp
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: setup
 	$(BIN)/python -m bench

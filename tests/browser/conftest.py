@@ -35,8 +35,9 @@ def unpacked() -> Path:
         return executable
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """A browser for one file: Playwright keeps an event loop running, beside which no async test can run."""
     executable = unpacked()
     arguments = [*ARGUMENTS, "--no-sandbox"] if os.geteuid() == 0 else ARGUMENTS
     libraries: dict[str, str | float | bool] = {**os.environ, "LD_LIBRARY_PATH": str(CACHE / "al2023" / "lib")}

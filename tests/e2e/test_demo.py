@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def try_out(data_dir: Path) -> int:
             assert line, text + log.read_text()
             text += line
         url, token = re.search(r"gateway\s+(\S+?)/v1", text), re.search(r"kb_\w+", text)
-        assert url and token, text
+        assert url is not None, text
+        assert token is not None, text
         try:
             return recorded(url.group(1), token.group(0), data_dir)
         finally:
@@ -42,13 +44,9 @@ def recorded(url: str, token: str, data_dir: Path) -> int:
     """Call until the server answers; then wait for the sample calls and this one to be on record."""
     deadline, answered = time.monotonic() + 30, False
     while time.monotonic() < deadline:
-        try:
-            answered = (
-                answered
-                or httpx2.post(f"{url}/v1/chat/completions", json=CHAT, headers={"authorization": f"Bearer {token}"}).is_success
-            )
-        except httpx2.TransportError:
-            pass
+        with contextlib.suppress(httpx2.TransportError):
+            headers = {"authorization": f"Bearer {token}"}
+            answered = answered or httpx2.post(f"{url}/v1/chat/completions", json=CHAT, headers=headers).is_success
         listed = subprocess.run(
             [sys.executable, "-m", "keybearer", "audit", "verify", "--json"],
             env=servers.environment(data_dir), capture_output=True, text=True, timeout=60, check=True,
