@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -97,6 +98,21 @@ async def test_links_that_are_none(world: World) -> None:
     for token in ("", "x", "\x00", "\ud800", "x" * 100_000):
         with pytest.raises(LinkInvalid):
             await redeem(world, token)
+
+
+async def test_a_link_written_into_the_database_is_none(world: World, tamper: Tamper) -> None:
+    """Whoever can write rows but has no root key does not become an administrator by it."""
+    boss = await world.person("boss", Role.ADMIN)
+    await tamper(sa.update(user).where(user.c.id == boss.user_id).values(role="member"))
+    now = datetime.now(UTC)
+    forged = hashlib.sha256(b"kbtest-forged").digest()
+    await tamper(
+        sa.insert(one_time_link).values(
+            token_hash=forged, purpose="setup", expires_at=now + timedelta(hours=1), used_at=None, created_at=now
+        )
+    )
+    with pytest.raises(LinkInvalid):
+        await redeem(world, "kbtest-forged", "eve@example.com")
 
 
 async def test_guessing_links_is_slowed(world: World) -> None:

@@ -124,6 +124,7 @@ GOOD = {
         + b"Trailer: x\r\nTE: x\r\n"
         + b"Set-Cookie: a=b\r\nset-cookie2: a=b\r\nX-Hop: 1\r\nx-hop: 2\r\nX-Keybearer-Request-Id: forged\r\nX-KEYBEARER-X: y\r\n"
         + b"Alt-Svc: h3\r\nStrict-Transport-Security: max-age=1\r\nClear-Site-Data: *\r\n"
+        + b"X-Accel-Redirect: /internal/backup\r\nX-SendFile: /etc/passwd\r\nX-Accel-Expires: 3600\r\n"
         + b"X-Request-ID: req_1\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n",
         headers=[(b"x-request-id", b"req_1"), (b"content-type", b"text/plain"), (b"content-length", b"0")],
     ),

@@ -255,7 +255,9 @@ _DROPPED = frozenset(
     # who the client is, and where it thinks it is: no provider's business
     b"forwarded via x-real-ip x-client-ip x-cluster-client-ip true-client-ip x-original-forwarded-for "
     b"cf-connecting-ip cf-connecting-ipv6 cf-ipcountry cf-ray cf-visitor fastly-client-ip cdn-loop "
-    b"x-envoy-external-address x-original-url x-rewrite-url x-original-host x-host".split()
+    b"x-envoy-external-address x-original-url x-rewrite-url x-original-host x-host "
+    # another method than the one that was checked: Google's APIs follow it
+    b"x-http-method-override x-http-method x-method-override".split()
 )
 _DROPPED_PREFIXES = (b"x-keybearer-", b"x-forwarded-", b"proxy-")
 _USUAL_NAME = 64

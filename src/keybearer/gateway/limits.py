@@ -37,8 +37,9 @@ class Limits:
     """Requests that may wait behind the one being answered on the same connection."""
     queued_bytes: int = 64 * 1024
     """Body bytes of waiting requests from which on the connection is read no further."""
-    api_body_bytes: int = 16 * 2**20
-    """Largest request body outside the gateway's paths."""
+    api_body_bytes: int = 512 * 1024
+    """Largest request body outside the gateway's paths. It is decoded before anybody knows who sends it: of 16 MB of brackets
+    Python made half a gigabyte of lists, and every stream stood still for seconds. A secret has 64 kB, its JSON at most six times."""
 
 
 class BodyBudget:

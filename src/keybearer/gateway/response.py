@@ -49,7 +49,14 @@ _ORIGIN_WIDE = frozenset(
         b"report-to",
     }
 )
-_SPECIAL = _HOP_BY_HOP | _ORIGIN_WIDE | {b"content-length"}
+# Orders to a proxy or web server in front of us, which takes them for ours: to serve a file or an internal address of its own, or
+# to keep the answer. nginx, Apache, lighttpd, LiteSpeed, Perlbal; shared caches (RFC 9213). X-Accel-Buffering is harmless and wanted.
+_TO_PROXIES = frozenset(
+    b"x-accel-redirect x-accel-expires x-accel-charset x-accel-limit-rate x-sendfile x-sendfile2 x-lighttpd-send-file "
+    b"x-lighttpd-send-tempfile x-litespeed-location x-litespeed-cache-control x-litespeed-cache x-reproxy-url x-reproxy-file "
+    b"x-reproxy-expected-size surrogate-control cdn-cache-control".split()
+)
+_SPECIAL = _HOP_BY_HOP | _ORIGIN_WIDE | _TO_PROXIES | {b"content-length"}
 _USUAL_OPTIONS = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,\s])timeout=(\d{1,6})", re.IGNORECASE)
 _VERSION, _VERSIONS = b"HTTP/1.", frozenset({"1.1", "1.0"})

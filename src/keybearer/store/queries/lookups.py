@@ -39,7 +39,7 @@ async def user_by_email(tx: AsyncConnection, email: str) -> sa.Row[Any] | None:
 
 
 async def link_by_hash(tx: AsyncConnection, token_hash: bytes) -> sa.Row[Any] | None:
-    """Find a one-time link by its token's SHA-256, used and expired ones too: all its columns."""
+    """Find a one-time link by its token's keyed hash, used and expired ones too: all its columns."""
     link = schema.one_time_link
     return await _one(tx, "keybearer_link_by_hash", token_hash, sa.select(link).where(link.c.token_hash == token_hash))
 
