@@ -142,7 +142,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         tokens = Tokens(db, keyring)
         sessions = sessions_of(settings, db, keyring)
         secrets = Secrets(db, keyring, catalog)
-        providers = Providers(db, catalog, policy, secrets, settings.fallback.value)
+        providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
         resolver = Resolver(db, keyring, secrets, settings.fallback.value)
         upstream = Upstream(
             policy,

@@ -70,13 +70,13 @@ class World:
         """The same deployment with KEYBEARER_FALLBACK set."""
         return replace(
             self,
-            providers=Providers(self.db, Catalog.load(), EgressPolicy(), self.secrets, fallback),
+            providers=Providers(self.db, self.keyring, Catalog.load(), EgressPolicy(), self.secrets, fallback),
             resolver=Resolver(self.db, self.keyring, self.secrets, fallback),
         )
 
     def allowing(self, *allow: str) -> World:
         """The same deployment with KEYBEARER_EGRESS_ALLOW set."""
-        return replace(self, providers=Providers(self.db, Catalog.load(), EgressPolicy(allow), self.secrets))
+        return replace(self, providers=Providers(self.db, self.keyring, Catalog.load(), EgressPolicy(allow), self.secrets))
 
 
 async def world_on(db: Database, root_key: bytes = b"") -> World:
@@ -92,6 +92,6 @@ async def world_on(db: Database, root_key: bytes = b"") -> World:
         sessions,
         Tokens(db, keyring),
         secrets,
-        Providers(db, Catalog.load(), EgressPolicy(), secrets),
+        Providers(db, keyring, Catalog.load(), EgressPolicy(), secrets),
         Resolver(db, keyring, secrets),
     )

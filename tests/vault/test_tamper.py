@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,10 +11,12 @@ import sqlalchemy as sa
 from tests.support.tamper import Tamper
 from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value
 
-from keybearer.domain import Caller, Role, Secret
-from keybearer.errors import EgressRefused, KeybearerError, KeyMissing, KeyUnreadable, NotFound
+from keybearer.catalog import with_base_url
+from keybearer.domain import SYSTEM_OWNER_ID, Caller, Role, Secret
+from keybearer.errors import EgressRefused, KeybearerError, KeyMissing, KeyUnreadable, NotFound, ProviderUnknown
 from keybearer.store.db import Actor
 from keybearer.store.schema import owner_key, provider, secret, secret_version
+from keybearer.vault.providers import NewProvider
 from keybearer.vault.secrets import NewSecret
 
 NEW = NewSecret("openai", value(OPENAI_KEY))
@@ -108,11 +111,16 @@ async def test_a_provider_moved_in_the_database_gets_no_key(world: World, tamper
     made = await world.secrets.create(ada, NEW)
     await world.providers.update(admin, "openai", {"base_url": "https://api.openai.com/v1"})
     await tamper(sa.update(provider).values(base_url="https://evil.example"))
+    # The row counts for nothing, so keys entered from now on do not go there either.
     openai = (await world.providers.registry(ada.user_id)).get("openai")
-    assert openai.base_url == "https://evil.example"
+    assert openai.base_url == "https://api.openai.com"
+    second = await world.secrets.create(ada, replace(NEW, name="second", value=value(OTHER_OPENAI_KEY)))
+    assert second.egress == ("https://api.openai.com:443",)
+    await world.secrets.delete(ada, second.id)
+    # Nor does a moved provider with the secret's own list widened to match.
+    openai = with_base_url(openai, "https://evil.example")
     with pytest.raises(EgressRefused):
         await world.resolver.resolve(ada.user_id, None, openai, "gpt-5")
-    # Nor with the secret's own list widened to match.
     await tamper(sa.update(secret).values(egress=[EVIL]))
     with pytest.raises(KeyUnreadable):
         await world.resolver.resolve(ada.user_id, None, openai, "gpt-5")
@@ -120,10 +128,27 @@ async def test_a_provider_moved_in_the_database_gets_no_key(world: World, tamper
     await tamper(sa.update(secret).values(state="ok"))
     with pytest.raises(KeyUnreadable):
         await world.secrets.update(ada, made.id, {"fetchable": True})
-    await tamper(sa.update(provider).values(base_url="https://api.openai.com"))
     await tamper(sa.update(secret).values(egress=[EVIL], fetchable=True))
     mended = await world.secrets.update(ada, made.id, {"value": value(OTHER_OPENAI_KEY)})
     assert (mended.egress, mended.fetchable) == (("https://api.openai.com:443",), False)
+    # An administrator's next edit is one that counts again.
+    shown = await world.providers.update(admin, "openai", {"base_url": "https://proxy.example"})
+    assert shown.base_url == "https://proxy.example"
+
+
+async def test_a_custom_provider_edited_or_inserted_in_the_database_is_none(world: World, tamper: Tamper) -> None:
+    ada = await world.person("ada")
+    made = await world.providers.create(ada, NewProvider("mine", "https://llm.example"))
+    row: dict[str, Any] = {"base_url": "https://llm.example", "auth_style": "bearer", "auth_header": "authorization"}
+    for edited in ({"base_url": "https://evil.example"}, {"auth_header": "x-other"}, {"owner_id": SYSTEM_OWNER_ID}):
+        await tamper(sa.update(provider).values(**edited))
+        with pytest.raises(ProviderUnknown):
+            await world.providers.get(ada, "mine")
+        await tamper(sa.update(provider).values(**row, owner_id=ada.user_id))
+        assert (await world.providers.get(ada, "mine")).id == made.id
+    await tamper(sa.update(provider).values(id=uuid4(), name="theirs"))
+    with pytest.raises(ProviderUnknown):
+        await world.providers.get(ada, "theirs")
 
 
 async def test_an_earlier_envelope_put_back_opens_nothing(world: World, tamper: Tamper) -> None:

@@ -16,6 +16,7 @@ from keybearer.errors import EnvelopeError
 TOKEN = "access_token"  # noqa: S105  # a table's name
 SESSION = "session"
 USER = "user_account"
+PROVIDER = "provider"
 
 
 def token_fields(row: Any) -> tuple[RowField, ...]:
@@ -44,6 +45,11 @@ def session_fields(
 def user_fields(user_id: UUID, role: str, is_active: bool) -> tuple[RowField, ...]:  # noqa: FBT001  # a column's value
     """What an account may do. Its password hash needs no MAC: it is peppered with the account's id and a sealed key."""
     return (user_id, role, bool(is_active))
+
+
+def provider_fields(row: Any) -> tuple[RowField, ...]:
+    """All of a provider that says where keys go, and how. A key entered from now on is bound to it."""
+    return (row.id, row.owner_id, row.name, bool(row.is_predefined), row.base_url, row.auth_style, row.auth_header)
 
 
 def strings(value: Any) -> tuple[str, ...]:

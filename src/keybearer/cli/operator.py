@@ -43,7 +43,7 @@ class Operator:
         catalog = Catalog.load()
         secrets = Secrets(self.db, self.keyring, catalog)
         egress = EgressPolicy(self.settings.egress_allow)
-        return Providers(self.db, catalog, egress, secrets, self.settings.fallback.value), secrets
+        return Providers(self.db, self.keyring, catalog, egress, secrets, self.settings.fallback.value), secrets
 
     def caller(self, user: User) -> Caller:
         """Act in a person's name, with what that person may do."""

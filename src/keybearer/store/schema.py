@@ -183,6 +183,7 @@ provider = sa.Table(
     sa.Column("base_url", sa.Text, nullable=False),
     sa.Column("auth_style", sa.String(16), nullable=False, comment="bearer, header or none"),
     sa.Column("auth_header", sa.String(64), nullable=False),
+    sa.Column("mac", sa.LargeBinary, nullable=False),
     _created(),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
     sa.UniqueConstraint("owner_id", "name"),

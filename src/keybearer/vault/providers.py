@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keybearer.access import policy
+from keybearer.access import macs, policy
 from keybearer.access.attempts import attempt, taken
 from keybearer.access.fields import NAME_LIMIT, Fields
 from keybearer.audit import management
 from keybearer.catalog import Catalog, Provider, Registry, custom, with_base_url
 from keybearer.catalog.registry import check_model_name
+from keybearer.crypto.keyring import Keyring
 from keybearer.domain import (
     SYSTEM_OWNER,
     SYSTEM_OWNER_ID,
@@ -55,9 +57,16 @@ class Providers:
     """Shows, makes and changes providers and their models; see the module."""
 
     def __init__(
-        self, db: Database, catalog: Catalog, policy: EgressPolicy, secrets: Secrets, fallback: str = NO_FALLBACK
+        self,
+        db: Database,
+        keyring: Keyring,
+        catalog: Catalog,
+        policy: EgressPolicy,
+        secrets: Secrets,
+        fallback: str = NO_FALLBACK,
     ) -> None:
         self._db = db
+        self._keyring = keyring
         self._catalog = catalog
         self._policy = policy
         self._secrets = secrets
@@ -66,7 +75,7 @@ class Providers:
     async def registry(self, user_id: UUID) -> Registry:
         """What a person's calls can name."""
         async with self._db.read(Actor.user(user_id)) as tx:
-            return await registry.load(tx, self._catalog, user_id)
+            return await registry.load(tx, self._keyring, self._catalog, user_id)
 
     async def list(self, caller: Caller) -> list[ProviderView]:
         """All providers the caller can name: the predefined ones in the catalogue's order, then custom ones by name."""
@@ -99,8 +108,8 @@ class Providers:
             async with self._db.write(self._actor(caller)) as tx:
                 if made.name in (await self._seen(tx, caller)).registry.providers:
                     raise Conflict("A provider of this name exists already.")
-                columns = {"id": provider_id, "owner_id": owner.id, "name": made.name, "is_predefined": False}
-                await rows.insert(tx, columns | columns_of(made) | {"created_at": now, "updated_at": now})
+                columns = self._row(provider_id, owner.id, made)
+                await rows.insert(tx, columns | {"created_at": now, "updated_at": now})
                 await rows.insert_models(tx, _model_rows(owner.id, made.name, new.models, now))
                 await self._note(tx, caller, "provider.create", (str(provider_id), owner), name=made.name, base_url=made.base_url)
                 key = {"base_url": new.base_url, "api_key": new.api_key, "save_anyway": new.save_anyway}
@@ -198,7 +207,8 @@ class Providers:
     async def _seen(self, tx: AsyncConnection, caller: Caller) -> Seen:
         owners = registry.owners_of(caller.user_id)
         providers, models = await rows.of_owners(tx, owners), await rows.models_of_owners(tx, owners)
-        return Seen(registry.build(self._catalog, providers, models, caller.user_id), providers, models)
+        ours = registry.written_here(self._keyring, providers)
+        return Seen(registry.build(self._catalog, ours, models, caller.user_id), providers, models)
 
     async def _keys(self, tx: AsyncConnection, caller: Caller) -> Keys:
         now = datetime.now(UTC)
@@ -248,10 +258,9 @@ class Providers:
             fields.check()
             after = custom(provider.name, **new, models=(), owner_id=owner.id)
         check_base_url(self._policy, after.base_url, admin_defined=owner == SYSTEM_OWNER)
-        columns = columns_of(after) | {"updated_at": now}
+        columns = self._row(uuid4() if row is None else row.id, owner.id, after) | {"updated_at": now}
         if row is None:
-            columns |= {"id": uuid4(), "owner_id": owner.id, "name": provider.name, "is_predefined": True, "created_at": now}
-            await rows.insert(tx, columns)
+            await rows.insert(tx, columns | {"created_at": now})
         else:
             await rows.update(tx, owner.id, row.id, columns)
         subject = provider.name if provider.is_predefined else str(row.id)
@@ -264,6 +273,12 @@ class Providers:
             base_url=after.base_url,
             fields=" ".join(sorted(changed)),
         )
+
+    def _row(self, provider_id: UUID, owner_id: UUID, provider: Provider) -> dict[str, Any]:
+        """The columns of a provider, its MAC last."""
+        columns: dict[str, Any] = {"id": provider_id, "owner_id": owner_id, "name": provider.name}
+        columns |= {"is_predefined": provider.is_predefined, **columns_of(provider)}
+        return columns | {"mac": self._keyring.row_mac(macs.PROVIDER, *macs.provider_fields(SimpleNamespace(**columns)))}
 
     def _may_change(self, caller: Caller, provider: Provider) -> Owner:
         """Whose the provider is, if the caller may change it. Raises ``Forbidden``."""

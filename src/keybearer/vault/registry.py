@@ -1,4 +1,7 @@
-"""The providers that an owner can name now: the catalogue, the administrators' edits and additions, the owner's own."""
+"""The providers that an owner can name now: the catalogue, the administrators' edits and additions, the owner's own.
+
+Rows that were not written here count for nothing: an address put into the database would be where the next key entered goes.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,38 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keybearer.access import macs
 from keybearer.catalog import Catalog, Model, Provider, Registry, custom, with_base_url, with_models
+from keybearer.crypto.keyring import Keyring
 from keybearer.domain import SYSTEM_OWNER_ID
+from keybearer.errors import EnvelopeError
 from keybearer.store.queries import providers as rows
 
+log = structlog.get_logger(__name__)
 
-async def load(tx: AsyncConnection, catalog: Catalog, owner_id: UUID) -> Registry:
+
+async def load(tx: AsyncConnection, keyring: Keyring, catalog: Catalog, owner_id: UUID) -> Registry:
     """The registry of an owner; the system's own has nothing of any person's."""
     owners = owners_of(owner_id)
-    return build(catalog, await rows.of_owners(tx, owners), await rows.models_of_owners(tx, owners), owner_id)
+    known = written_here(keyring, await rows.of_owners(tx, owners))
+    return build(catalog, known, await rows.models_of_owners(tx, owners), owner_id)
+
+
+def written_here(keyring: Keyring, provider_rows: Iterable[Any]) -> list[Any]:
+    """The rows whose MAC is right; the others are logged."""
+    return [row for row in provider_rows if _is_ours(keyring, row)]
+
+
+def _is_ours(keyring: Keyring, row: Any) -> bool:
+    try:
+        keyring.check_row_mac(bytes(row.mac), macs.PROVIDER, *macs.provider_fields(row))
+    except EnvelopeError:
+        log.warning("a provider was changed outside Keybearer and is not used: look at the database's own logs", id=str(row.id))
+        return False
+    return True
 
 
 def owners_of(owner_id: UUID) -> tuple[UUID, ...]:

@@ -84,6 +84,7 @@ class Secrets:
     def __init__(self, db: Database, keyring: Keyring, catalog: Catalog) -> None:
         self._db = db
         self._catalog = catalog
+        self._keyring = keyring
         self._sealer = Sealer(keyring)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:
@@ -169,7 +170,7 @@ class Secrets:
             now = datetime.now(UTC)
             async with self._db.write(actor_of(caller)) as tx:
                 row = await self._own(tx, caller, secret_id)
-                known = provider_named(await registry.load(tx, self._catalog, row.owner_id), row.provider)
+                known = provider_named(await registry.load(tx, self._keyring, self._catalog, row.owner_id), row.provider)
                 egress = egress_for(known)
                 value = await self._sealer.open(tx, row)
                 await self._reseal(tx, row, value, egress, fetchable=row.fetchable)
@@ -218,7 +219,7 @@ class Secrets:
 
         ``rebind``: the caller has named the provider's address along with the value, which is bound to it.
         """
-        known = provider_named(await registry.load(tx, self._catalog, caller.user_id), provider)
+        known = provider_named(await registry.load(tx, self._keyring, self._catalog, caller.user_id), provider)
         found = await rows.named(tx, caller.user_id, provider, known.secret_type.value, DEFAULT_NAME)
         if found is None:
             new = NewSecret(provider, value, save_anyway=save_anyway)
@@ -229,7 +230,7 @@ class Secrets:
 
     async def _insert(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret) -> Secret:
         now = datetime.now(UTC)
-        draft = checked_draft(await registry.load(tx, self._catalog, owner.id), self._catalog, new, now)
+        draft = checked_draft(await registry.load(tx, self._keyring, self._catalog, owner.id), self._catalog, new, now)
         secret_id, egress = uuid4(), egress_for(draft.provider)
         columns = {
             "id": secret_id,
@@ -255,7 +256,7 @@ class Secrets:
         self, tx: AsyncConnection, caller: Caller, row: Any, fields: Mapping[str, Any], *, rebind: bool = False
     ) -> Secret:
         now = datetime.now(UTC)
-        known = (await registry.load(tx, self._catalog, row.owner_id)).providers.get(row.provider)
+        known = (await registry.load(tx, self._keyring, self._catalog, row.owner_id)).providers.get(row.provider)
         change = checked_changes(known, self._catalog, row, fields, now)
         columns = change.columns | {"updated_at": now}
         if change.value is not None:

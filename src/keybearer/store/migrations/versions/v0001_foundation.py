@@ -168,6 +168,7 @@ def _registry() -> None:
         sa.Column("base_url", sa.Text(), nullable=False),
         sa.Column("auth_style", sa.String(16), nullable=False),
         sa.Column("auth_header", sa.String(64), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("updated_at", TIME, nullable=False),
         sa.ForeignKeyConstraint(["owner_id"], ["owner.id"], name="fk_provider_owner_id_owner", ondelete="CASCADE"),
