@@ -158,7 +158,8 @@ async def test_stored(services: Services, provider: Provider, credential: Creden
 
 
 async def run_test(services: Services, provider: Provider, value: SecretBytes, egress: Iterable[str]) -> TestAnswer:
-    """Run the connection test on the same path as real use."""
+    """Run the connection test on the same path as real use, frozen like it. Raises ``Frozen``."""
+    await services.credentials.check_not_frozen()
     found = await probe.probe(services.upstream, provider, value, egress)
     return TestAnswer(status=found.status, latency_ms=found.latency_ms, models=list(found.models), message=found.message)
 
@@ -168,6 +169,7 @@ async def access_log(
     secret_id: UUID, caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
 ) -> Page[AuditAnswer]:
     """List who used or changed this secret, newest first."""
+    policy.require(caller, Scope.AUDIT_READ)
     await services.secrets.get(caller, secret_id)
     return await audit_answer(services, caller, limit=limit, cursor=cursor, secret_id=secret_id)
 
@@ -177,5 +179,6 @@ async def usage(
     secret_id: UUID, caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
 ) -> Page[UsageAnswer]:
     """List what this secret was used for and what it cost, newest first."""
+    policy.require(caller, Scope.USAGE_READ)
     await services.secrets.get(caller, secret_id)
     return await usage_answer(services, caller, limit=limit, cursor=cursor, secret_id=secret_id)

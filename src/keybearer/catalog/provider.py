@@ -21,6 +21,12 @@ DIALECTS: Final = (OPENAI, ANTHROPIC, GEMINI)
 AuthStyle = Literal["bearer", "header", "none"]
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110, section 5.6.2: token
+# A key in one of these would frame the request or choose its host (RFC 9110, section 7.6.1; RFC 9112, section 6).
+_NOT_FOR_KEYS: Final = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect"}
+    | {"accept-encoding", "content-type", "content-encoding", "range"}
+    | {"x-http-method-override", "x-http-method", "x-method-override"}
+)
 _BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,=:@-]+)*/?")
 _DOT_SEGMENT: Final = re.compile(r"/\.{1,2}(?:/|$)")
 _PROVIDER_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -142,6 +148,8 @@ def custom(
         wrong.append(FieldError("auth_style", "one of bearer, header and none"))
     if auth_style == "header" and not _HEADER_NAME.fullmatch(auth_header):
         wrong.append(FieldError("auth_header", "not a header name"))
+    elif auth_style == "header" and auth_header.lower() in _NOT_FOR_KEYS:
+        wrong.append(FieldError("auth_header", "a header that steers the connection, which no key goes in"))
     if wrong:
         raise Invalid(fields=tuple(wrong))
     auth = Auth(auth_style, "authorization" if auth_style == "bearer" else auth_header.lower())  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from keybearer.access import tokens as access_tokens
 from keybearer.access.tokens import Tokens
 from keybearer.catalog import Provider, Registry
 from keybearer.domain import Credential, Grant, SecretBytes
-from keybearer.errors import KeybearerError, KeyMissing, KeyUnreadable, ModelNotAllowed, Overloaded, Unavailable
+from keybearer.errors import Frozen, KeybearerError, KeyMissing, KeyUnreadable, ModelNotAllowed, Overloaded, Unavailable
 from keybearer.gateway.client_address import Network
 from keybearer.gateway.egress import origin_of, require_bound
 from keybearer.gateway.fields import CREDENTIAL_NAMES
@@ -223,6 +223,13 @@ class Credentials:
             made.until = min(made.until, admission.until)
 
         await self._fill((admission.digest, wanted), _Fill(grant.token_id, grant.user_id), read, install)
+
+    async def check_not_frozen(self) -> None:
+        """For what uses a key outside the gateway's paths. Raises ``Frozen``."""
+        if self._frozen is None:
+            await self.fill_frozen()
+        if self._frozen:
+            raise Frozen
 
     async def fill_frozen(self) -> None:
         """Read whether the deployment is frozen."""

@@ -7,6 +7,7 @@ Models can be added to any provider, for oneself or (an administrator) for every
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -51,6 +52,9 @@ MODELS_LIMIT = 500
 """Models one owner may add to one provider."""
 CHANGEABLE = frozenset({"name", "display_name", "base_url", "auth_style", "auth_header", "models", "api_key", "save_anyway"})
 _DISPLAY_LIMIT = 200
+_SUBJECT = re.compile(r"[a-z0-9._-]+")
+_SUBJECT_LIMIT = 36
+"""Characters of an id; keys are longer."""
 
 
 class Providers:
@@ -123,7 +127,7 @@ class Providers:
         A new base URL widens no secret's egress set. Raises ``ProviderUnknown``, ``Invalid`` and its kinds, ``ScopeMissing``,
         ``Forbidden`` (of a predefined provider only administrators change the base URL, and nobody anything else).
         """
-        async with attempt(self._db, "provider.update", caller, key[:64]):
+        async with attempt(self._db, "provider.update", caller, self._nameable(key)):
             given = {name: value for name, value in fields.items() if value is not None and value != ""}
             _check_names(given)
             async with self._db.write(self._actor(caller)) as tx:
@@ -142,7 +146,7 @@ class Providers:
 
         Raises ``ProviderUnknown``, ``Forbidden`` (predefined, or another's), ``ScopeMissing``.
         """
-        async with attempt(self._db, "provider.delete", caller, key[:64]):
+        async with attempt(self._db, "provider.delete", caller, self._nameable(key)):
             policy.require(caller, Scope.PROVIDERS_WRITE)
             async with self._db.write(self._actor(caller)) as tx:
                 seen = await self._seen(tx, caller)
@@ -190,7 +194,7 @@ class Providers:
 
     async def delete_model(self, caller: Caller, model_id: str) -> None:
         """Delete a model that was added: one's own, or (administrators) the system's. Raises ``NotFound``, ``ScopeMissing``."""
-        async with attempt(self._db, "model.delete", caller, model_id[:64]):
+        async with attempt(self._db, "model.delete", caller, self._nameable(model_id)):
             policy.require(caller, Scope.MODELS_WRITE)
             owners = (caller.user_id, SYSTEM_OWNER_ID) if caller.is_admin else (caller.user_id,)
             async with self._db.write(self._actor(caller)) as tx:
@@ -273,6 +277,10 @@ class Providers:
             base_url=after.base_url,
             fields=" ".join(sorted(changed)),
         )
+
+    def _nameable(self, key: str) -> str:
+        """What a caller calls a provider or model, as it may stand in a record for ever: nothing that may be a key."""
+        return key if len(key) <= _SUBJECT_LIMIT and _SUBJECT.fullmatch(key) and not self._catalog.detect(key) else ""
 
     def _row(self, provider_id: UUID, owner_id: UUID, provider: Provider) -> dict[str, Any]:
         """The columns of a provider, its MAC last."""
