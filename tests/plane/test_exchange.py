@@ -135,6 +135,8 @@ Accept-Encoding: gzip, br
 TE: trailers
 Keep-Alive: timeout=5
 CF-Connecting-IP: 1.2.3.4
+X-HTTP-Method-Override: DELETE
+X-Method-Override: GET
 X-Secret-Hop: 1
 Connection: keep-alive, X-Secret-Hop""".splitlines()
     dropped.append(f"X-Api-Key: {house.token}")
