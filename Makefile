@@ -51,7 +51,7 @@ bench: setup
 
 lock: $(VENV)/.stamp
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 requirements/tools.in -o requirements/tools.txt
-	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml --extra server --group dev -o requirements/dev.txt
+	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml --extra server --extra aws --extra gcp --group dev -o requirements/dev.txt
 
 clean:
 	rm -rf $(VENV) .cache tests/browser/node_modules .pytest_cache .mypy_cache .ruff_cache
