@@ -34,7 +34,7 @@ def settings_page() -> str:
 
 def cli_page() -> str:
     """Build the command reference from the commands themselves."""
-    root = typer.main.get_command(cli.app)
+    root = typer.main.get_command(cli.commands())
     return GENERATED + "# Command line\n\n" + "\n".join(_commands(root, "keybearer")) + "\n"
 
 

@@ -51,6 +51,8 @@ from keybearer.vault.secrets import Secrets
 
 COLLECT_AFTER = (20_000, 20, 100)
 """The collector's thresholds while serving: net new objects, then rounds of the younger generation."""
+SETTLE_AFTER = 0.5
+"""Seconds after which a process that serves goes through its memory once."""
 DRAIN_SECONDS = 30
 """How long uvicorn waits for answers under way; the gateway has cut off its own by then (``gateway.limits``)."""
 
@@ -89,7 +91,9 @@ async def root_key_wrapper(settings: Settings) -> Wrapper:
     if settings.root_key_provider is not RootKeyProvider.FILE:
         message = f"The root key provider '{settings.root_key_provider.value}' is not available in this version."
         raise SettingsInvalid(message, hint="Use 'file' or 'env'.")
-    return file.obtain(settings.root_key_path, may_create=not await has_root_key(settings.sqlalchemy_url))
+    path = settings.root_key_path
+    # The database is asked only where no file is there: opening it takes a part of every start.
+    return file.obtain(path, may_create=not path.exists() and not await has_root_key(settings.sqlalchemy_url))
 
 
 def check_available(settings: Settings) -> None:
@@ -201,10 +205,12 @@ def create(settings: Settings | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        priced = asyncio.create_task(asyncio.to_thread(prices.load))  # meanwhile the database is waited for
         async with open_services(settings) as services:
+            await priced
             app.state.services = services
             stop = asyncio.Event()
-            settled = asyncio.create_task(settle())
+            settled = asyncio.create_task(settle(stop))
             working = asyncio.create_task(jobs.run(jobs.jobs_of(services), stop))
             try:
                 yield {"services": services}
@@ -228,13 +234,15 @@ def create(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-async def settle() -> None:
-    """What can wait until the process serves: compile the prices, then take what stays for good out of the collector's rounds.
+async def settle(stop: asyncio.Event) -> None:
+    """What can wait until the process serves: take what stays for good out of the collector's rounds.
 
     A full collection over the some 300,000 objects of a started process takes about 50 ms, in which nothing is relayed. Requests
     leave no reference cycles, so the collector may look seldom.
     """
-    await asyncio.to_thread(prices.load)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), SETTLE_AFTER)
+        return
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)

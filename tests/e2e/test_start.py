@@ -11,7 +11,13 @@ import time
 from pathlib import Path
 
 import httpx2
+from tests.e2e.conftest import settle
 from tests.support import server as servers
+from tests.support.provider import Provider
+
+BOUND_S = 2.0
+"""A second start is ready before this."""
+STARTS = 5
 
 
 def refused(data_dir: Path, *arguments: str, **settings: str) -> str:
@@ -44,13 +50,30 @@ def test_second_start_is_quick_and_keeps_everything(data_dir: Path) -> None:
         person = servers.set_up(server)
         secret = person.add_key("openai", "sk-kbtest-0123456789abcdefghijklmnop")
         assert server.stop() in {0, -15}
-    began = time.monotonic()
-    with servers.running(data_dir) as server:
-        took = time.monotonic() - began
-        person = servers.sign_in(server, "ada@example.com")
-        assert [row["id"] for row in person.call("GET", "/secrets")["items"]] == [secret["id"]]
-        assert "set up" not in server.banner
-    assert took < 10, "a start far beyond its bound of 2 s (benchmarks measure the bound itself)"
+    # The best of several starts: a machine that is busy with something else takes from single ones, seldom from all.
+    best = float("inf")
+    for _ in range(STARTS):
+        began = time.monotonic()
+        with servers.running(data_dir) as server:
+            best = min(best, time.monotonic() - began)
+            person = servers.sign_in(server, "ada@example.com")
+            assert [row["id"] for row in person.call("GET", "/secrets")["items"]] == [secret["id"]]
+            assert "set up" not in server.banner
+        if best < BOUND_S:
+            break
+    assert best < BOUND_S
+
+
+def test_the_first_call_after_a_start_has_its_price(data_dir: Path, provider: Provider) -> None:
+    with servers.running(data_dir, egress_allow="127.0.0.1") as server:
+        token = settle(server, provider).token
+    with servers.running(data_dir, egress_allow="127.0.0.1") as server, servers.program(server, token).http as http:
+        body = {"model": "openai/gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
+        request_id = http.post("/v1/chat/completions", json=body).headers["x-keybearer-request-id"]
+        shipped = servers.until(
+            lambda: http.get("/api/v1/usage", params={"request_id": request_id}), lambda answer: bool(answer.json()["items"])
+        )
+        assert shipped.json()["items"][0]["cost_usd"] > 0
 
 
 def test_a_lost_root_key_refuses_to_start_and_makes_no_new_one(data_dir: Path) -> None:

@@ -34,6 +34,7 @@ from keybearer.gateway.upstream import Upstream
 from keybearer.store import changes
 from keybearer.store.changes import Feed
 from keybearer.store.db import Actor, Database
+from keybearer.usage import prices
 
 USER = UUID(int=7)
 KEY = "sk-kbtest-0123456789abcdefghijklmnopqrstuvwxyz"
@@ -256,6 +257,7 @@ def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
     ) -> AsyncIterator[House]:
         home = tmp_path / uuid4().hex
         home.mkdir()
+        prices.load()  # as a server does before it serves
         async with AsyncExitStack() as stack:
             if world is not None:
                 db = world.db

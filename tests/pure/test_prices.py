@@ -22,6 +22,11 @@ OURS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini", "x-ai"
 TEXT = {"input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok", "output_reasoning_mtok"}
 
 
+@pytest.fixture(autouse=True)
+def _loaded() -> None:
+    prices.load()
+
+
 def _models() -> list[tuple[str, str, str]]:
     """Every model of our providers that has a price for text, by a name that the list knows it under."""
     return [
@@ -139,13 +144,15 @@ def test_cached_tokens_never_exceed_what_was_given() -> None:
 def test_invented_models_do_not_fill_memory() -> None:
     for number in range(5_000):
         cost_micro_usd("openai", f"invented-{number}", Usage(1, 1), NOW)
-    assert len(prices._book()._models) <= 4_096
+    assert len(prices._loaded[0]._models) <= 4_096
 
 
-def test_nothing_is_loaded_before_it_is_asked_for() -> None:
+def test_nothing_is_loaded_before_it_is_asked_for_and_no_calculation_waits_for_it() -> None:
     code = (
-        "import sys; import keybearer.usage.prices as p; assert 'genai_prices' not in sys.modules;"
-        "p.load(); assert 'genai_prices.data' in sys.modules"
+        "import sys; from datetime import UTC, datetime; import keybearer.usage.prices as p; from keybearer.domain import Usage;"
+        "cost = lambda: p.cost_micro_usd('openai', 'gpt-4o-mini', Usage(1_000, 10), datetime.now(UTC));"
+        "assert cost() is None; assert 'genai_prices' not in sys.modules;"
+        "p.load(); assert 'genai_prices.data' in sys.modules; assert cost() > 0"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 

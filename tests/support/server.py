@@ -62,7 +62,9 @@ class Server:
 
 def environment(data_dir: Path, **settings: str) -> dict[str, str]:
     """The environment of a server under test: nothing of the machine's own Keybearer settings."""
-    base = {name: value for name, value in os.environ.items() if not name.startswith("KEYBEARER_")}
+    # Nor to compile everything anew at each start: `make serve` does not, either.
+    unwanted = ("KEYBEARER_", "PYTHONDONTWRITEBYTECODE")
+    base = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     given = {f"KEYBEARER_{name.upper()}": value for name, value in settings.items()}
     return base | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", "KEYBEARER_DATA_DIR": str(data_dir)} | given
 

@@ -16,15 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from importlib import import_module
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.errors import TrustLost
-from keybearer.store import engine as engines
 from keybearer.store.db import Actor, Database
 from keybearer.store.schema import change
 
@@ -217,12 +216,8 @@ class Feed:
 
     async def _listen(self) -> None:
         """Wake the poll where PostgreSQL says that there is something. Failing costs nothing but time: polling goes on."""
-        _, url = engines.parse(self._db.direct_url)
-        dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        # Imported by name, here: it brings PostgreSQL's driver, a part of every start that SQLite does not need.
+        listen = import_module("keybearer.store.notifications").listen
         while True:
-            with suppress(psycopg.Error, OSError):
-                async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=5) as connection:
-                    await connection.execute(f"LISTEN {CHANNEL}")
-                    async for _ in connection.notifies():
-                        self._wake.set()
+            await listen(self._db.direct_url, CHANNEL, self._wake.set)
             await asyncio.sleep(_LISTEN_RETRY_S)
