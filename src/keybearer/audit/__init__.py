@@ -16,5 +16,7 @@ Terms
 ``batch``       what entries mean for the database (pure)
 ``ship``        moving entries to the database, each exactly once
 ``verify``      proving that nothing is missing, changed or reordered
+``merkle``      the tree over all entries, its tiles and proofs (pure)
+``notes``       signed checkpoints (pure)
 ``access_log``  what a caller may read of it
 """
