@@ -29,15 +29,19 @@ from keybearer.access.sessions import Sessions
 from keybearer.access.tokens import Tokens
 from keybearer.access.users import Users
 from keybearer.audit.journal import Journal
+from keybearer.audit.publish import CheckpointFile
+from keybearer.audit.seal import Sealer
+from keybearer.audit.seal import Target as CheckpointTarget
 from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog
 from keybearer.config import Fallback, RootKeyProvider, Settings
 from keybearer.crypto.keyring import Keyring, has_root_key
 from keybearer.crypto.kms import Wrapper, env, file
 from keybearer.crypto.memory import forbid_core_dumps
-from keybearer.errors import OperatorError, RootKeyError, SettingsInvalid, Unavailable
+from keybearer.errors import Invalid, KeybearerError, OperatorError, RootKeyError, SettingsInvalid
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.egress import EgressPolicy
+from keybearer.gateway.post import PostTarget
 from keybearer.gateway.protocol import GatewayProtocol
 from keybearer.gateway.upstream import Upstream
 from keybearer.services import ServerOptions, Services
@@ -167,6 +171,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             keyring=keyring,
             journal=journal,
             shipper=shipper,
+            sealer=Sealer(db, keyring, checkpoint_target(settings, upstream)),
             catalog=catalog,
             users=Users(db, keyring, sessions),
             sessions=sessions,
@@ -177,6 +182,19 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             credentials=credentials,
             upstream=upstream,
         )
+
+
+def checkpoint_target(settings: Settings, upstream: Upstream) -> CheckpointTarget | None:
+    """Where checkpoints are pushed, if anywhere. Raises ``SettingsInvalid``."""
+    where = settings.audit_checkpoints
+    if not where:
+        return None
+    if "://" not in where:
+        return CheckpointFile(Path(where))
+    try:
+        return PostTarget(upstream, where)
+    except Invalid as error:
+        raise SettingsInvalid(f"KEYBEARER_AUDIT_CHECKPOINTS is neither a file nor a URL: {error.message}") from None
 
 
 def sessions_of(settings: Settings, db: Database, keyring: Keyring) -> Sessions:
@@ -218,8 +236,10 @@ def create(settings: Settings | None = None) -> FastAPI:
                 stop.set()
                 await working
                 await settled
-                with contextlib.suppress(Unavailable):  # then the next start ships what is left
+                with contextlib.suppress(KeybearerError):  # then the next start ships and seals what is left
                     await services.shipper.ship_once()
+                    await services.sealer.turn()
+                    await services.sealer.release()
 
     app = FastAPI(
         title="Keybearer",

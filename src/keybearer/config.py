@@ -83,6 +83,11 @@ class Settings(BaseSettings):
         Durability.JOURNAL,
         description="What a use survives before the key leaves: `journal` a killed process, `fsync` power loss, `database` the machine.",
     )
+    audit_checkpoints: str = Field(
+        "",
+        repr=False,
+        description="Where signed checkpoints of the audit trail go: a file to append to, or an `https://` URL to post to.",
+    )
     outage_grace: float = Field(
         0.0, ge=0, le=3600, description="Seconds for which cached keys serve on without a database; delays revocation by as much."
     )

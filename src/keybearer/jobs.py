@@ -32,6 +32,7 @@ def jobs_of(services: Services) -> tuple[Job, ...]:
     """The jobs of one process. Each is safe to run in every process at once."""
     return (
         Job("ship the journal", 0.25, services.shipper.ship_once),
+        Job("seal the audit trail", 10.0, services.sealer.turn),
         Job("prune changes", 3600.0, lambda: changes.prune(services.db)),
     )
 

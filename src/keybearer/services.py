@@ -8,6 +8,7 @@ from keybearer.access.sessions import Sessions
 from keybearer.access.tokens import Tokens
 from keybearer.access.users import Users
 from keybearer.audit.journal import Journal
+from keybearer.audit.seal import Sealer
 from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog
 from keybearer.crypto.keyring import Keyring
@@ -45,6 +46,7 @@ class Services:
     keyring: Keyring
     journal: Journal
     shipper: Shipper
+    sealer: Sealer
     catalog: Catalog
     users: Users
     sessions: Sessions

@@ -62,6 +62,16 @@ def test_any_flipped_bit_is_found(signer: Signer) -> None:
             notes.opened(text, signer.verifier)
 
 
+def test_a_signature_has_one_spelling(signer: Signer) -> None:
+    note = signer.sign(Checkpoint(LOG, 7, bytes(32)).text)
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = note[-3]
+    assert note.endswith("=\n")
+    for spare in range(1, 4):
+        with pytest.raises(NoteError):
+            notes.opened(f"{note[:-3]}{alphabet[alphabet.index(last) ^ spare]}=\n", signer.verifier)
+
+
 def test_another_key_and_another_log_are_told_apart(signer: Signer) -> None:
     note = signer.sign(Checkpoint(LOG, 7, bytes(32)).text)
     with pytest.raises(NoteError, match="not signed with this key"):

@@ -89,7 +89,32 @@ audit_record    nobody               i:abcsx
 audit_record    a                    r:ax i:abcsx
 audit_record    a with system keys   r:ax i:abcsx
 audit_record    admin c              r:abcsx. i:abcsx
-audit_record    system               r:abcsx. i:abcsx.
+audit_record    system               r:abcsx. i:abcsx. u:abcsx. m:abcsx.
+audit_tree      nobody
+audit_tree      a
+audit_tree      a with system keys
+audit_tree      admin c
+audit_tree      system               r:. i:. u:.
+audit_tile      nobody
+audit_tile      a
+audit_tile      a with system keys
+audit_tile      admin c
+audit_tile      system               r:. i:. u:.
+audit_run       nobody
+audit_run       a
+audit_run       a with system keys
+audit_run       admin c
+audit_run       system               r:. i:.
+audit_sealed    nobody
+audit_sealed    a
+audit_sealed    a with system keys
+audit_sealed    admin c
+audit_sealed    system               r:. i:. u:.
+audit_note      nobody
+audit_note      a
+audit_note      a with system keys
+audit_note      admin c
+audit_note      system               r:. i:.
 usage_record    nobody
 usage_record    a                    r:ax
 usage_record    a with system keys   r:ax

@@ -67,6 +67,11 @@ def key_of(table: str, label: str) -> dict[str, Any]:
         "secret_version": {"secret_id": _id("secret", label), "version": 1},
         "audit_writer": {"id": MANAGEMENT if label == "m" else PROCESS},
         "audit_record": {"writer_id": PROCESS if label == "." else MANAGEMENT, "seq": ord(label)},
+        "audit_tree": {"singleton": 1},
+        "audit_tile": {"level": 0, "number": 0},
+        "audit_run": {"first_index": 0},
+        "audit_sealed": {"writer_id": PROCESS},
+        "audit_note": {"size": 1},
         "usage_record": {"request_id": label},
         "change": {"id": ord(label)},
     }
@@ -89,6 +94,11 @@ LABELS: Mapping[str, str] = {
     "secret_version": "abcs",
     "audit_writer": "m.",
     "audit_record": "abcsx.",
+    "audit_tree": ".",
+    "audit_tile": ".",
+    "audit_run": ".",
+    "audit_sealed": ".",
+    "audit_note": ".",
     "usage_record": "abcsx",
     "change": "abc.",
 }

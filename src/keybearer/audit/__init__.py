@@ -7,6 +7,7 @@ Terms
     ``h``       SHA-256(``h`` of the entry before | ``d``); 32 zero bytes before a writer's first entry
     writer      whoever numbers entries: each process start is one, and one more is kept for management records
     journal     the files of one process's writer: a directory with a lock and segments of entries
+    checkpoint  a signed statement of the log: so many entries, under this root
     management  records that commit together with the change they tell of
 
 ``lines``       what entries look like, to the byte (pure)
@@ -18,5 +19,8 @@ Terms
 ``verify``      proving that nothing is missing, changed or reordered
 ``merkle``      the tree over all entries, its tiles and proofs (pure)
 ``notes``       signed checkpoints (pure)
+``tree``        what its leaves are, and proofs from what the database holds
+``seal``        appending to it, signing its sizes, pushing what was signed
+``publish``     checkpoints in a file
 ``access_log``  what a caller may read of it
 """

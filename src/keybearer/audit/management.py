@@ -12,6 +12,7 @@ import time
 from datetime import UTC, datetime
 from uuid import UUID
 
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.audit import lines
@@ -23,6 +24,8 @@ WRITER = UUID(int=1)
 """The writer of management records: one per deployment, so its id need not be random."""
 OPENED, LOST, ALARM = "audit.open", "audit.lost", "audit.alarm"
 """Actions about journals; the subject is the journal's writer."""
+
+_log = structlog.get_logger(__name__)
 
 
 async def record(db: Database, tx: AsyncConnection, entry: ManagementRecord) -> None:
@@ -52,6 +55,17 @@ async def register_writer(db: Database, writer: UUID, host: str, pid: int) -> No
     async with db.write(Actor.system()) as tx:
         await queries.add_writer(tx, queries.Writer(writer, "process", host, pid, datetime.now(UTC), None, 0, lines.GENESIS))
         await record(db, tx, ManagementRecord(OPENED, None, str(writer), detail=(("host", host), ("pid", str(pid)))))
+
+
+async def alarm(db: Database, writer: UUID, seq: int, what: str) -> None:
+    """Say in the log, and once in the trail itself, that a writer's records are not what they must be."""
+    _log.critical("audit.alarm", writer=str(writer), entry=seq, reason=what)
+    async with db.write(Actor.system()) as tx:
+        for known in await queries.with_actions(tx, WRITER, (ALARM,)):
+            if lines.decode_manage(known.line.encode()).subject == str(writer):
+                return
+        detail = (("entry", str(seq)), ("what", what))
+        await record(db, tx, ManagementRecord(ALARM, None, str(writer), "failed", detail=detail))
 
 
 def _row(seq: int, before: bytes, line: bytes) -> queries.Record:

@@ -23,7 +23,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keybearer.audit import lines, management, segments
+from keybearer.audit import management, segments
 from keybearer.audit.batch import Batch
 from keybearer.audit.journal import Journal
 from keybearer.audit.lines import GENESIS, Entry, Facts, LineError
@@ -262,13 +262,7 @@ class Shipper:
         """Say it in the log, in the count and in the trail itself (once), and leave this journal alone."""
         self.alarms += 1
         self._quarantined.add(writer)
-        _log.critical("audit.alarm", writer=str(writer), entry=seq, reason=what)
-        async with self._db.write(Actor.system()) as tx:
-            for known in await queries.with_actions(tx, management.WRITER, (management.ALARM,)):
-                if lines.decode_manage(known.line.encode()).subject == str(writer):
-                    return
-            detail = (("entry", str(seq)), ("what", what))
-            await management.record(self._db, tx, ManagementRecord(management.ALARM, None, str(writer), "failed", detail=detail))
+        await management.alarm(self._db, writer, seq, what)
 
     def _prune(self, path: Path, shipped: int, keep: float) -> None:
         """Delete segments of a living journal whose entries are all in the database, when they are old enough."""

@@ -298,6 +298,58 @@ audit_record = sa.Table(
     ),
 )
 
+# The sealed tree over the trail (``audit.seal``); its leaves are records, of which a run names neighbours.
+
+audit_tree = sa.Table(
+    "audit_tree",
+    metadata,
+    sa.Column("singleton", sa.Integer, sa.CheckConstraint("singleton = 1", name="singleton"), primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False, comment="leaves"),
+    sa.Column("public_key", sa.LargeBinary, nullable=False, comment="Ed25519"),
+    sa.Column("key_envelope", sa.LargeBinary, nullable=False, comment="the private key, under the system owner key"),
+    sa.Column("holder", sa.Uuid(), nullable=True, comment="which process seals"),
+    sa.Column("fence", sa.BigInteger, nullable=False, comment="counts holders: a former one writes nothing more"),
+    sa.Column("leased_until", UtcDateTime(), nullable=True),
+    sa.Column("pushed_size", sa.BigInteger, nullable=False, comment="of the last checkpoint that was pushed elsewhere"),
+    sa.Column("push_error", sa.String(200), nullable=False, comment="why the last attempt failed; empty: it did not"),
+    _created(),
+)
+
+audit_tile = sa.Table(
+    "audit_tile",
+    metadata,
+    sa.Column("level", sa.Integer, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True),
+    sa.Column("hashes", sa.LargeBinary, nullable=False, comment="up to 256 of 32 bytes"),
+)
+
+audit_run = sa.Table(
+    "audit_run",
+    metadata,
+    sa.Column("first_index", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("writer_id", sa.Uuid(), nullable=False),
+    sa.Column("first_seq", sa.BigInteger, nullable=False),
+    sa.Column("length", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("writer_id", "first_seq"),
+)
+
+audit_sealed = sa.Table(
+    "audit_sealed",
+    metadata,
+    sa.Column("writer_id", sa.Uuid(), primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False, comment="sealed up to here"),
+    sa.Column("h", sa.LargeBinary, nullable=False, comment="h of that record"),
+    sa.Column("redacted_seq", sa.BigInteger, nullable=False, comment="retention has emptied the records up to here"),
+)
+
+audit_note = sa.Table(
+    "audit_note",
+    metadata,
+    sa.Column("size", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("at", UtcDateTime(), nullable=False),
+    sa.Column("note", sa.Text, nullable=False, comment="signed"),
+)
+
 usage_record = sa.Table(
     "usage_record",
     metadata,
