@@ -11,6 +11,9 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
+import multiprocessing
+import os
+import signal
 import socket
 import ssl
 import sys
@@ -223,6 +226,7 @@ def create(settings: Settings | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        end_with_parent()
         priced = asyncio.create_task(asyncio.to_thread(prices.load))  # meanwhile the database is waited for
         async with open_services(settings) as services:
             await priced
@@ -252,6 +256,20 @@ def create(settings: Settings | None = None) -> FastAPI:
     api.install(app)
     console.install(app)
     return app
+
+
+def end_with_parent() -> None:
+    """Stop this worker when the process that started it is gone: killed, it can tell nobody, and its port would stay taken."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    loop = asyncio.get_running_loop()
+
+    def stop(sentinel: int) -> None:
+        loop.remove_reader(sentinel)  # it would go on telling
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.add_reader(parent.sentinel, stop, parent.sentinel)
 
 
 async def settle(stop: asyncio.Event) -> None:
