@@ -27,7 +27,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
-from keybearer import api, config, console, jobs
+from keybearer import api, config, console, jobs, root_keys
 from keybearer.access.sessions import Sessions
 from keybearer.access.tokens import Tokens
 from keybearer.access.users import Users
@@ -38,10 +38,9 @@ from keybearer.audit.seal import Target as CheckpointTarget
 from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog
 from keybearer.config import Fallback, RootKeyProvider, Settings
-from keybearer.crypto.keyring import Keyring, has_root_key
-from keybearer.crypto.kms import Wrapper, env, file
+from keybearer.crypto.keyring import Keyring
 from keybearer.crypto.memory import forbid_core_dumps
-from keybearer.errors import Invalid, KeybearerError, OperatorError, RootKeyError, SettingsInvalid
+from keybearer.errors import Invalid, KeybearerError, OperatorError, SettingsInvalid
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.gateway.post import PostTarget
@@ -89,20 +88,6 @@ def make_data_dir(path: Path) -> None:
         raise OperatorError(message, hint="Choose another with --data-dir or KEYBEARER_DATA_DIR.") from None
 
 
-async def root_key_wrapper(settings: Settings) -> Wrapper:
-    """Open what wraps the root key; make the key file only where no database depends on another. Raises ``RootKeyError``."""
-    if settings.root_key_provider is RootKeyProvider.ENV:
-        if settings.root_key is None:
-            raise RootKeyError("KEYBEARER_ROOT_KEY is not set.", hint="Make one with 'keybearer key generate' and keep a copy.")
-        return env.parse(settings.root_key.get_secret_value())
-    if settings.root_key_provider is not RootKeyProvider.FILE:
-        message = f"The root key provider '{settings.root_key_provider.value}' is not available in this version."
-        raise SettingsInvalid(message, hint="Use 'file' or 'env'.")
-    path = settings.root_key_path
-    # The database is asked only where no file is there: opening it takes a part of every start.
-    return file.obtain(path, may_create=not path.exists() and not await has_root_key(settings.sqlalchemy_url))
-
-
 def check_available(settings: Settings) -> None:
     """Refuse a setting that this version does not honour yet: silence would be a promise. Raises ``SettingsInvalid``."""
     if settings.fallback is Fallback.OPENROUTER:
@@ -119,12 +104,12 @@ async def prepare(settings: Settings) -> Start:
     check_available(settings)
     check_bind(settings)
     make_data_dir(settings.data_dir)
-    wrapper = await root_key_wrapper(settings)
+    wrappers = await root_keys.providers_of(settings)
     await migrate(settings.sqlalchemy_url, settings.database_direct_url)
     async with contextlib.AsyncExitStack() as stack:
         db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
         stack.push_async_callback(db.close)
-        keyring = await Keyring.open(db, wrapper)
+        keyring = await root_keys.open_keyring(db, wrappers)
         users = Users(db, keyring, sessions_of(settings, db, keyring))
         with contextlib.ExitStack() as undo:
             listener = undo.enter_context(bind(settings))
@@ -139,11 +124,11 @@ async def prepare(settings: Settings) -> Start:
 @contextlib.asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """Build what one process works with, lowest layer first; take it down in reverse."""
-    wrapper = await root_key_wrapper(settings)
+    wrappers = await root_keys.providers_of(settings)
     async with contextlib.AsyncExitStack() as stack:
         db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
         stack.push_async_callback(db.close)
-        keyring = await Keyring.open(db, wrapper)
+        keyring = await root_keys.open_keyring(db, wrappers)
         feed = Feed(db, grace=settings.outage_grace)
         journal = await Journal.open(db, settings.journal_dir, settings.audit_durability.value)
         stack.push_async_callback(journal.close)

@@ -9,6 +9,7 @@ import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -65,6 +66,34 @@ class Settings(BaseSettings):
     )
     root_key_provider: RootKeyProvider = Field(RootKeyProvider.FILE, description="Where the root key comes from.")
     root_key_file: Path | None = Field(None, description="The root key file; default `root.key` in the data directory.")
+    root_key_passphrase: SecretStr | None = Field(
+        None, description="At least 20 characters, for `KEYBEARER_ROOT_KEY_PROVIDER=passphrase`."
+    )
+    kms_timeout: float = Field(10.0, gt=0, le=120, description="Seconds that one call of a key management service may take.")
+    aws_kms_key: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Ids, ARNs or aliases of AWS KMS keys; the first wraps, the others only unwrap; comma-separated."
+    )
+    aws_region: str = Field("", description="AWS region; default: where boto3 finds one.")
+    aws_kms_endpoint: str = Field(
+        "", description="Another endpoint for AWS KMS, for example a VPC's; `http://` on loopback only."
+    )
+    gcp_kms_key: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Google Cloud KMS keys as `projects/…/locations/…/keyRings/…/cryptoKeys/…`; the first wraps; comma-separated.",
+    )
+    gcp_kms_endpoint: str = Field(
+        "", description="Another endpoint for Google Cloud KMS; `http://` on loopback only, for an emulator."
+    )
+    openbao_address: str = Field("", description="OpenBao or HashiCorp Vault: `https://host:8200`; `http://` on loopback only.")
+    openbao_namespace: str = Field("", description="Namespace in OpenBao.")
+    openbao_ca_file: Path | None = Field(None, description="PEM file of the certificate authorities that sign for OpenBao.")
+    openbao_token: SecretStr | None = Field(None, description="Token for OpenBao; or use an AppRole.")
+    openbao_role_id: str = Field("", description="AppRole's role id for OpenBao.")
+    openbao_secret_id: SecretStr | None = Field(None, description="AppRole's secret id for OpenBao.")
+    openbao_transit_mount: str = Field("transit", description="Path at which OpenBao's Transit engine is mounted.")
+    openbao_transit_key: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names of Transit keys; the first wraps, the others only unwrap; comma-separated."
+    )
     public_url: str = Field("", description="The URL under which people reach the server; default: the bound address.")
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -104,13 +133,24 @@ class Settings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe log level to print.")
     log_json: bool = Field(default=False, description="Print logs as JSON lines.")
 
-    @field_validator("trusted_proxies", "egress_allow", mode="before")
+    @field_validator("trusted_proxies", "egress_allow", "aws_kms_key", "gcp_kms_key", "openbao_transit_key", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """Comma-separated text to a tuple."""
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("aws_kms_endpoint", "gcp_kms_endpoint", "openbao_address")
+    @classmethod
+    def _is_safe(cls, value: str) -> str:
+        """The unwrapped root key comes back on this connection: TLS, or it does not leave the machine."""
+        parts = urlsplit(value)
+        if value and (parts.scheme not in {"https", "http"} or not parts.hostname):
+            raise ValueError("is not https://host:port")
+        if parts.scheme == "http" and parts.hostname not in {"127.0.0.1", "::1", "localhost"}:
+            raise ValueError("http:// is for loopback only")
+        return value.rstrip("/")
 
     @property
     def root_key_path(self) -> Path:

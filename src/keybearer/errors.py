@@ -51,10 +51,12 @@ KeybearerError
 │   ├── TrustLost               database_unreachable (revocations can no longer be heard)
 │   ├── JournalFailed           journal_failed       (a use could not be recorded, so nothing was sent)
 │   ├── Frozen                  frozen
-│   └── Overloaded              overloaded
+│   ├── Overloaded              overloaded
+│   └── KmsUnreachable          kms_unreachable      (timed out or does not answer)
 └── OperatorError (500)         start-up and command-line errors
     ├── SettingsInvalid         settings_invalid
     ├── RootKeyError            root_key             (missing, wrong or unreadable)
+    │   └── KmsDenied           kms_denied           (key unknown, disabled or not allowed)
     ├── DatabaseError           database
     ├── AuditBroken             audit_broken         (verification failed)
     └── EnvelopeError           envelope             (opaque: nothing about why)
@@ -443,6 +445,15 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class KmsUnreachable(Unavailable):
+    """The key management service does not answer."""
+
+    code = "kms_unreachable"
+    default_hint = (
+        "It is asked only at the start and in a rotation: servers that run go on. Check its address, the network and its state."
+    )
+
+
 class OperatorError(KeybearerError):
     """The server cannot start or the command cannot run."""
 
@@ -463,6 +474,13 @@ class RootKeyError(OperatorError):
     default_hint = (
         "Restore the root key from your backup; see docs/troubleshooting.md. A new one cannot open what the old one sealed."
     )
+
+
+class KmsDenied(RootKeyError):
+    """The key management service refuses."""
+
+    code = "kms_denied"
+    default_hint = "Check that the key exists and is enabled, and that this server's identity may encrypt and decrypt with it."
 
 
 class DatabaseError(OperatorError):

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from keybearer import app
+from keybearer import app, root_keys
 from keybearer.access import policy
 from keybearer.access.tokens import Tokens
 from keybearer.access.users import User, Users
@@ -54,11 +54,11 @@ class Operator:
 async def opened(settings: Settings) -> AsyncIterator[Operator]:
     """Open the database and the keys; make them as the first start would where nothing is there yet."""
     app.make_data_dir(settings.data_dir)
-    wrapper = await app.root_key_wrapper(settings)
+    wrappers = await root_keys.providers_of(settings)
     await migrate(settings.sqlalchemy_url, settings.database_direct_url)
     db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
     try:
-        keyring = await Keyring.open(db, wrapper)
+        keyring = await root_keys.open_keyring(db, wrappers)
         users = Users(db, keyring, app.sessions_of(settings, db, keyring))
         yield Operator(settings, db, keyring, users, Tokens(db, keyring))
     finally:

@@ -38,6 +38,9 @@ CACHED_SECONDS = 60.0
 _PROOF = b"keybearer root key"
 _RESTORE = "Restore the database from your backup; see docs/troubleshooting.md."
 
+FindWrapper = Callable[[str], Wrapper]
+"""Gives the wrapper of a provider by its name. Raises ``RootKeyError`` where the settings do not have what it needs."""
+
 RowField = str | bytes | int | bool | UUID | datetime | Sequence[str] | None
 """What a row MAC covers. Times have a zone; floats have no one encoding and are left out."""
 
@@ -97,19 +100,21 @@ class RecentKeys:
 class Keyring:
     """See the module. Made by ``open``."""
 
-    def __init__(self, deployment: UUID, wrapper: Wrapper) -> None:
+    def __init__(self, deployment: UUID, wrapper: Wrapper, find: FindWrapper | None = None) -> None:
         self.deployment = deployment
         self._wrapper = wrapper
+        self._find = find
         self._roots: dict[UUID, SecretBytes] = {}
         self._recent = RecentKeys()
         self._mac: hmac.HMAC | None = None
 
     @classmethod
-    async def open(cls, db: Database, wrapper: Wrapper) -> Keyring:
+    async def open(cls, db: Database, wrapper: Wrapper, find: FindWrapper | None = None) -> Keyring:
         """Return the keyring of the deployment in ``db``; an empty one is founded first: root key, system owner, row MAC key.
 
-        Processes that start first at the same time end with one root key. Raises ``RootKeyError`` where the wrapper's key is not
-        the one this database was set up with, or where the database's own rows are damaged or mixed from two deployments.
+        ``wrapper`` wraps what is founded; ``find`` gives those of other providers, which other root keys may need. Processes that
+        start first at the same time end with one root key. Raises ``RootKeyError`` where the wrapper's key is not the one this
+        database was set up with, or where the database's own rows are damaged or mixed from two deployments.
         """
         async with db.read(Actor.system()) as tx:
             found = await keys.get_deployment(tx)
@@ -122,8 +127,8 @@ class Keyring:
             active = _only(await keys.get_active_root_keys(tx))
         if row is None:
             raise RootKeyError("The database lost its deployment: it is damaged.", hint=_RESTORE)
-        keyring = cls(row.id, wrapper)
-        keyring._roots[active.id] = await _unwrap(row.id, wrapper, active)
+        keyring = cls(row.id, wrapper, find)
+        keyring._roots[active.id] = await keyring._unwrapped(active)
         async with db.read(Actor.system()) as tx:
             await keyring._load_mac_key(tx, row.row_mac_key)
         return keyring
@@ -219,8 +224,19 @@ class Keyring:
             row = await keys.get_root_key(tx, key_id)
             if row is None:
                 raise EnvelopeError
-            root = self._roots[key_id] = await _unwrap(self.deployment, self._wrapper, row)
+            root = self._roots[key_id] = await self._unwrapped(row)
         return root
+
+    async def _unwrapped(self, row: keys.Row) -> SecretBytes:
+        """Unwrap a root key by the provider that its row names. Raises ``RootKeyError``, ``Unavailable``."""
+        wrapper = self._wrapper
+        if self._find is not None and row.provider != wrapper.provider:
+            try:
+                wrapper = self._find(row.provider)
+            except RootKeyError as error:
+                message = f"The database's root key is held by {row.provider} ({row.reference}). {error.message}"
+                raise RootKeyError(message, hint=error.hint) from None
+        return await _unwrap(self.deployment, wrapper, row)
 
     async def _load_mac_key(self, tx: AsyncConnection, envelope: bytes | None) -> None:
         try:
@@ -233,18 +249,23 @@ class Keyring:
 
 
 async def has_root_key(url: str) -> bool:
-    """Tell whether the database at ``url``, migrated or not, holds a root key: then a missing key file must not be made anew.
+    """Tell whether the database at ``url`` holds a root key: then a missing key file must not be made anew. See ``held_by``."""
+    return await held_by(url) is not None
 
-    Changes nothing, and makes no SQLite file. Raises ``DatabaseError`` for a malformed URL or a file that is no database,
-    ``Unavailable`` if nobody answers.
+
+async def held_by(url: str) -> str | None:
+    """Return the provider that holds the root key of the database at ``url``, migrated or not; ``None``: it has no root key yet.
+
+    Empty where the database has one, but which provider's cannot be told. Changes nothing, and makes no SQLite file. Raises
+    ``DatabaseError`` for a malformed URL or a file that is no database, ``Unavailable`` if nobody answers.
     """
     engine = _existing(url)
     if engine is None:
-        return False
+        return None
     try:
         with translated():
             async with engine.connect() as connection:
-                return await keys.may_hold_root_keys(connection)
+                return await keys.held_by(connection)
     except DBAPIError as error:
         raise DatabaseError(f"The database cannot be read: {error.orig}") from None
     finally:

@@ -5,8 +5,9 @@ reference  which key of the provider: a path, a KMS key's name, a variable's nam
 AAD        bytes that name deployment and root key; the same must be given to unwrap (AWS: a value of the encryption context;
            Google Cloud: additional authenticated data; Transit: associated data; a local key: the envelope's context)
 
-``file`` and ``env`` hold a wrapping key of 32 bytes themselves and share ``local``. A provider that calls a service needs nothing
-more than the protocol: whatever it must find again (a salt, a key version) it puts into the wrapped bytes.
+``file``, ``env`` and ``passphrase`` hold or derive a wrapping key of 32 bytes themselves and share ``local``. ``aws``, ``gcp`` and
+``openbao`` call a service and share ``wrapped``, the form in which its answer is kept. Whatever a provider must find again (a salt, a
+key's name) it puts into the wrapped bytes. ``providers`` makes them from the settings.
 """
 
 from __future__ import annotations

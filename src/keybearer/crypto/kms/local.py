@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keybearer.crypto.envelope import KEY_BYTES, Context, key_id_of, open_sealed, seal
+from keybearer.crypto.kms.wrapped import damaged
 from keybearer.domain import SecretBytes
 from keybearer.errors import EnvelopeError, RootKeyError
 
@@ -49,10 +50,7 @@ class LocalWrapper:
             if wrapped_by == self.key_id:
                 return open_sealed(self._key.reveal(), _context(aad), wrapped)
         except EnvelopeError:
-            raise RootKeyError(
-                "The wrapped root key in the database is damaged, or belongs to another deployment.",
-                hint="Restore the database from your backup; see docs/troubleshooting.md.",
-            ) from None
+            raise damaged() from None
         raise RootKeyError(
             f"Wrong root key: the database was set up with key {short(wrapped_by)}, "
             f"but {self.provider} {self.reference} holds key {short(self.key_id)}."

@@ -36,20 +36,26 @@ async def count_root_keys(tx: AsyncConnection) -> int:
     return int((await tx.execute(sa.select(sa.func.count()).select_from(root_key))).scalar_one())
 
 
-async def may_hold_root_keys(connection: AsyncConnection) -> bool:
-    """Tell whether a database, migrated or not, holds root keys; yes, too, where its tables are there but cannot be read."""
+async def held_by(connection: AsyncConnection) -> str | None:
+    """Return the provider of the active root key in a database, migrated or not; ``None`` where there are no root keys.
+
+    Empty where it cannot be told: the tables are there but cannot be read, or none is active.
+    """
     if connection.dialect.name == "postgresql":
         exists = sa.text("SELECT to_regclass('public.root_key')")
     else:
         exists = sa.text("SELECT name FROM sqlite_master WHERE name = 'root_key'")
     if (await connection.execute(exists)).scalar() is None:
-        return False
+        return None
     try:
         if connection.dialect.name == "postgresql":
             await connection.execute(sa.text("SET LOCAL ROLE keybearer_system"))
-        return await count_root_keys(connection) > 0
+        rows = (await connection.execute(sa.select(root_key.c.provider, root_key.c.state))).all()
     except ProgrammingError:  # of PostgreSQL: a login that was never admitted
-        return True
+        return ""
+    if not rows:
+        return None
+    return next((str(row.provider) for row in rows if row.state == "active"), "")
 
 
 async def get_root_key(tx: AsyncConnection, key_id: UUID) -> Row | None:
