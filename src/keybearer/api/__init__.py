@@ -2,6 +2,7 @@
 
 ``problems``        how errors are answered
 ``authentication``  who calls: access token or session cookie; CSRF
+``gate``            asking that before a body is read
 ``schemas``         what requests and answers hold
 ``auth`` ``me`` ``providers`` ``secrets`` ``tokens`` ``usage`` ``audit`` ``users`` ``health``   the routes
 """
@@ -13,7 +14,9 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 
 from keybearer import __version__
-from keybearer.api import audit, auth, health, me, problems, providers, secrets, tokens, usage, users
+from keybearer.api import audit, auth, gate, health, me, problems, providers, secrets, tokens, usage, users
+from keybearer.api.authentication import current_caller
+from keybearer.errors import KeybearerError
 
 VERSION = __version__
 
@@ -30,6 +33,9 @@ def description() -> dict[str, Any]:
 def install(app: FastAPI) -> None:
     """Mount all routes and error handlers."""
     problems.install(app)
+    app.add_middleware(
+        gate.Gate, covers=gate.needs_caller, ask=current_caller, refusals=(KeybearerError,), answer=problems.deliberate
+    )
     v1 = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
     for room in (auth, me, providers, secrets, tokens, usage, audit, users):
         v1.include_router(room.router)

@@ -69,7 +69,14 @@ def _authority(url: str) -> str:
 
 
 async def current_caller(request: Request) -> Caller:
-    """Authenticate the request. Raises ``Unauthenticated`` in its kinds."""
+    """Authenticate the request, once. Raises ``Unauthenticated`` in its kinds."""
+    known: Caller | None = getattr(request.state, "caller", None)  # the gate has asked
+    if known is None:
+        known = request.state.caller = await _authenticate(request)
+    return known
+
+
+async def _authenticate(request: Request) -> Caller:
     services = services_of(request)
     token = bearer_token(request)
     if token is not None:

@@ -44,7 +44,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def install(app: FastAPI) -> None:
     """Answer every error of the application as a problem."""
-    app.add_exception_handler(KeybearerError, _deliberate)
+    app.add_exception_handler(KeybearerError, deliberate)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
@@ -70,7 +70,8 @@ def response(error: KeybearerError) -> JSONResponse:
     return JSONResponse(problem.model_dump(exclude_none=True), error.status, headers, "application/problem+json")
 
 
-async def _deliberate(_: Request, error: Exception) -> JSONResponse:
+async def deliberate(_: Request, error: Exception) -> JSONResponse:
+    """Answer a deliberate error, and log what is the server's own fault."""
     assert isinstance(error, KeybearerError)  # noqa: S101  # registered for this class only
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("request failed", code=error.code, reason=error.message)

@@ -14,7 +14,7 @@ from keybearer.console import headers, pages, views
 
 def install(app: FastAPI) -> None:
     """Mount the pages and their assets."""
-    app.add_middleware(headers.SecurityHeaders)
     app.mount("/assets", pages.assets_app(), name="assets")
     app.include_router(views.router)
     pages.install_errors(app)
+    app.add_middleware(headers.SecurityHeaders)  # last, which is outermost: whatever is answered has them

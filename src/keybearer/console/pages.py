@@ -14,12 +14,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from keybearer.access.users import User
+from keybearer.api import problems
 from keybearer.api.authentication import check_same_origin, client_of, services_of, session_cookie_name
+from keybearer.api.gate import Gate
 from keybearer.domain import Caller
 from keybearer.errors import KeybearerError, Unauthenticated
 
 HERE = Path(__file__).parent
 SEE_OTHER = 303
+OPEN = frozenset({"/setup", "/sign-in"})
+"""Whose forms strangers may send."""
 
 
 class SignInNeeded(Exception):  # not an error: a way
@@ -77,7 +81,14 @@ class Visitor:
 
 
 async def signed_in(request: Request) -> Visitor:
-    """Return who is signed in. Raises ``SignInNeeded``."""
+    """Return who is signed in, asked once. Raises ``SignInNeeded``."""
+    known: Visitor | None = getattr(request.state, "visitor", None)  # the gate has asked
+    if known is None:
+        known = request.state.visitor = await _visitor(request)
+    return known
+
+
+async def _visitor(request: Request) -> Visitor:
     services = services_of(request)
     cookie = request.cookies.get(session_cookie_name(services))
     if not cookie:
@@ -93,23 +104,29 @@ async def signed_in(request: Request) -> Visitor:
 CurrentVisitor = Annotated[Visitor, Depends(signed_in)]
 
 
-def wants_page(request: Request) -> bool:
-    """Whether an error is to be a page: everything outside the API."""
-    return not request.scope["path"].startswith(("/api/", "/healthz", "/readyz"))
+def is_page(path: str) -> bool:
+    """Whether a path is the console's: everything outside the API."""
+    return not path.startswith(("/api/", "/healthz", "/readyz", "/metrics"))
+
+
+def needs_visitor(path: str) -> bool:
+    """Whether a form sent to a path is to be read only from somebody who is signed in."""
+    return is_page(path) and path not in OPEN
+
+
+async def as_page(request: Request, error: Exception) -> Response:
+    """Answer an error of a page as a page, or with the way to sign in; those of the API as problems."""
+    if isinstance(error, SignInNeeded):
+        return go("/sign-in")
+    assert isinstance(error, KeybearerError)  # noqa: S101  # registered for these two only
+    if is_page(request.scope["path"]):
+        return render("error.html", status=error.status, error=error)
+    return await problems.deliberate(request, error)
 
 
 def install_errors(app: FastAPI) -> None:
-    """Answer errors of pages as pages; the API's own handlers keep theirs."""
-    as_problem = app.exception_handlers[KeybearerError]
-
-    async def need_sign_in(_: Request, __: Exception) -> Response:
-        return go("/sign-in")
-
-    async def as_page(request: Request, error: Exception) -> Response:
-        if wants_page(request) and isinstance(error, KeybearerError):
-            return render("error.html", status=error.status, error=error)
-        answer: Response = await as_problem(request, error)  # type: ignore[misc]  # ours is async
-        return answer
-
-    app.add_exception_handler(SignInNeeded, need_sign_in)
-    app.add_exception_handler(KeybearerError, as_page)
+    """Answer errors of pages as pages; ask who sends a form before it is read."""
+    refusals = (SignInNeeded, KeybearerError)
+    for refusal in refusals:
+        app.add_exception_handler(refusal, as_page)
+    app.add_middleware(Gate, covers=needs_visitor, ask=signed_in, refusals=refusals, answer=as_page)
