@@ -22,7 +22,7 @@ from tests.support.vault import World
 
 from keybearer.access.tokens import generate
 from keybearer.audit.journal import Durability, Journal
-from keybearer.catalog import Catalog, Registry, with_base_url
+from keybearer.catalog import Catalog, Registry, places, with_base_url
 from keybearer.domain import Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
 from keybearer.errors import KeyMissing, TokenInvalid
 from keybearer.gateway.credentials import Credentials
@@ -224,7 +224,7 @@ def credential(provider: Any, key: str = KEY, **changed: Any) -> Credential:
         provider=provider.name,
         source=KeySource.USER,
         value=SecretBytes(key.encode()),
-        egress=egress_set(provider),
+        egress=egress_set(places.at(provider, key, {known.name: known.example for known in provider.parameters})),
         allowed_models=None,
         expires_at=None,
     )

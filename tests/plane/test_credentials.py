@@ -380,3 +380,22 @@ async def test_a_key_that_opens_to_nonsense_is_unreadable(bench: Bench) -> None:
         with pytest.raises(KeyUnreadable) as caught:
             await bench.ready()
         assert "key" in caught.value.message
+
+
+async def test_a_key_goes_where_its_own_egress_set_says() -> None:
+    """To the account's own Azure resource, to the host that the key's prefix chose; and not at all where it says something else."""
+    bench = Bench()
+    azure, voyage = (bench.vault.providers.get(name) for name in ("azure", "voyage"))
+    bench.wanted = Wanted(azure, OPENAI, "my-deployment")
+    ready = await bench.ready()
+    assert ready.target.origin.text == "https://my-resource.openai.azure.com:443"
+    assert ready.target.admin_defined
+    assert b"\r\nhost: my-resource.openai.azure.com\r\n" in ready.head.reveal()
+    assert b"\r\napi-key: " + KEY.encode() in ready.head.reveal()
+    bench.vault.keys["voyage"] = credential(voyage, "al-kbtest-0123456789")
+    bench.wanted = Wanted(voyage, OPENAI, "voyage-4")
+    assert (await bench.ready()).target.origin.text == "https://ai.mongodb.com:443"
+    bench.vault.keys["azure"] = replace(bench.vault.keys["azure"], egress=("https://my-resource.openai.azure.example:443",))
+    bench.wanted = Wanted(azure, OPENAI, "another")
+    with pytest.raises(EgressRefused, match="Azure OpenAI"):
+        await bench.ready()

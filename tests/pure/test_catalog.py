@@ -38,6 +38,31 @@ KEYS = {
     "gemini": "AIza" + "kbtest-" + "x" * 28,
     "xai": "xai-kbtest" + "A1b2C3d4" * 9,
     "openrouter": "sk-or-v1-" + "0123456789abcdef" * 4,
+    "huggingface": "hf_kbtest" + "A1b2C3d4" * 4,
+    "voyage": "pa-kbtest-" + "A1b2C3d4" * 5,
+    "groq": "gsk_kbtest" + "A1b2C3d4" * 6,
+    "together": "tgp_v1_kbtest-" + "A1b2C3d4" * 5,
+    "bedrock": "ABSKkbtest" + "A1b2C3d4" * 12 + "=",
+    "slack": "xoxb-kbtest-0123456789-" + "A1b2C3d4" * 3,
+    "google_drive": "ya29.kbtest-" + "A1b2C3d4" * 6,
+    "pinecone": "pcsk_kbtest_" + "A1b2C3d4" * 7,
+    "postgresql": "postgresql://kbuser:kbtest pass/word@db.example:5432/app",
+    "mysql": "mysql+pymysql://kbuser:kbtest@db.example/app",
+    "smtp": "smtps://kbuser:kbtest@mail.example:465",
+    "webhook": "whsec_kbtest" + "A1b2C3d4" * 4,
+}
+SHARED_FORMS = {
+    "cohere": "kbtest" + "A1b2C3d4" * 4 + "xy",
+    "mistral": "kbtest" + "A1b2C3d4" * 3 + "xy",
+    "together": "0a" * 32,
+    "deepseek": "sk-" + "0a" * 16,
+    "azure": "0a" * 16,
+    "pinecone": "01234567-89ab-cdef-0123-456789abcdef",
+    "postgresql": "host=db.example user=kbuser password=kbtest",
+    "webhook": "kbtest whatever somebody chose, ü too",
+    "meta": "kbtest-of-no-known-form",
+    "reddit": "kbtest-of-no-known-form",
+    "ollama": "ollama",
 }
 
 
@@ -48,22 +73,70 @@ def _custom(name: str, *models: str, base_url: str = "https://llm.example/v1") -
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_catalogue_has_the_first_five_providers() -> None:
-    assert list(CATALOG.providers) == ["openai", "anthropic", "gemini", "xai", "openrouter"]
+NAMES = (
+    *("openai", "anthropic", "gemini", "xai", "openrouter", "meta", "huggingface", "cohere", "voyage", "groq", "mistral"),
+    *("together", "deepseek", "azure", "bedrock", "ollama"),
+    *("slack", "google_drive", "reddit", "postgresql", "mysql", "pinecone", "smtp", "webhook"),
+)
+
+
+def test_the_catalogue_has_all_providers() -> None:
+    assert tuple(CATALOG.providers) == NAMES
     assert Catalog.load() is CATALOG
 
 
 @pytest.mark.parametrize("provider", CATALOG.providers.values(), ids=lambda provider: provider.name)
 def test_each_entry_is_whole(provider: Provider) -> None:
-    assert provider.base_url.startswith("https://")
+    assert provider.logo
+    assert provider.docs_url.startswith("https://")
     assert set(provider.apis) <= set(DIALECTS)
-    assert provider.test.dialect in provider.apis
-    assert provider.test.path.startswith("/")
-    assert provider.keys_url.startswith("https://")
-    assert provider.models
     for api in provider.apis.values():
         assert api.auth.header == api.auth.header.lower() != ""
     assert all(name == name.lower() for name, _ in provider.headers)
+    if not provider.base_url:
+        assert provider.secret_type in {SecretType.CONNECTION_STRING, SecretType.WEBHOOK_SECRET}
+        assert (dict(provider.apis), provider.test) == ({}, None)
+        return
+    assert provider.base_url.startswith("https://" if provider.name != "ollama" else "http://localhost")
+    assert provider.test is not None
+    assert provider.test.dialect in provider.apis
+    assert provider.test.path.startswith("/")
+    assert provider.keys_url.startswith("https://")
+    assert provider.models or provider.parameters or provider.category != "model"
+
+
+ROOTS = {
+    "openai": {"openai": b"/v1"},
+    "anthropic": {"anthropic": b"/v1", "openai": b"/v1"},
+    "gemini": {"gemini": b"", "openai": b"/v1beta/openai"},
+    "xai": {"openai": b"/v1"},
+    "openrouter": {"openai": b"/api/v1", "anthropic": b"/api/v1"},
+    "meta": {"openai": b"/v1"},
+    "huggingface": {"openai": b"/v1"},
+    "cohere": {"openai": b"/compatibility/v1", "http": b""},
+    "voyage": {"openai": b"/v1"},
+    "groq": {"openai": b"/openai/v1"},
+    "mistral": {"openai": b"/v1"},
+    "together": {"openai": b"/v1"},
+    "deepseek": {"openai": b"/v1", "anthropic": b"/anthropic/v1"},
+    "azure": {"openai": b"/openai/v1"},
+    "bedrock": {"openai": b"/openai/v1"},
+    "ollama": {"openai": b"/v1"},
+    "slack": {"http": b"/api"},
+    "google_drive": {"http": b""},
+    "reddit": {"http": b""},
+    "pinecone": {"http": b""},
+}
+
+
+def test_the_root_path_of_each_api() -> None:
+    assert {name: dict(provider.roots) for name, provider in CATALOG.providers.items() if provider.apis} == ROOTS
+
+
+def test_the_file_names_no_package_registry_and_no_key_in_a_url() -> None:
+    text = (files("keybearer.catalog") / "providers.yaml").read_text(encoding="utf-8")
+    assert not re.search(r"pypi|npmjs|crates\.io|proxy\.golang|maven", text)
+    assert not re.search(r"[?&](?:api_?)?key=", text)
 
 
 def test_each_entry_names_its_source_and_the_day_it_was_compared() -> None:
@@ -74,7 +147,9 @@ def test_each_entry_names_its_source_and_the_day_it_was_compared() -> None:
             assert date.fromisoformat(source["checked"]) >= date(2026, 11, 1)
 
 
-@pytest.mark.parametrize("text", ["providers: {x: {display_name: X}}", "providers: {}\nmore: 1", "[]"])
+@pytest.mark.parametrize(
+    "text", ["sharing: {}\nproviders: {x: {display_name: X}}", "sharing: {}\nproviders: {}\nmore: 1", "providers: {}"]
+)
 def test_a_file_that_does_not_fit_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"Expected|unknown|missing"):
         parse(text)
@@ -192,7 +267,7 @@ def test_what_cannot_be_a_models_name_is_refused_with_a_hint(name: str) -> None:
     assert len(refused.value.message) < 200
 
 
-@pytest.mark.parametrize("name", ["llama-3", "meta/llama-3", "/gpt-5", "openai/", "OpenAI/gpt-5", "x" * 200])
+@pytest.mark.parametrize("name", ["llama-3", "nobody/llama-3", "/gpt-5", "openai/", "OpenAI/gpt-5", "x" * 200])
 def test_an_unknown_model_is_named_and_cut_short(name: str) -> None:
     with pytest.raises(ModelUnknown) as refused:
         Registry(CATALOG.providers.values()).locate(name)
@@ -227,14 +302,48 @@ def test_locating_raises_nothing_but_our_own_errors(name: str, home: str | None)
 
 @pytest.mark.parametrize(("name", "key"), KEYS.items())
 def test_pasting_a_key_detects_its_provider(name: str, key: str) -> None:
+    provider = CATALOG.get(name)
     assert CATALOG.detect(key) == (name,)
-    assert CATALOG.check_key(CATALOG.get(name), key) == KeyCheck()
+    assert CATALOG.check_key(provider, key, provider.secret_type) == KeyCheck()
+
+
+@pytest.mark.parametrize(("name", "key"), SHARED_FORMS.items())
+def test_a_form_that_others_have_too_is_well_and_tells_nothing(name: str, key: str) -> None:
+    provider = CATALOG.get(name)
+    assert CATALOG.detect(key) == ()
+    assert CATALOG.check_key(provider, key, provider.secret_type) == KeyCheck()
+
+
+def test_every_provider_has_a_key_in_these_tables() -> None:
+    assert set(KEYS) | set(SHARED_FORMS) == set(NAMES)
+
+
+@pytest.mark.parametrize("provider", CATALOG.providers.values(), ids=lambda provider: provider.name)
+def test_a_key_of_anothers_is_doubtful_everywhere_and_refused_nowhere(provider: Provider) -> None:
+    if provider.name == "webhook":  # any text will do
+        return
+    for name, key in KEYS.items():
+        if name == provider.name or name in {"postgresql", "mysql", "smtp"}:
+            continue
+        found = CATALOG.check_key(provider, key, provider.secret_type)
+        assert found.refused is None
+        assert any(CATALOG.get(name).display_name in warning for warning in found.warnings), name
 
 
 def test_the_newer_gemini_keys_and_the_older_openai_keys_are_known() -> None:
     assert CATALOG.detect("AQ.Ab8RN6" + "kbtest_-" * 6) == ("gemini",)
     assert CATALOG.detect("sk-" + "a" * 20 + "T3BlbkFJ" + "b" * 20) == ("openai",)
-    assert CATALOG.detect("sk-" + "0a" * 16) == ()  # DeepSeek's begin so, too
+    assert CATALOG.detect("sk-" + "0a" * 16) == ()  # DeepSeek's begin so, and others'
+    assert CATALOG.detect("al-kbtest-" + "A1b2C3d4" * 5) == ("voyage",)
+
+
+def test_other_types_of_secret_are_not_held_to_the_forms_of_keys() -> None:
+    openai, text = CATALOG.get("openai"), "kbtest any text\nof any form"
+    assert CATALOG.check_key(openai, text, SecretType.CUSTOM) == KeyCheck()
+    assert CATALOG.check_key(openai, text, SecretType.WEBHOOK_SECRET) == KeyCheck()
+    assert CATALOG.check_key(CATALOG.get("postgresql"), "kbtest-no-dsn", SecretType.CONNECTION_STRING).warnings
+    assert CATALOG.check_key(CATALOG.get("slack"), "kbtest-no-token", SecretType.OAUTH_TOKEN).warnings
+    assert CATALOG.check_key(CATALOG.get("slack"), '{"access_token": "xoxb-kbtest"}', SecretType.OAUTH_TOKEN) == KeyCheck()
 
 
 @pytest.mark.parametrize(
@@ -243,6 +352,7 @@ def test_the_newer_gemini_keys_and_the_older_openai_keys_are_known() -> None:
         ("openai", "sk-admin-kbtest" + "x" * 40, "admin key"),
         ("anthropic", "sk-ant-admin01-kbtest" + "x" * 40, "admin key"),
         ("xai", "xai-token-kbtest" + "x" * 60, "management key"),
+        ("bedrock", "AKIA" + "KBTESTKBTESTKBTE", "access key"),
         ("openai", "", "empty"),
         ("openai", "sk-proj-kbtest\nmore", "line break"),
         ("openai", " sk-proj-kbtest", "white space"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keybearer.catalog import custom
 from keybearer.errors import EgressRefused, Invalid, SettingsInvalid
 from keybearer.gateway.egress import EgressPolicy, Origin, deny_reason, egress_set, origin_of, require_bound
 
@@ -153,13 +154,8 @@ def test_the_host_header_leaves_the_usual_port_out() -> None:
     assert origin_of("http://[fd12::5]:443").authority == b"[fd12::5]:443"
 
 
-@dataclass(frozen=True)
-class Based:
-    base_url: str
-
-
 def test_a_secret_is_bound_to_the_origin_of_its_provider() -> None:
-    egress = egress_set(Based("https://api.openai.com/v1"))
+    egress = egress_set(custom("x", "", "https://api.openai.com/v1", "bearer", "", (), UUID(int=7)))
     assert egress == ("https://api.openai.com:443",)
     require_bound(origin_of("https://API.openai.com"), egress)
     for other in ("http://api.openai.com:443", "https://api.openai.com:444", "https://api.openai.co", "https://x.api.openai.com"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -13,7 +14,7 @@ from tests.upstream.test_tls import context_for
 
 from keybearer.catalog import Catalog, Provider, custom, with_base_url
 from keybearer.domain import SYSTEM_OWNER_ID, SecretBytes
-from keybearer.errors import EgressRefused
+from keybearer.errors import EgressRefused, Invalid
 from keybearer.gateway.egress import egress_set
 from keybearer.gateway.probe import MAX_BODY_BYTES, ProbeResult, probe
 from keybearer.gateway.upstream import Upstream
@@ -76,6 +77,14 @@ REFUSALS: list[tuple[str, int, object, str]] = [
     ("xai", 400, {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: sk***"}, "invalid"),
     ("openrouter", 402, {"error": {"code": 402, "message": "Insufficient credits"}}, "no_credit"),
     ("openrouter", 401, {"error": {"code": 401, "message": "User not found."}}, "invalid"),
+    ("slack", 200, {"ok": False, "error": "invalid_auth"}, "invalid"),
+    ("slack", 200, {"ok": False, "error": "account_inactive"}, "invalid"),
+    ("slack", 200, {"ok": False, "error": "ratelimited"}, "rate_limited"),
+    ("slack", 200, {"ok": False, "error": "internal_error"}, "error"),
+    ("pinecone", 401, b"Invalid API Key", "invalid"),
+    ("reddit", 403, {"message": "Forbidden", "error": 403}, "forbidden"),
+    ("google_drive", 401, {"error": {"code": 401, "message": "Invalid Credentials", "status": "UNAUTHENTICATED"}}, "invalid"),
+    ("deepseek", 402, {"error": {"message": "Insufficient Balance", "type": "unknown_error"}}, "no_credit"),
 ]
 
 
@@ -96,6 +105,11 @@ async def test_refusals(name: str, status: int, body: object, expected: str, ser
         ("gemini", {"models": [{"name": "models/gemini-3-pro"}, {"name": "models/x"}]}, ("gemini-3-pro", "x")),
         ("openai", {"data": [{"id": 5}, "x", {}, {"id": ""}, {"id": "a\x00b"}, {"id": "x" * 300}, {"id": "good"}]}, ("good",)),
         ("openai", {"data": "many"}, ()),
+        ("slack", {"ok": True, "team": "kbtest"}, ()),
+        ("cohere", {"models": [{"name": "command-a-03-2025"}]}, ("command-a-03-2025",)),
+        ("together", [{"id": "moonshotai/Kimi-K2.5"}], ("moonshotai/Kimi-K2.5",)),
+        ("bedrock", {"modelSummaries": [{"modelId": "openai.gpt-oss-20b-1:0"}]}, ("openai.gpt-oss-20b-1:0",)),
+        ("voyage", {"data": [{"object": "embedding", "index": 0}]}, ()),
         ("openai", [], ()),
     ],
 )
@@ -111,13 +125,85 @@ async def test_a_good_key(name: str, body: object, models: tuple[str, ...], serv
     result = await run(make_upstream(), provider)
     assert (result.status, result.models, result.http_status) == ("ok", models, 200)
     (request,) = requests
-    auth = provider.apis[provider.test.dialect].auth
+    auth = provider.auth
+    assert provider.test is not None
     assert request.startswith(f"{provider.test.method} ".encode())
     assert request.count(KEY.reveal()) == 1
     assert f"\r\n{auth.header}: {'Bearer ' if auth.style == 'bearer' else ''}".encode() + KEY.reveal() in request
     for name_and_value in provider.headers:
         assert ": ".join(name_and_value).encode() in request
     assert b"\r\naccept-encoding: identity\r\n" in request
+
+
+TEST_CALLS = {
+    "openai": (b"GET /v1/models ", b"authorization: Bearer "),
+    "anthropic": (b"GET /v1/models ", b"x-api-key: "),
+    "gemini": (b"GET /v1beta/models?pageSize=1 ", b"x-goog-api-key: "),
+    "xai": (b"GET /v1/models ", b"authorization: Bearer "),
+    "openrouter": (b"GET /v1/key ", b"authorization: Bearer "),
+    "meta": (b"GET /v1/models ", b"authorization: Bearer "),
+    "huggingface": (b"GET /v1/models ", b"authorization: Bearer "),
+    "cohere": (b"GET /v1/models?page_size=100 ", b"authorization: Bearer "),
+    "voyage": (b"POST /v1/embeddings ", b"authorization: Bearer "),
+    "groq": (b"GET /v1/models ", b"authorization: Bearer "),
+    "mistral": (b"GET /v1/models ", b"authorization: Bearer "),
+    "together": (b"GET /v1/models ", b"authorization: Bearer "),
+    "deepseek": (b"GET /v1/models ", b"authorization: Bearer "),
+    "azure": (b"GET /openai/v1/models ", b"api-key: "),
+    "bedrock": (b"GET /openai/v1/models ", b"authorization: Bearer "),
+    "ollama": (b"GET /v1/models ", b"authorization: Bearer "),
+    "slack": (b"POST /api/auth.test ", b"authorization: Bearer "),
+    "google_drive": (b"GET /drive/v3/about?fields=user ", b"authorization: Bearer "),
+    "reddit": (b"GET /api/v1/me ", b"authorization: Bearer "),
+    "pinecone": (b"GET /indexes ", b"api-key: "),
+}
+
+
+def test_every_provider_that_has_a_test_call_is_in_the_table() -> None:
+    assert set(TEST_CALLS) == {name for name, provider in Catalog.load().providers.items() if provider.test is not None}
+
+
+@pytest.mark.parametrize("name", TEST_CALLS)
+async def test_each_test_call_as_it_arrives(name: str, serve: Serve, make_upstream: MakeUpstream) -> None:
+    """At an administrator's address, where the host's own path does not count, and a test elsewhere is one of the API itself."""
+    requests: list[bytes] = []
+
+    async def script(line: Line) -> None:
+        requests.append(await line.request())
+        await line.say(response(200, {}))
+
+    server = await serve(script)
+    provider = predefined(name, server.port)
+    assert (await run(make_upstream(), provider)).status == "ok"
+    (request,) = requests
+    line, header = TEST_CALLS[name]
+    assert request.startswith(line)
+    assert b"\r\n" + header + KEY.reveal() + b"\r\n" in request
+    assert request.count(KEY.reveal()) == 1
+    if provider.test is not None and provider.test.body:
+        assert request.endswith(b"\r\n\r\n" + provider.test.body.encode())
+
+
+async def test_a_test_call_at_another_host_needs_a_key_that_is_bound_to_it(serve: Serve, make_upstream: MakeUpstream) -> None:
+    requests: list[bytes] = []
+
+    async def script(line: Line) -> None:
+        requests.append(await line.request())
+        await line.say(response(200, {"name": "kbtest"}))
+
+    server = await serve(script)
+    huggingface = Catalog.load().get("huggingface")
+    assert huggingface.test is not None
+    elsewhere = replace(huggingface, test=replace(huggingface.test, base_url=f"https://{HOST}:{server.port}"))
+    with pytest.raises(EgressRefused):
+        await probe(make_upstream(), elsewhere, KEY, ["https://router.huggingface.co:443"])
+    assert (await probe(make_upstream(), elsewhere, KEY, egress_set(elsewhere), seconds=5)).status == "ok"
+    assert requests[0].startswith(b"GET /api/whoami-v2 ")
+
+
+async def test_what_is_not_reached_by_http_has_no_test_here(make_upstream: MakeUpstream) -> None:
+    with pytest.raises(Invalid, match="PostgreSQL"):
+        await probe(make_upstream(), Catalog.load().get("postgresql"), KEY, ())
 
 
 async def test_a_200_that_is_no_json(serve: Serve, make_upstream: MakeUpstream) -> None:

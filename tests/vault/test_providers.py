@@ -125,7 +125,7 @@ async def test_moving_a_provider_widens_no_key_until_its_owner_agrees(world: Wor
     await world.providers.update(admin, "openai", {"base_url": "https://proxy.example"})
     moved = (await world.providers.registry(ada.user_id)).get("openai")
     assert not await has_key(world, ada, "openai")
-    with pytest.raises(EgressRefused, match=r"https://proxy\.example:443") as refused:
+    with pytest.raises(EgressRefused, match=r"https://proxy\.example") as refused:
         await world.resolver.resolve(ada.user_id, None, moved, "gpt-5")
     assert f"/secrets/{made.id}" in refused.value.hint
     rotated = await world.secrets.update(ada, made.id, {"value": value(OTHER_OPENAI_KEY)})

@@ -19,6 +19,10 @@ Item = TypeVar("Item")
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Value = Annotated[SecretStr, Field(description="The secret itself: at most 64 kB. Never answered back.")]
 Limit = Annotated[int, Field(ge=1, le=200)]
+Parameters = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=64)]],
+    Field(max_length=8, description="Parts of the provider's address: an Azure `resource`, an AWS `region`."),
+]
 
 
 class Request(BaseModel):
@@ -200,7 +204,16 @@ class ProviderChange(Request):
     models: list[str] | None = None
     auth_style: Literal["bearer", "header", "none"] | None = None
     auth_header: Annotated[str, Field(max_length=64)] | None = None
+    parameters: Parameters | None = None
     save_anyway: bool = False
+
+
+class ParameterAnswer(Answer):
+    """A part of a provider's address that each account has its own of; given with a key."""
+
+    name: str
+    label: str
+    example: str
 
 
 class ProviderAnswer(Answer):
@@ -219,6 +232,10 @@ class ProviderAnswer(Answer):
     secret_type: SecretType
     keys_url: str
     docs_url: str
+    category: str
+    logo: str
+    parameters: list[ParameterAnswer]
+    can_test: bool
 
 
 class NewModelRequest(Request):
@@ -258,6 +275,7 @@ class NewSecretRequest(Request):
     fetchable: bool = False
     system: Annotated[bool, Field(description="A system key; administrators only.")] = False
     save_anyway: Annotated[bool, Field(description="Save although the format looks wrong.")] = False
+    parameters: Parameters = {}
 
 
 class SecretChange(Request):
@@ -274,6 +292,7 @@ class SecretChange(Request):
     is_active: bool | None = None
     fetchable: bool | None = None
     save_anyway: bool = False
+    parameters: Parameters | None = None
 
 
 class SecretAnswer(BaseModel):
@@ -313,6 +332,7 @@ class UnsavedSecretTest(Request):
 
     provider: Annotated[str, Field(min_length=1, max_length=64)]
     value: Value
+    parameters: Parameters = {}
 
 
 class TestAnswer(Answer):

@@ -26,9 +26,10 @@ from keybearer.api.schemas import (
 from keybearer.catalog import Provider
 from keybearer.domain import Credential, Scope, Secret, SecretBytes, SecretType
 from keybearer.gateway import probe
-from keybearer.gateway.egress import egress_set
+from keybearer.gateway.egress import placed
 from keybearer.services import Services
 from keybearer.vault.drafts import NewSecret
+from keybearer.vault.sealed import egress_for
 from keybearer.vault.secrets import SecretFilter, State
 
 router = APIRouter(prefix="/secrets", tags=["secrets"])
@@ -106,7 +107,8 @@ async def test_unsaved(body: UnsavedSecretTest, caller: CurrentCaller, services:
     policy.require(caller, Scope.SECRETS_WRITE)
     provider = await services.providers.find(caller, body.provider)
     policy.require_provider(caller, provider.name)
-    return await run_test(services, provider, secret_bytes(body.value), egress_set(provider))
+    value = secret_bytes(body.value)
+    return await run_test(services, provider, value, egress_for(provider, value, body.parameters))
 
 
 @router.get("/{secret_id}")
@@ -160,7 +162,8 @@ async def test_stored(services: Services, provider: Provider, credential: Creden
 async def run_test(services: Services, provider: Provider, value: SecretBytes, egress: Iterable[str]) -> TestAnswer:
     """Run the connection test on the same path as real use, frozen like it. Raises ``Frozen``."""
     await services.credentials.check_not_frozen()
-    found = await probe.probe(services.upstream, provider, value, egress)
+    bound = tuple(egress)
+    found = await probe.probe(services.upstream, placed(provider, bound) or provider, value, bound)
     return TestAnswer(status=found.status, latency_ms=found.latency_ms, models=list(found.models), message=found.message)
 
 

@@ -6,8 +6,9 @@ Dialect    the wire format of an API: ``openai``, ``anthropic`` or ``gemini``
 Registry   the providers and models that one user can name: predefined ones and the user's own
 Preview    what a listing may show of a value
 
-``provider``   the nouns, and custom providers      ``load``   reading ``providers.yaml``
-``registry``   finding the provider of a model       ``keys``   format checks, detection, previews
+``provider``   the nouns, and custom providers      ``load``     reading ``providers.yaml``
+``registry``   finding the provider of a model       ``keys``     format checks, detection, previews
+``places``     a provider's address for one key      ``sharing``  what a key of several people may be used for
 """
 
 from keybearer.catalog.keys import KeyCheck, check_key, detect, preview
@@ -16,23 +17,29 @@ from keybearer.catalog.provider import (
     ANTHROPIC,
     DIALECTS,
     GEMINI,
+    HTTP,
     OPENAI,
     Api,
     Auth,
     KeyPattern,
     Model,
+    Parameter,
     Provider,
+    Registered,
     TestCall,
     custom,
+    with_auth,
     with_base_url,
     with_models,
 )
 from keybearer.catalog.registry import MODEL_NAME_LIMIT, Registry
+from keybearer.catalog.sharing import Sharing, Verdict
 
 __all__ = [
     "ANTHROPIC",
     "DIALECTS",
     "GEMINI",
+    "HTTP",
     "MODEL_NAME_LIMIT",
     "OPENAI",
     "Api",
@@ -41,13 +48,18 @@ __all__ = [
     "KeyCheck",
     "KeyPattern",
     "Model",
+    "Parameter",
     "Provider",
+    "Registered",
     "Registry",
+    "Sharing",
     "TestCall",
+    "Verdict",
     "check_key",
     "custom",
     "detect",
     "preview",
+    "with_auth",
     "with_base_url",
     "with_models",
 ]

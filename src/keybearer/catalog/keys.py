@@ -31,29 +31,40 @@ class KeyCheck:
 
 
 def detect(providers: Iterable[Provider], value: str) -> tuple[str, ...]:
-    """The names of the providers whose key formats fit ``value``; exactly one: unambiguous."""
+    """The names of the providers whose key formats fit ``value``; exactly one: unambiguous.
+
+    Forms that providers share (``loose_patterns``) do not count: DeepSeek's keys begin with ``sk-``, and so do many others'.
+    """
     return tuple(
         provider.name for provider in providers if any(known.pattern.fullmatch(value) for known in provider.key_patterns)
     )
 
 
-def check_key(provider: Provider, value: str, others: Iterable[Provider] = ()) -> KeyCheck:
-    """Check a value that is to be sent to ``provider`` as its key; ``others`` are named where it looks like theirs.
+def check_key(
+    provider: Provider, value: str, others: Iterable[Provider] = (), secret_type: SecretType = SecretType.API_KEY
+) -> KeyCheck:
+    """Check a value that is to be stored for ``provider``; ``others`` are named where it looks like theirs.
 
-    Refused is what is surely wrong. A form that is merely unknown is a warning, because formats change.
+    Refused is what is surely wrong. A form that is merely unknown is a warning, because formats change. Nothing is expected of
+    types that are neither keys nor what the provider takes by default, nor of tokens that come with more than themselves (JSON).
     """
-    refused = _surely_wrong(value)
-    if refused is None:
-        refused = next((known.reason for known in provider.refused_patterns if known.pattern.fullmatch(value)), None)
-    if refused is not None:
-        return KeyCheck(refused=refused)
-    if not provider.key_patterns or any(known.pattern.fullmatch(value) for known in provider.key_patterns):
+    if secret_type is SecretType.API_KEY:
+        refused = _surely_wrong(value)
+        if refused is None:
+            refused = next((known.reason for known in provider.refused_patterns if known.pattern.fullmatch(value)), None)
+        if refused is not None:
+            return KeyCheck(refused=refused)
+    is_document = secret_type is SecretType.OAUTH_TOKEN and value.lstrip().startswith("{")
+    if is_document or secret_type not in {SecretType.API_KEY, provider.secret_type}:
+        return KeyCheck()
+    forms = (*provider.key_patterns, *provider.loose_patterns)
+    if any(known.pattern.fullmatch(value) for known in forms) or not (forms or provider.is_predefined):
         return KeyCheck()
     swapped = [other for other in others if other.name != provider.name and detect((other,), value)]
     if swapped:
         names = " or ".join(other.display_name for other in swapped)
         return KeyCheck(warnings=(f"This looks like a key of {names}, not of {provider.display_name}.",))
-    return KeyCheck(warnings=(f"This does not look like a key of {provider.display_name}.",))
+    return KeyCheck(warnings=(f"This does not look like a key of {provider.display_name}.",)) if forms else KeyCheck()
 
 
 def preview(value: str, secret_type: SecretType) -> str:

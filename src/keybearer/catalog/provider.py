@@ -6,19 +6,24 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from keybearer.catalog.sharing import NOT_SHARED, Sharing
 from keybearer.domain import SecretType
 from keybearer.errors import FieldError, Invalid
 
 OPENAI: Final = "openai"
 ANTHROPIC: Final = "anthropic"
 GEMINI: Final = "gemini"
-DIALECTS: Final = (OPENAI, ANTHROPIC, GEMINI)
+HTTP: Final = "http"
+"""Not a dialect of models: any other HTTP API, whose calls are passed on as they are."""
+DIALECTS: Final = (OPENAI, ANTHROPIC, GEMINI, HTTP)
 
 AuthStyle = Literal["bearer", "header", "none"]
+Category = Literal["model", "integration", "database"]
+ModelKind = Literal["chat", "embedding", "rerank", "image", "audio", "moderation"]
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110, section 5.6.2: token
 # A key in one of these would frame the request or choose its host (RFC 9110, section 7.6.1; RFC 9112, section 6).
@@ -40,6 +45,9 @@ class Auth:
     header: str
 
 
+NO_AUTH: Final = Auth("none", "")
+
+
 @dataclass(frozen=True, slots=True)
 class Api:
     """One way to speak to a provider.
@@ -53,6 +61,8 @@ class Api:
     auth: Auth
     asks_usage: bool
     """Whether a streamed answer states its usage only when asked by ``stream_options.include_usage``."""
+    sharing: Sharing = NOT_SHARED
+    """Which calls a team's or the system's key may serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,7 @@ class Model:
 
     name: str
     display_name: str
+    kind: ModelKind = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,31 @@ class TestCall:
     method: str
     path: str
     dialect: str
+    body: str = ""
+    """JSON, for the providers that have no cheap call without one."""
+    base_url: str = ""
+    """Where the call goes if not to the provider's own address: then ``path`` is all of the path, and keys are bound to both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A part of a provider's address that each account has its own of: a resource's or a region's name.
+
+    ``pattern`` lets through nothing that could end a host's label or name another host.
+    """
+
+    name: str
+    label: str
+    pattern: re.Pattern[str]
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Another address of the same provider, for the keys that fit ``key_pattern``."""
+
+    key_pattern: re.Pattern[str]
+    base_url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +118,19 @@ class KeyPattern:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What somebody said of one model beyond its name; a provider that has it stands for that model alone."""
+
+    id: UUID
+    owner_id: UUID
+    secret_id: UUID | None
+    """Its own key; ``None``: what resolution finds."""
+    has_own_address: bool
+    parameters: Mapping[str, Any]
+    """Defaults for requests that do not set them."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Provider:
     """A service that takes a key. Compared by identity: two users' providers of one name are not the same."""
@@ -89,13 +138,17 @@ class Provider:
     name: str
     display_name: str
     base_url: str
-    """``https://host[:port][/path]``, without a trailing slash, query or user information."""
+    """``https://host[:port][/path]``, without a trailing slash, query or user information; ``{name}`` stands for a parameter.
+
+    Empty where the secret itself says where it goes: a connection string.
+    """
     apis: Mapping[str, Api]
     """By dialect."""
     secret_type: SecretType
     key_patterns: tuple[KeyPattern, ...]
     refused_patterns: tuple[KeyPattern, ...]
-    test: TestCall
+    test: TestCall | None
+    """``None``: this provider is not reached by HTTP."""
     models: tuple[Model, ...]
     model_patterns: tuple[re.Pattern[str], ...]
     """Bare model names that can only be this provider's."""
@@ -106,19 +159,43 @@ class Provider:
     """Sent where the caller did not set them: names in lower case."""
     is_predefined: bool
     owner_id: UUID | None
-    """Who made a custom provider; ``None``: predefined."""
+    """Who made a custom provider, or the address of one of its models; ``None``: predefined."""
+    category: Category = "model"
+    logo: str = ""
+    """The name of its logo; empty: none."""
+    loose_patterns: tuple[KeyPattern, ...] = ()
+    """Forms of keys that other providers' keys have, too: they are no reason to warn, and tell nothing."""
+    parameters: tuple[Parameter, ...] = ()
+    places: tuple[Place, ...] = ()
+    registered: Registered | None = None
     roots: Mapping[str, bytes] = field(init=False, repr=False)
     """By dialect, the upstream path that an operation's own path follows: base path and prefix."""
 
     def __post_init__(self) -> None:
-        base = _base_path(self.base_url)
+        base = _base_path(self.base_url) if self.base_url else ""
         roots = {dialect: _join(base, api.prefix).encode("ascii") for dialect, api in self.apis.items()}
         object.__setattr__(self, "roots", MappingProxyType(roots))
+
+    @property
+    def auth(self) -> Auth:
+        """How its key is sent, for those who look at it; APIs may differ."""
+        if self.test is not None:
+            return self.apis[self.test.dialect].auth
+        return next((api.auth for api in self.apis.values()), NO_AUTH)
 
 
 def with_base_url(provider: Provider, base_url: str) -> Provider:
     """The same provider elsewhere: an administrator's edit. Raises ``Invalid`` for a URL that is none."""
-    return replace(provider, base_url=_clean_base_url(base_url))
+    test = provider.test
+    if test is not None and test.base_url:
+        test = TestCall("GET", "/models", test.dialect)
+    return replace(provider, base_url=_clean_base_url(base_url), test=test, parameters=(), places=())
+
+
+def with_auth(provider: Provider, style: str, header: str) -> Provider:
+    """The same provider, which takes its key in another way. Raises ``Invalid``."""
+    auth = _auth(style, header)
+    return replace(provider, apis=MappingProxyType({name: replace(api, auth=auth) for name, api in provider.apis.items()}))
 
 
 def with_models(provider: Provider, models: Iterable[Model]) -> Provider:
@@ -144,15 +221,10 @@ def custom(
     wrong: list[FieldError] = []
     if not _PROVIDER_NAME.fullmatch(name):
         wrong.append(FieldError("name", "lower-case letters, digits, dots, dashes and underscores; at most 64"))
-    if auth_style not in {"bearer", "header", "none"}:
-        wrong.append(FieldError("auth_style", "one of bearer, header and none"))
-    if auth_style == "header" and not _HEADER_NAME.fullmatch(auth_header):
-        wrong.append(FieldError("auth_header", "not a header name"))
-    elif auth_style == "header" and auth_header.lower() in _NOT_FOR_KEYS:
-        wrong.append(FieldError("auth_header", "a header that steers the connection, which no key goes in"))
+    wrong.extend(_wrong_auth(auth_style, auth_header))
     if wrong:
         raise Invalid(fields=tuple(wrong))
-    auth = Auth(auth_style, "authorization" if auth_style == "bearer" else auth_header.lower())  # type: ignore[arg-type]
+    auth = _auth(auth_style, auth_header)
     return Provider(
         name=name,
         display_name=display_name,
@@ -170,6 +242,25 @@ def custom(
         is_predefined=False,
         owner_id=owner_id,
     )
+
+
+def _wrong_auth(style: str, header: str) -> list[FieldError]:
+    """What is wrong with a way to send a key; ``header`` matters for the style ``header`` only."""
+    if style not in {"bearer", "header", "none"}:
+        return [FieldError("auth_style", "one of bearer, header and none")]
+    if style == "header" and not _HEADER_NAME.fullmatch(header):
+        return [FieldError("auth_header", "not a header name")]
+    if style == "header" and header.lower() in _NOT_FOR_KEYS:
+        return [FieldError("auth_header", "a header that steers the connection, which no key goes in")]
+    return []
+
+
+def _auth(style: str, header: str) -> Auth:
+    wrong = _wrong_auth(style, header)
+    if wrong:
+        raise Invalid(fields=tuple(wrong))
+    named = {"bearer": "authorization", "header": header.lower()}.get(style, "")
+    return Auth(style, named)  # type: ignore[arg-type]
 
 
 def _clean_base_url(url: str) -> str:

@@ -29,9 +29,18 @@ from keybearer.access import tokens as access_tokens
 from keybearer.access.tokens import Tokens
 from keybearer.catalog import Provider, Registry
 from keybearer.domain import Credential, Grant, SecretBytes
-from keybearer.errors import Frozen, KeybearerError, KeyMissing, KeyUnreadable, ModelNotAllowed, Overloaded, Unavailable
+from keybearer.errors import (
+    EgressRefused,
+    Frozen,
+    KeybearerError,
+    KeyMissing,
+    KeyUnreadable,
+    ModelNotAllowed,
+    Overloaded,
+    Unavailable,
+)
 from keybearer.gateway.client_address import Network
-from keybearer.gateway.egress import origin_of, require_bound
+from keybearer.gateway.egress import origin_of, placed, require_bound
 from keybearer.gateway.fields import CREDENTIAL_NAMES
 from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
@@ -391,7 +400,10 @@ def _choose(candidates: tuple[Credential, ...], wanted: Wanted) -> Credential:
 
 def _prepare(credential: Credential, wanted: Wanted, started: float) -> Ready:
     """Everything about sending this key that does not change from call to call."""
-    provider, auth = wanted.provider, wanted.provider.apis[wanted.dialect].auth
+    provider = placed(wanted.provider, credential.egress)
+    if provider is None:
+        raise EgressRefused(f"The key is not bound to an address of {wanted.provider.display_name}.")
+    auth = provider.apis[wanted.dialect].auth
     origin = origin_of(provider.base_url)
     value = credential.value.reveal()
     if _HEADER_VALUE.match(value) is None:

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Protocol
 
+from keybearer.catalog import Provider, places
 from keybearer.errors import EgressRefused, Invalid, SettingsInvalid
 
 Address = IPv4Address | IPv6Address
@@ -128,16 +128,28 @@ def _canonical_ipv6(text: str) -> str:
     return address.compressed
 
 
-class HasBaseUrl(Protocol):
-    """What ``egress_set`` needs of a provider."""
+def egress_set(provider: Provider) -> tuple[str, ...]:
+    """List the canonical origins a secret for this provider may be sent to, sorted: what is bound into its envelope.
 
-    @property
-    def base_url(self) -> str: ...
+    Raises ``Invalid`` where the address is not written out (``catalog.places.at`` does that). Empty for a provider that has none.
+    """
+    urls = {provider.base_url, provider.test.base_url if provider.test is not None else ""} - {""}
+    return tuple(sorted({origin_of(url).text for url in urls}))
 
 
-def egress_set(provider: HasBaseUrl) -> tuple[str, ...]:
-    """List the canonical origins a secret for this provider may be sent to, sorted: what is bound into its envelope."""
-    return (origin_of(provider.base_url).text,)
+def placed(provider: Provider, egress: Iterable[str]) -> Provider | None:
+    """The provider at the address that a secret of this egress set may go to, written out; ``None``: it may not go there.
+
+    Providers without an address of their own are as they are: no call goes to them.
+    """
+    if not provider.base_url:
+        return provider
+    bound = tuple(egress)
+    if places.is_fixed(provider):
+        return provider if origin_of(provider.base_url).text in bound else None
+    hosts = [origin.partition("://")[2].rpartition(":")[0] for origin in bound]
+    found = (candidate for candidate in places.candidates(provider, hosts) if origin_of(candidate.base_url).text in bound)
+    return next(found, None)
 
 
 def require_bound(origin: Origin, egress: Iterable[str]) -> None:

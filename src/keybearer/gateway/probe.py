@@ -17,9 +17,10 @@ from typing import Any, Literal
 import msgspec
 
 from keybearer import __version__
-from keybearer.catalog import Api, Provider
+from keybearer.catalog import Api, Provider, TestCall
 from keybearer.domain import SecretBytes
 from keybearer.errors import (
+    Invalid,
     KeybearerError,
     UpstreamError,
     UpstreamMalformed,
@@ -56,6 +57,12 @@ _BY_CODE: dict[str, ProbeStatus] = {
     "authentication_error": "invalid",
     "permission_error": "forbidden",
     "permission_denied": "forbidden",
+    "invalid_auth": "invalid",  # Slack
+    "not_authed": "invalid",
+    "account_inactive": "invalid",
+    "token_expired": "invalid",
+    "token_revoked": "invalid",
+    "ratelimited": "rate_limited",
     "service_disabled": "forbidden",
 }
 _BY_WORDS: tuple[tuple[str, ProbeStatus], ...] = (
@@ -86,15 +93,22 @@ async def probe(
 ) -> ProbeResult:
     """Test a key at its provider. Never raises for what network and provider do; the result says it.
 
-    ``egress`` is the secret's egress set; before a secret is saved, the one it would get. Raises ``Invalid`` for a provider
-    whose base URL is none and ``EgressRefused`` if the provider's origin is not in ``egress``: then nothing was sent.
+    ``provider`` is where the key goes (``egress.placed``). ``egress`` is the secret's egress set; before a secret is saved, the
+    one it would get. Raises ``Invalid`` for a provider that has no test call or whose base URL is none and ``EgressRefused`` if
+    the call's origin is not in ``egress``: then nothing was sent.
     """
-    origin = origin_of(provider.base_url)
+    test = provider.test
+    if test is None:
+        raise Invalid(f"There is no connection test for {provider.display_name}.", hint="Save the secret without one.")
+    origin = origin_of(test.base_url or provider.base_url)
     require_bound(origin, egress)
     answer = _Answer(asyncio.get_running_loop().create_future())
     started = monotonic()
     call = upstream.send(
-        Target.of_owner(origin, provider.owner_id), _test_request(provider, origin, value), answer, head_only=_is_head(provider)
+        Target.of_owner(origin, provider.owner_id),
+        _test_request(provider, test, origin, value),
+        answer,
+        head_only=test.method == "HEAD",
     )
     failure: KeybearerError | None = None
     try:
@@ -141,17 +155,14 @@ class _Answer:
             self.done.set_exception(error)
 
 
-def _is_head(provider: Provider) -> bool:
-    return provider.test.method == "HEAD"
-
-
-def _test_request(provider: Provider, origin: Origin, value: SecretBytes) -> bytes:
-    test = provider.test
+def _test_request(provider: Provider, test: TestCall, origin: Origin, value: SecretBytes) -> bytes:
     headers = [(name.encode(), text.encode()) for name, text in provider.headers]
     headers += [(b"accept", b"application/json"), (b"accept-encoding", b"identity"), (b"user-agent", _USER_AGENT)]
     headers += _auth_headers(provider.apis[test.dialect], value)
-    path = provider.roots[test.dialect] + test.path.encode()
-    return build_request(test.method.encode(), path, origin.authority, headers)
+    if test.body:
+        headers.append((b"content-type", b"application/json"))
+    root = b"" if test.base_url else provider.roots[test.dialect]
+    return build_request(test.method.encode(), root + test.path.encode(), origin.authority, headers, test.body.encode())
 
 
 def _auth_headers(api: Api, value: SecretBytes) -> list[tuple[bytes, bytes]]:
@@ -189,7 +200,9 @@ def _verdict(http_status: int, body: bytes) -> tuple[ProbeStatus, tuple[str, ...
     if 200 <= http_status < 300:  # noqa: PLR2004  # the class of success
         if content is None and body:
             return "error", (), "The provider answered, but not with JSON. Is the base URL right?"
-        return "ok", _models(content), ""
+        if not (isinstance(content, dict) and content.get("ok") is False):
+            return "ok", _models(content), ""
+        # Slack's answers are all 200; ``error`` says what is wrong (docs.slack.dev/reference/methods/auth.test).
     message = _message(content) or _plain_text(content, body) or f"The provider answered with status {http_status}."
     return _refusal_status(http_status, content, message), (), message
 
@@ -219,8 +232,9 @@ def _error_object(content: Any) -> dict[str, Any]:
 def _codes(content: Any) -> Iterator[str]:
     error = _error_object(content)
     details = error.get("details")
+    whole = error.get("error") if error.get("ok") is False else None
     reasons = [detail.get("reason") for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
-    for code in (*reasons, error.get("code"), error.get("type"), error.get("status")):
+    for code in (*reasons, whole, error.get("code"), error.get("type"), error.get("status")):
         if isinstance(code, str):
             yield code.lower()
 
@@ -237,15 +251,18 @@ def _plain_text(content: Any, body: bytes) -> str:
 
 
 def _models(content: Any) -> tuple[str, ...]:
-    """Names from ``data[].id`` (OpenAI, Anthropic) or ``models[].name`` (Gemini, whose ``models/`` is left out)."""
-    if not isinstance(content, dict):
-        return ()
-    entries = content.get("data")
+    """Names, wherever they stand.
+
+    ``data[].id`` (OpenAI, Anthropic), ``models[].name`` (Cohere, Gemini, whose ``models/`` is left out),
+    ``modelSummaries[].modelId`` (Bedrock), or a bare list (Together).
+    """
+    entries = content
+    if isinstance(content, dict):
+        lists = (content.get(name) for name in ("data", "models", "modelSummaries"))
+        entries = next((each for each in lists if isinstance(each, list)), None)
     if not isinstance(entries, list):
-        entries = content.get("models")
-    if not isinstance(entries, list):
         return ()
-    found = (entry.get("id") or entry.get("name") for entry in entries if isinstance(entry, dict))
+    found = (entry.get("id") or entry.get("name") or entry.get("modelId") for entry in entries if isinstance(entry, dict))
     names = (name.removeprefix("models/") for name in found if isinstance(name, str) and name.isprintable())
     return tuple(dict.fromkeys(name for name in names if 0 < len(name) <= _MAX_NAME))[:MAX_MODELS]
 

@@ -9,6 +9,7 @@ from keybearer.mock.wire import ProviderError, Request
 
 # Anthropic takes its API keys in either: its documentation says x-api-key, its SDK 2.x sends them as Bearer.
 _HEADERS = {"openai": ("authorization",), "anthropic": ("x-api-key", "authorization"), "gemini": ("x-goog-api-key",)}
+_PROVIDER_HEADERS = {"azure": ("api-key",)}
 _CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
 _MARK = "kbtest-"
 _SHORTEST_SHOWN = 12
@@ -19,7 +20,7 @@ def check(route: Route, request: Request, keys: Mapping[str, frozenset[str]]) ->
 
     Raises ``ProviderError`` for a key that is missing, unknown, sent twice, or in a header or query of another dialect.
     """
-    own = _HEADERS[route.dialect]
+    own = _PROVIDER_HEADERS.get(route.provider, _HEADERS[route.dialect])
     misplaced = [name for name, _ in request.headers if name in _CREDENTIAL_HEADERS and name not in own]
     if misplaced or "key" in route.query:
         where = misplaced[0] if misplaced else "the query"

@@ -13,12 +13,15 @@ from keybearer.mock import anthropic, behaviour, openai
 from keybearer.mock.reply import CREATED
 from keybearer.mock.wire import Answer, Call, ProviderError, json_answer
 
+COMPATIBLE = ("meta", "huggingface", "cohere", "voyage", "groq", "mistral", "together", "deepseek", "azure", "bedrock", "ollama")
+"""Providers that speak OpenAI's dialect and nothing else that is played here; a prefix names them."""
 MODELS: dict[str, tuple[str, ...]] = {
     "openai": ("gpt-5-mini", "gpt-4.1", "gpt-4o-mini", "text-embedding-3-small", "omni-moderation-latest", "mock"),
     "anthropic": ("claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-4-5", "mock"),
     "gemini": ("gemini-3.8-flash", "gemini-2.5-pro", "gemini-2.5-flash", "gemini-embedding-001", "mock"),
     "xai": ("grok-4.7", "grok-4-fast-reasoning", "mock"),
     "openrouter": ("openai/gpt-4o-mini", "anthropic/claude-sonnet-4.5", "mock/mock"),
+    **dict.fromkeys(COMPATIBLE, ("mock",)),
 }
 """The listed models. Calls work with any model's name."""
 

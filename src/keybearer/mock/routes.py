@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote
 from keybearer.mock import anthropic, embeddings, gemini, models, openai, responses
 from keybearer.mock.wire import Answer, Call, ProviderError, Request
 
-PROVIDERS = ("openai", "anthropic", "gemini", "xai", "openrouter")
+PROVIDERS = ("openai", "anthropic", "gemini", "xai", "openrouter", *models.COMPATIBLE)
 
 Operation = Callable[[Call], Answer]
 
@@ -49,7 +49,8 @@ def _rules() -> tuple[_Rule, ...]:
     def add(method: str, path: str, dialect: str, provider: str, name: str, operation: Operation) -> None:
         rows.append(_Rule(method, re.compile(path), dialect, provider, name, operation))
 
-    for base, provider in ((r"/v1", ""), (r"/v1beta/openai", "gemini"), (r"/api/v1", "openrouter")):
+    bases = ((r"(?:/openai|/compatibility)?/v1", ""), (r"/v1beta/openai", "gemini"), (r"/api/v1", "openrouter"))
+    for base, provider in bases:
         add("POST", base + r"/chat/completions", "openai", provider, "chat.completions", openai.chat)
         add("POST", base + r"/completions", "openai", provider, "completions", openai.completions)
         add("POST", base + r"/responses", "openai", provider, "responses", responses.responses)

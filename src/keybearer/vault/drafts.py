@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -49,6 +49,8 @@ class NewSecret:
     """The deployment's own; administrators only."""
     save_anyway: bool = False
     """Save although the format looks wrong."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Of the provider's address, where it has any: an Azure resource, an AWS region. They become a part of the egress set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,15 @@ class Changes:
     columns: dict[str, Any]
     value: SecretBytes | None
     """``None``: as it is."""
+    parameters: Mapping[str, str] | None = None
+    """``None``: as they are."""
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of what was given, for the record."""
         named = {"value" if name == "preview" else name for name in self.columns}
+        if self.parameters is not None:
+            named.add("parameters")
         return tuple(sorted(named))
 
 
@@ -107,13 +113,14 @@ def checked_changes(known: Provider | None, catalog: Catalog, row: Any, fields: 
     given = {name: value for name, value in fields.items() if value is not None or name in LIFTED_BY_NONE}
     value = given.pop("value", None)
     save_anyway = bool(given.pop("save_anyway", False))
+    parameters = given.pop("parameters", None)
     columns = _columns(catalog, given, now)
     secret_type = SecretType(row.secret_type)
     text = "" if value is None else values.text_of(value, secret_type)
     if not text.strip():
-        return Changes(columns, None)
+        return Changes(columns, None, parameters)
     values.check(catalog, known, secret_type, text, shown=row.preview, save_anyway=save_anyway)
-    return Changes(columns | {"preview": values.preview_of(text, secret_type)}, SecretBytes(text.encode()))
+    return Changes(columns | {"preview": values.preview_of(text, secret_type)}, SecretBytes(text.encode()), parameters)
 
 
 def _columns(catalog: Catalog, given: Mapping[str, Any], now: datetime) -> dict[str, Any]:

@@ -50,7 +50,9 @@ __all__ = ["ModelView", "NewProvider", "ProviderView", "Providers"]
 
 MODELS_LIMIT = 500
 """Models one owner may add to one provider."""
-CHANGEABLE = frozenset({"name", "display_name", "base_url", "auth_style", "auth_header", "models", "api_key", "save_anyway"})
+CHANGEABLE = frozenset(
+    {"name", "display_name", "base_url", "auth_style", "auth_header", "models", "api_key", "parameters", "save_anyway"}
+)
 _DISPLAY_LIMIT = 200
 _SUBJECT = re.compile(r"[a-z0-9._-]+")
 _SUBJECT_LIMIT = 36
@@ -124,8 +126,10 @@ class Providers:
         """Change the fields given (``CHANGEABLE``); ``None``, blank ones and what is so already change nothing.
 
         ``api_key`` becomes the caller's own secret named ``default``; ``models`` are all that the caller wants to have added.
-        A new base URL widens no secret's egress set. Raises ``ProviderUnknown``, ``Invalid`` and its kinds, ``ScopeMissing``,
-        ``Forbidden`` (of a predefined provider only administrators change the base URL, and nobody anything else).
+        A new base URL widens no secret's egress set; the catalogue's own takes an administrator's edit back.
+
+        Raises ``ProviderUnknown``, ``Invalid`` and its kinds, ``ScopeMissing``, ``Forbidden`` (of a predefined provider only
+        administrators change the base URL, and nobody anything else).
         """
         async with attempt(self._db, "provider.update", caller, self._nameable(key)):
             given = {name: value for name, value in fields.items() if value is not None and value != ""}
@@ -247,9 +251,13 @@ class Providers:
         if provider.is_predefined:
             if set(changed) != {"base_url"}:
                 raise Forbidden("Of a predefined provider only the base URL can be changed.", hint="Make a custom provider.")
+            if changed["base_url"].rstrip("/") == self._catalog.get(provider.name).base_url:
+                await rows.delete(tx, owner.id, row.id)  # differs from the row's: there is one
+                await self._note(tx, caller, "provider.update", (provider.name, owner), name=provider.name, fields="base_url")
+                return
             after = with_base_url(provider, changed["base_url"])
         else:
-            auth = provider.apis[provider.test.dialect].auth
+            auth = provider.auth
             new = {
                 "display_name": provider.display_name,
                 "base_url": provider.base_url,
@@ -324,7 +332,8 @@ class Providers:
             return
         policy.require(caller, Scope.SECRETS_WRITE)
         anyway = bool(given.get("save_anyway", False))
-        await self._secrets.put_default(tx, caller, name, api_key, save_anyway=anyway, rebind="base_url" in given)
+        rebind, parameters = "base_url" in given, given.get("parameters")
+        await self._secrets.put_default(tx, caller, name, api_key, save_anyway=anyway, rebind=rebind, parameters=parameters)
 
     async def _note(self, tx: AsyncConnection, caller: Caller, action: str, subject: tuple[str, Owner], **detail: str) -> None:
         subject_id, owner = subject

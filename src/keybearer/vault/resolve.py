@@ -29,7 +29,7 @@ from keybearer.errors import (
     KeyUnusable,
     ModelNotAllowed,
 )
-from keybearer.gateway.egress import egress_set
+from keybearer.gateway.egress import placed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
 from keybearer.store.queries import users
@@ -52,7 +52,6 @@ class _Call:
     provider: Provider
     model: str
     token_id: str | None
-    origins: tuple[str, ...]
     now: datetime
 
 
@@ -73,7 +72,7 @@ class Resolver:
         ``KeyExpired``, ``KeyFailed``, ``KeyUnreadable``, ``ModelNotAllowed``, ``EgressRefused``, ``KeyUnusable``. Every hint
         has the console's path to what can be done.
         """
-        call = _Call(provider, model, token_id, egress_set(provider), datetime.now(UTC))
+        call = _Call(provider, model, token_id, datetime.now(UTC))
         async with self._db.read(Actor.user(user_id, system_keys=self._falls_back)) as tx:
             found = await rows.for_provider(tx, user_id, provider.name, provider.secret_type.value)
             usable, problems = await self._usable(tx, found, call, KeySource.USER)
@@ -138,9 +137,9 @@ def _problem(row: Any, call: _Call) -> KeybearerError | None:
         bound = egress_of(row)
     except EnvelopeError:
         return Unreadable(row)
-    if not set(call.origins) <= set(bound):
+    if placed(call.provider, bound) is None:
         return EgressRefused(
-            f"{named} is not bound to {' '.join(call.origins)}, where the provider is now.",
+            f"{named} is not bound to {call.provider.base_url}, where the provider is now.",
             hint=f"If that is right, confirm the new address at {console_path(row.id)}.",
         )
     return None

@@ -5,18 +5,18 @@ What does not open names its row, so that it can be marked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keybearer.catalog import Provider
+from keybearer.catalog import Provider, places
 from keybearer.crypto.keyring import Binding, Keyring
 from keybearer.domain import Credential, KeySource, Owner, OwnerKind, Secret, SecretBytes, SecretType
-from keybearer.errors import EnvelopeError, KeyUnreadable
-from keybearer.gateway.egress import egress_set
+from keybearer.errors import EnvelopeError, FieldError, Invalid, KeyUnreadable
+from keybearer.gateway.egress import egress_set, placed
 
 FIELD = "value"
 
@@ -79,9 +79,27 @@ def egress_of(row: Any) -> tuple[str, ...]:
     return tuple(row.egress)
 
 
-def egress_for(provider: Provider | None) -> tuple[str, ...]:
-    """The egress set of a new value; nowhere for providers that the registry does not know."""
-    return () if provider is None else egress_set(provider)
+def egress_for(provider: Provider | None, value: SecretBytes, parameters: Mapping[str, str]) -> tuple[str, ...]:
+    """The egress set of a new value; nowhere for providers that the registry does not know.
+
+    ``parameters`` are those of the provider's address. Raises ``Invalid`` for wrong ones.
+    """
+    if provider is None:
+        if parameters:
+            raise Invalid("This provider takes no parameters.", fields=(FieldError("parameters", "are not taken"),))
+        return ()
+    return egress_set(places.at(provider, value.reveal().decode("utf-8", "replace"), parameters))
+
+
+def egress_now(provider: Provider, value: SecretBytes, egress: Sequence[str]) -> tuple[str, ...]:
+    """The egress set of a stored value for where its provider is now; what was proved of ``egress`` says of which account.
+
+    Raises ``Invalid`` where that is not told: the provider's parameters must be given again.
+    """
+    if not provider.parameters:
+        return egress_for(provider, value, {})
+    found = placed(provider, egress)
+    return egress_for(provider, value, {}) if found is None else egress_set(found)
 
 
 def console_path(secret_id: UUID) -> str:

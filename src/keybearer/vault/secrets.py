@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,7 +43,17 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
 from keybearer.vault import registry
 from keybearer.vault.drafts import DEFAULT_NAME, NewSecret, checked_changes, checked_draft, provider_named
-from keybearer.vault.sealed import Sealer, Unreadable, binding, credential_of, egress_for, egress_of, owner_of, secret_of
+from keybearer.vault.sealed import (
+    Sealer,
+    Unreadable,
+    binding,
+    credential_of,
+    egress_for,
+    egress_now,
+    egress_of,
+    owner_of,
+    secret_of,
+)
 
 __all__ = ["NewSecret", "Page", "SecretFilter", "Secrets", "State"]
 
@@ -171,8 +181,8 @@ class Secrets:
             async with self._db.write(actor_of(caller)) as tx:
                 row = await self._own(tx, caller, secret_id)
                 known = provider_named(await registry.load(tx, self._keyring, self._catalog, row.owner_id), row.provider)
-                egress = egress_for(known)
                 value = await self._sealer.open(tx, row)
+                egress = egress_now(known, value, egress_of(row))
                 await self._reseal(tx, row, value, egress, fetchable=row.fetchable)
                 await rows.update(tx, row.owner_id, row.id, {"egress": list(egress), "updated_at": now})
                 await self._note(tx, caller, "secret.confirm_egress", row, egress=" ".join(egress))
@@ -213,7 +223,15 @@ class Secrets:
         return True
 
     async def put_default(
-        self, tx: AsyncConnection, caller: Caller, provider: str, value: SecretBytes, *, save_anyway: bool, rebind: bool
+        self,
+        tx: AsyncConnection,
+        caller: Caller,
+        provider: str,
+        value: SecretBytes,
+        *,
+        save_anyway: bool,
+        rebind: bool,
+        parameters: Mapping[str, str] | None = None,
     ) -> Secret:
         """Store the caller's own secret named ``default``, within the transaction of what it is stored for.
 
@@ -222,16 +240,16 @@ class Secrets:
         known = provider_named(await registry.load(tx, self._keyring, self._catalog, caller.user_id), provider)
         found = await rows.named(tx, caller.user_id, provider, known.secret_type.value, DEFAULT_NAME)
         if found is None:
-            new = NewSecret(provider, value, save_anyway=save_anyway)
+            new = NewSecret(provider, value, save_anyway=save_anyway, parameters=parameters or {})
             return await self._insert(tx, caller, Owner(OwnerKind.USER, caller.user_id), new)
         row = await self._own(tx, caller, found)
-        fields = {"value": value, "is_active": True, "save_anyway": save_anyway}
+        fields = {"value": value, "is_active": True, "save_anyway": save_anyway, "parameters": parameters}
         return await self._update(tx, caller, row, fields, rebind=rebind)
 
     async def _insert(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret) -> Secret:
         now = datetime.now(UTC)
         draft = checked_draft(await registry.load(tx, self._keyring, self._catalog, owner.id), self._catalog, new, now)
-        secret_id, egress = uuid4(), egress_for(draft.provider)
+        secret_id, egress = uuid4(), egress_for(draft.provider, draft.value, new.parameters)
         columns = {
             "id": secret_id,
             "owner_id": owner.id,
@@ -259,31 +277,38 @@ class Secrets:
         known = (await registry.load(tx, self._keyring, self._catalog, row.owner_id)).providers.get(row.provider)
         change = checked_changes(known, self._catalog, row, fields, now)
         columns = change.columns | {"updated_at": now}
-        if change.value is not None:
-            egress, fetchable = await self._proved(tx, row, egress_for(known), rebind=rebind)
+        new = change.value
+        if new is not None:
+            rebound = rebind or change.parameters is not None or (known is not None and bool(known.places))
+            egress, fetchable = await self._proved(
+                tx, row, lambda: egress_for(known, new, change.parameters or {}), rebind=rebound
+            )
             columns = {"fetchable": fetchable} | columns | {"egress": list(egress), "version": row.version + 1}
             columns |= {"state": "ok", "state_reason": ""}
             bound = binding(row.id, columns["version"], egress, fetchable=columns["fetchable"])
-            await rows.replace_versions(tx, await self._sealer.seal(tx, row.owner_id, bound, change.value, now))
-        elif columns.get("fetchable", row.fetchable) != row.fetchable:
-            await self._reseal(tx, row, await self._sealer.open(tx, row), egress_of(row), fetchable=columns["fetchable"])
+            await rows.replace_versions(tx, await self._sealer.seal(tx, row.owner_id, bound, new, now))
+        elif change.parameters is not None or columns.get("fetchable", row.fetchable) != row.fetchable:
+            value, fetchable = await self._sealer.open(tx, row), columns.get("fetchable", row.fetchable)
+            egress = egress_of(row) if change.parameters is None else egress_for(known, value, change.parameters)
+            columns |= {"egress": list(egress)}
+            await self._reseal(tx, row, value, egress, fetchable=fetchable)
         await rows.update(tx, row.owner_id, row.id, columns)
         await self._note(tx, caller, "secret.update", row, fields=" ".join(change.fields))
         return await self._shown(tx, row)
 
     async def _proved(
-        self, tx: AsyncConnection, row: Any, now_at: tuple[str, ...], *, rebind: bool
+        self, tx: AsyncConnection, row: Any, now_at: Callable[[], tuple[str, ...]], *, rebind: bool
     ) -> tuple[tuple[str, ...], bool]:
         """Egress set and fetchability for a new value: those that the owner agreed to, once the old value has proved them.
 
         A row edited in the database must not get an edited egress set sealed. Where the old value does not open, and where the
-        owner has just named the address, the new one is bound to where the provider is now.
+        owner has just named the address (or the new value itself does), the new one is bound to where the provider is now.
         """
         try:
             await self._sealer.open(tx, row)
         except Unreadable:
-            return now_at, False
-        return now_at if rebind else egress_of(row), bool(row.fetchable)
+            return now_at(), False
+        return now_at() if rebind else egress_of(row), bool(row.fetchable)
 
     async def _reseal(
         self, tx: AsyncConnection, row: Any, value: SecretBytes, egress: tuple[str, ...], *, fetchable: bool

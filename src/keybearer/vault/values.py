@@ -45,8 +45,8 @@ def check(
             "This is a masked value, not the value itself.",
             fields=(FieldError("value", "is masked; leave it blank to keep the value"),),
         )
-    if secret_type is SecretType.API_KEY and provider is not None:
-        found = catalog.check_key(provider, text)
+    if provider is not None:
+        found = catalog.check_key(provider, text, secret_type)
         if found.refused is not None:
             raise KeyRefused(found.refused, fields=(FieldError("value", found.refused),))
         if found.warnings and not save_anyway:

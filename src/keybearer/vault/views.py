@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keybearer.catalog import Provider, Registry
+from keybearer.catalog import Parameter, Provider, Registry
 from keybearer.domain import SYSTEM_OWNER_ID, OwnerKind, SecretBytes, SecretType
 from keybearer.errors import ProviderUnknown
-from keybearer.gateway.egress import egress_set
+from keybearer.gateway.egress import placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,11 @@ class ProviderView:
     models: tuple[str, ...]
     keys_url: str
     docs_url: str
+    category: str
+    logo: str
+    parameters: tuple[Parameter, ...]
+    """What a key must be stored with: parts of the address that each account has its own of."""
+    can_test: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,10 @@ class Keys:
     def serve(self, provider: Provider) -> bool:
         """Whether one of them is for this provider and may be sent to where it is."""
         systems = self.system if provider.owner_id in {None, SYSTEM_OWNER_ID} else ()
-        origins = set(egress_set(provider))
         return any(
-            row.provider == provider.name and row.secret_type == provider.secret_type.value and origins <= set(row.egress)
+            row.provider == provider.name
+            and row.secret_type == provider.secret_type.value
+            and placed(provider, row.egress) is not None
             for row in (*self.own, *systems)
         )
 
@@ -104,7 +110,7 @@ class Seen:
 
 def view_of(seen: Seen, provider: Provider, keys: Keys) -> ProviderView:
     """A provider for an answer."""
-    auth = provider.apis[provider.test.dialect].auth
+    auth = provider.auth
     return ProviderView(
         id=provider.name if provider.is_predefined else str(seen.row_of(provider).id),
         name=provider.name,
@@ -119,6 +125,10 @@ def view_of(seen: Seen, provider: Provider, keys: Keys) -> ProviderView:
         models=tuple(model.name for model in provider.models),
         keys_url=provider.keys_url,
         docs_url=provider.docs_url,
+        category=provider.category,
+        logo=provider.logo,
+        parameters=provider.parameters,
+        can_test=provider.test is not None,
     )
 
 
@@ -139,7 +149,7 @@ def model_views_of(seen: Seen, provider: Provider) -> Iterable[ModelView]:
 
 def columns_of(provider: Provider) -> dict[str, Any]:
     """The columns of a provider that its owner can change."""
-    auth = provider.apis[provider.test.dialect].auth
+    auth = provider.auth
     return {
         "display_name": provider.display_name,
         "base_url": provider.base_url,
