@@ -43,8 +43,9 @@ from keybearer.crypto.memory import forbid_core_dumps
 from keybearer.errors import Invalid, KeybearerError, OperatorError, SettingsInvalid
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.egress import EgressPolicy
+from keybearer.gateway.plane import Plane
 from keybearer.gateway.post import PostTarget
-from keybearer.gateway.protocol import GatewayProtocol
+from keybearer.gateway.protocol import PLANE, GatewayProtocol
 from keybearer.gateway.upstream import Upstream
 from keybearer.services import ServerOptions, Services
 from keybearer.store.changes import Feed
@@ -219,9 +220,11 @@ def create(settings: Settings | None = None) -> FastAPI:
             stop = asyncio.Event()
             settled = asyncio.create_task(settle(stop))
             working = asyncio.create_task(jobs.run(jobs.jobs_of(services), stop))
+            plane = Plane(services)
             try:
-                yield {"services": services}
+                yield {"services": services, PLANE: plane}
             finally:
+                await plane.close()
                 stop.set()
                 await working
                 await settled

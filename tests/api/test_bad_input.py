@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 from tests.support import server as servers
 from tests.support.server import Person
@@ -87,6 +88,29 @@ def test_blank_keeps_and_masked_is_refused(ada: Person) -> None:
         assert answer.status_code == 422, masked
     assert ada.call("GET", f"/secrets/{made['id']}")["version"] == made["version"]
     ada.call("DELETE", f"/secrets/{made['id']}")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/secrets/not-an-id", "/assets/nothing.css", "/%00", "/.env"])
+@pytest.mark.parametrize("signed_in", [True, False])
+def test_unknown_pages_are_pages(ada: Person, *, path: str, signed_in: bool) -> None:
+    answer = ada.http.get(path) if signed_in else httpx2.get(f"{ada.server.url}{path}")
+    if path.startswith("/secrets/") and not signed_in:
+        assert answer.headers["location"] == "/sign-in", "whether there is such a secret is told to nobody else"
+        return
+    assert answer.status_code == 404, answer.text
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "There is no such page." in answer.text
+    assert 'href="/"' in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_page_called_by_a_wrong_method_says_so(ada: Person) -> None:
+    answer = ada.http.get("/sign-out")
+    assert answer.status_code == 405
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
 
 
 def test_wrong_methods_and_paths_are_problems(ada: Person) -> None:

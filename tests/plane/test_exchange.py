@@ -367,6 +367,18 @@ async def test_a_database_that_has_just_gone_away_is_waited_for(open_house: Open
         assert (answer.status, code(answer)) == (503, "unavailable")
 
 
+async def test_what_waits_when_the_process_ends_is_cancelled(house: House) -> None:
+    await house.feed.stop()  # without trust a request waits
+    connection = await house.connect()
+    await connection.send(house.request())
+    await until(lambda: bool(house.plane._tasks))
+    waiting = tuple(house.plane._tasks)
+    await house.plane.close()
+    assert all(task.cancelled() for task in waiting)
+    assert house.plane._tasks == set()
+    assert house.provider.received == []
+
+
 async def test_trust_that_ends_while_connecting_holds_the_key_back(house: House) -> None:
     sent: list[object] = []
     upstream = house.services.upstream

@@ -34,7 +34,7 @@ def install(app: FastAPI) -> None:
     """Mount all routes and error handlers."""
     problems.install(app)
     app.add_middleware(
-        gate.Gate, covers=gate.needs_caller, ask=current_caller, refusals=(KeybearerError,), answer=problems.deliberate
+        gate.Gate, covers=gate.needs_caller, ask=current_caller, refusals=(KeybearerError,), answer=problems.answer
     )
     v1 = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
     for room in (auth, me, providers, secrets, tokens, usage, audit, users):

@@ -42,12 +42,14 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+KINDS: tuple[type[Exception], ...] = (KeybearerError, RequestValidationError, HTTPException, Exception)
+"""What an application can raise; the last is a mistake of ours."""
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of the application as a problem."""
-    app.add_exception_handler(KeybearerError, deliberate)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unexpected)
+    for kind in KINDS:
+        app.add_exception_handler(kind, answer)
 
 
 def response(error: KeybearerError) -> JSONResponse:
@@ -70,37 +72,33 @@ def response(error: KeybearerError) -> JSONResponse:
     return JSONResponse(problem.model_dump(exclude_none=True), error.status, headers, "application/problem+json")
 
 
-async def deliberate(_: Request, error: Exception) -> JSONResponse:
-    """Answer a deliberate error, and log what is the server's own fault."""
-    assert isinstance(error, KeybearerError)  # noqa: S101  # registered for this class only
-    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("request failed", code=error.code, reason=error.message)
-    return response(error)
+async def answer(_: Request, error: Exception) -> JSONResponse:
+    """Answer any error as a problem."""
+    return response(told(error))
 
 
-async def _validation(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for this class only
-    problems = error.errors()
-    if any(problem["type"] == "json_invalid" for problem in problems):
-        return response(errors.InvalidJson())
-    fields = tuple(FieldError(_path(problem["loc"]), str(problem["msg"])) for problem in problems)
-    return response(errors.Invalid(fields=fields))
+def told(error: Exception) -> KeybearerError:
+    """What callers are told of an error; what is the server's own fault is logged."""
+    match error:
+        case KeybearerError():
+            if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                log.warning("request failed", code=error.code, reason=error.message)
+            return error
+        case RequestValidationError():
+            problems = error.errors()
+            if any(problem["type"] == "json_invalid" for problem in problems):
+                return errors.InvalidJson()
+            return errors.Invalid(fields=tuple(FieldError(_path(found["loc"]), str(found["msg"])) for found in problems))
+        case HTTPException(status_code=HTTPStatus.NOT_FOUND):
+            return errors.NotFound("There is no such page or route.", hint="The API is described at /api/openapi.json.")
+        case HTTPException(status_code=HTTPStatus.METHOD_NOT_ALLOWED):
+            return errors.MethodNotAllowed(hint="The API is described at /api/openapi.json.")
+        case HTTPException():
+            return errors.InvalidRequest(str(error.detail))
+    log.error("unexpected error", exc_info=error)
+    return KeybearerError("Something went wrong on the server.", hint="Its log has the details.")
 
 
 def _path(location: tuple[int | str, ...]) -> str:
     """``("body", "name")`` → ``name``; a query parameter keeps its name too."""
     return ".".join(str(part) for part in location if part not in {"body", "query", "path", "header"}) or "body"
-
-
-async def _http(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)  # noqa: S101  # registered for this class only
-    known: dict[int, KeybearerError] = {
-        404: errors.NotFound("There is no such page or route.", hint="The API is described at /api/openapi.json."),
-        405: errors.MethodNotAllowed(hint="The API is described at /api/openapi.json."),
-    }
-    return response(known.get(error.status_code) or errors.InvalidRequest(str(error.detail)))
-
-
-async def _unexpected(_: Request, error: Exception) -> JSONResponse:
-    log.error("unexpected error", exc_info=error)
-    return response(KeybearerError("Something went wrong on the server.", hint="Its log has the details."))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -17,8 +20,9 @@ from keybearer.access.users import User
 from keybearer.api import problems
 from keybearer.api.authentication import check_same_origin, client_of, services_of, session_cookie_name
 from keybearer.api.gate import Gate
+from keybearer.console import headers
 from keybearer.domain import Caller
-from keybearer.errors import KeybearerError, Unauthenticated
+from keybearer.errors import KeybearerError, NotFound, Unauthenticated
 
 HERE = Path(__file__).parent
 SEE_OTHER = 303
@@ -106,7 +110,7 @@ CurrentVisitor = Annotated[Visitor, Depends(signed_in)]
 
 def is_page(path: str) -> bool:
     """Whether a path is the console's: everything outside the API."""
-    return not path.startswith(("/api/", "/healthz", "/readyz", "/metrics"))
+    return path != "/api" and not path.startswith(("/api/", "/healthz", "/readyz", "/metrics"))
 
 
 def needs_visitor(path: str) -> bool:
@@ -118,15 +122,27 @@ async def as_page(request: Request, error: Exception) -> Response:
     """Answer an error of a page as a page, or with the way to sign in; those of the API as problems."""
     if isinstance(error, SignInNeeded):
         return go("/sign-in")
-    assert isinstance(error, KeybearerError)  # noqa: S101  # registered for these two only
-    if is_page(request.scope["path"]):
-        return render("error.html", status=error.status, error=error)
-    return await problems.deliberate(request, error)
+    if not is_page(request.scope["path"]):
+        return await problems.answer(request, error)
+    told = problems.told(error)
+    if isinstance(error, HTTPException | RequestValidationError) and _names_nothing(error):
+        told = NotFound("There is no such page.", hint="Check the address, or go back to the vault.")
+    page = render("error.html", status=told.status, error=told)
+    # Said here too: the answer to an unexpected error passes no middleware.
+    page.headers.update(headers.HEADERS | {"cache-control": "no-store"})
+    return page
+
+
+def _names_nothing(error: HTTPException | RequestValidationError) -> bool:
+    """Whether the address is wrong: no such page, or no id where one stands in it."""
+    if isinstance(error, HTTPException):
+        return error.status_code == HTTPStatus.NOT_FOUND
+    return any(wrong["loc"][0] == "path" for wrong in error.errors())
 
 
 def install_errors(app: FastAPI) -> None:
     """Answer errors of pages as pages; ask who sends a form before it is read."""
-    refusals = (SignInNeeded, KeybearerError)
-    for refusal in refusals:
-        app.add_exception_handler(refusal, as_page)
-    app.add_middleware(Gate, covers=needs_visitor, ask=signed_in, refusals=refusals, answer=as_page)
+    kinds: tuple[type[Exception], ...] = (SignInNeeded, *problems.KINDS)
+    for kind in kinds:
+        app.add_exception_handler(kind, as_page)
+    app.add_middleware(Gate, covers=needs_visitor, ask=signed_in, refusals=(SignInNeeded, KeybearerError), answer=as_page)

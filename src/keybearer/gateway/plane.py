@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from keybearer.services import Services
 
 
+_CLOSE_LIMIT_S = 5.0
+"""Seconds for which the end of what was cancelled is waited for."""
+
+
 class Swept(Protocol):
     """A connection with deadlines."""
 
@@ -43,6 +47,16 @@ class Plane:
         self.request_id = self._ids.next
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
+
+    async def close(self) -> None:
+        """Cancel what still waits, and wait until it has ended: after this come the services that it works with."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_LIMIT_S)
 
     def spawn(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
         """Run the cold part of a request; the reference is kept until it ends."""
