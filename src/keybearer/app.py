@@ -55,6 +55,8 @@ from keybearer.usage import prices
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.secrets import Secrets
+from keybearer.vault.shares import Shares
+from keybearer.vault.teams import Teams
 
 COLLECT_AFTER = (20_000, 20, 100)
 """The collector's thresholds while serving: net new objects, then rounds of the younger generation."""
@@ -167,6 +169,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             tokens=tokens,
             providers=providers,
             secrets=secrets,
+            teams=Teams(db, keyring, catalog),
+            shares=Shares(db, keyring, catalog),
             resolver=resolver,
             credentials=credentials,
             upstream=upstream,

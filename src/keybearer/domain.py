@@ -30,6 +30,22 @@ class Role(StrEnum):
     MEMBER = "member"
 
 
+class TeamRole(StrEnum):
+    """What a member may do in a team: owners everything, admins all but end it and touch its owners, members use its keys."""
+
+    OWNER = "owner"
+    ADMIN = "admin"
+    MEMBER = "member"
+
+
+class Grade(StrEnum):
+    """What a share lets the team's members do with a secret."""
+
+    USE = "use"
+    MANAGE = "manage"
+    """Use it, and change, test, rotate and delete it like its owner; not share it further."""
+
+
 class SecretType(StrEnum):
     """What kind of credential a secret is; the provider decides the default."""
 
@@ -158,6 +174,20 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """A secret shared with a team."""
+
+    secret_id: UUID
+    team_id: UUID
+    team_name: str
+    grade: Grade
+    shared_by: UUID
+    """Whose secret it is."""
+    shared_by_name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
     """A secret as listings show it: everything but its value."""
 
@@ -188,6 +218,12 @@ class Secret:
     last_used_at: datetime | None
     usage_count: int
     last_used_in_workflow: str | None
+    fallback_allowed: bool = False
+    """Whether a team's or the system's key may serve where this one cannot; else it stops the call."""
+    access: Grade | None = Grade.MANAGE
+    """What the caller may do with it; ``None``: nothing but look, as administrators do."""
+    shares: tuple[Share, ...] = ()
+    """With which of the caller's teams it is shared."""
 
 
 @dataclass(frozen=True, slots=True)

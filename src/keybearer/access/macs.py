@@ -17,6 +17,9 @@ TOKEN = "access_token"  # noqa: S105  # a table's name
 SESSION = "session"
 USER = "user_account"
 PROVIDER = "provider"
+TEAM = "team"
+MEMBER = "team_member"
+SHARE = "secret_share"
 
 
 def token_fields(row: Any) -> tuple[RowField, ...]:
@@ -50,6 +53,21 @@ def user_fields(user_id: UUID, role: str, is_active: bool) -> tuple[RowField, ..
 def provider_fields(row: Any) -> tuple[RowField, ...]:
     """All of a provider that says where keys go, and how. A key entered from now on is bound to it."""
     return (row.id, row.owner_id, row.name, bool(row.is_predefined), row.base_url, row.auth_style, row.auth_header)
+
+
+def team_fields(row: Any) -> tuple[RowField, ...]:
+    """All of a team but when it was renamed last: its name is what its members and sharers trust."""
+    return (row.id, row.name, row.created_by, row.created_at)
+
+
+def member_fields(row: Any) -> tuple[RowField, ...]:
+    """All of a membership: who is in, as what, whether they agreed, and which of their teams pays first."""
+    return (row.team_id, row.user_id, row.role, row.priority, row.added_by, row.accepted_at, row.created_at)
+
+
+def share_fields(row: Any) -> tuple[RowField, ...]:
+    """All of a share."""
+    return (row.secret_id, row.team_id, row.owner_id, row.grade, row.created_at)
 
 
 def strings(value: Any) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from keybearer.domain import OwnerKind, Role, Scope, SecretType
+from keybearer.domain import Grade, OwnerKind, Role, Scope, SecretType
 
 Item = TypeVar("Item")
 
@@ -192,6 +192,7 @@ class NewProviderRequest(Request):
     auth_style: Literal["bearer", "header", "none"] = "bearer"
     auth_header: Annotated[str, Field(max_length=64)] = ""
     system: Annotated[bool, Field(description="For everybody; administrators only.")] = False
+    team_id: Annotated[UUID | None, Field(description="For this team; its owners and admins only.")] = None
     save_anyway: Annotated[bool, Field(description="Save the key although its format looks wrong.")] = False
 
 
@@ -225,6 +226,7 @@ class ProviderAnswer(Answer):
     base_url: str
     is_predefined: bool
     owner_kind: OwnerKind
+    team_id: UUID | None
     has_api_key: bool
     auth_style: str
     auth_header: str
@@ -273,7 +275,11 @@ class NewSecretRequest(Request):
     expires_at: datetime | None = None
     is_active: bool = True
     fetchable: bool = False
+    fallback_allowed: Annotated[
+        bool, Field(description="Where this key cannot be used, a team's or the system's may serve; else the call stops.")
+    ] = False
     system: Annotated[bool, Field(description="A system key; administrators only.")] = False
+    team_id: Annotated[UUID | None, Field(description="A team's key; its owners and admins only.")] = None
     save_anyway: Annotated[bool, Field(description="Save although the format looks wrong.")] = False
     parameters: Parameters = {}
 
@@ -290,9 +296,21 @@ class SecretChange(Request):
     allowed_tokens: list[str] | None = None
     expires_at: datetime | None = None
     is_active: bool | None = None
+    fallback_allowed: bool | None = None
     fetchable: bool | None = None
     save_anyway: bool = False
     parameters: Parameters | None = None
+
+
+class ShareAnswer(Answer):
+    """A secret shared with a team."""
+
+    team_id: UUID
+    team_name: str
+    grade: Grade
+    shared_by: UUID
+    shared_by_name: str
+    created_at: datetime
 
 
 class SecretAnswer(BaseModel):
@@ -325,6 +343,11 @@ class SecretAnswer(BaseModel):
     last_used_at: datetime | None
     usage_count: int
     last_used_in_workflow: str | None
+    fallback_allowed: bool
+    access: Grade | None
+    """What the caller may do with it; ``null``: nothing but look, as administrators do."""
+    shares: list[ShareAnswer]
+    """With which of the caller's teams it is shared."""
 
 
 class UnsavedSecretTest(Request):

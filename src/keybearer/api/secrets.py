@@ -20,6 +20,7 @@ from keybearer.api.schemas import (
     Page,
     SecretAnswer,
     SecretChange,
+    ShareAnswer,
     TestAnswer,
     UnsavedSecretTest,
 )
@@ -43,10 +44,11 @@ def answer_of(secret: Secret) -> SecretAnswer:
         owner_id=secret.owner.id,
         has_api_key=True,
         encryption_key_id=secret.key_id,
+        shares=[ShareAnswer.model_validate(share) for share in secret.shares],
         **{
             name: getattr(secret, name)
             for name in SecretAnswer.model_fields
-            if name not in {"id", "owner_kind", "owner_id", "has_api_key", "encryption_key_id"}
+            if name not in {"id", "owner_kind", "owner_id", "has_api_key", "encryption_key_id", "shares"}
         },
     )
 
@@ -64,14 +66,24 @@ async def list_secrets(
     is_active: bool | None = None,
     state: State | None = None,
     owner: Annotated[
-        Literal["own", "system", "everyone"], Query(description="For administrators: others' too, never values.")
+        Literal["own", "team", "all", "system", "everyone"],
+        Query(description="`team`: teams' and shared ones; `all`: one's own too. The last two are for administrators."),
     ] = "own",
+    team_id: Annotated[UUID | None, Query(description="Only this team's, and what is shared with it.")] = None,
     limit: Limit = 50,
     cursor: str | None = None,
 ) -> Page[SecretAnswer]:
     """List one's secrets."""
     wanted = SecretFilter(
-        owner=owner, provider=provider, secret_type=secret_type, name=name, tag=tag, text=search, is_active=is_active, state=state
+        owner=owner,
+        team_id=team_id,
+        provider=provider,
+        secret_type=secret_type,
+        name=name,
+        tag=tag,
+        text=search,
+        is_active=is_active,
+        state=state,
     )
     page = await services.secrets.list(caller, wanted, cursor=cursor, limit=limit)
     return Page(items=[answer_of(secret) for secret in page.items], next_cursor=page.next_cursor)

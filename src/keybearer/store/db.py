@@ -38,6 +38,8 @@ _BEGIN = sa.text(
     " set_config('idle_in_transaction_session_timeout', '60s', true)"
 )
 
+_BECOME = sa.text("SELECT set_config('role', :role, true)")
+
 # SQLSTATE classes in which trying again later may help: connection, resources, operator intervention, locks and deadlocks,
 # object in use, system error (PostgreSQL, appendix A).
 _PASSING = ("08", "40", "53", "55", "57", "58")
@@ -157,6 +159,20 @@ class Database:
         """
         if self.name == "postgresql":
             await tx.execute(sa.select(sa.func.pg_advisory_xact_lock(ORDER_LOCK)))
+
+    @asynccontextmanager
+    async def as_system(self, tx: AsyncConnection) -> AsyncIterator[None]:
+        """Look with the system's eyes for a moment, within a caller's transaction: at whom a change concerns, for example.
+
+        What is found so must not be shown to the caller. Where the block raises, the transaction is to end.
+        """
+        if self.name != "postgresql":
+            yield
+            return
+        role = (await tx.execute(sa.select(sa.func.current_setting("role")))).scalar_one()
+        await tx.execute(_BECOME, {"role": "keybearer_system"})
+        yield
+        await tx.execute(_BECOME, {"role": role})
 
     async def ping(self) -> None:
         """Ask the database for an answer. Raises ``Unavailable``."""

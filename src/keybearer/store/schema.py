@@ -230,6 +230,13 @@ secret = sa.Table(
     sa.Column("last_used_at", UtcDateTime(), nullable=True),
     sa.Column("usage_count", sa.BigInteger, nullable=False, default=0),
     sa.Column("last_used_in_workflow", sa.String(200), nullable=True),
+    sa.Column(
+        "fallback_allowed",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="where it cannot be used, teams and the system may serve instead",
+    ),
     sa.UniqueConstraint("owner_id", "provider", "secret_type", "name"),
     sa.UniqueConstraint("owner_id", "id"),
 )
@@ -249,6 +256,42 @@ secret_version = sa.Table(
     sa.ForeignKeyConstraint(
         ["owner_id", "owner_key_id"], ["owner_key.owner_id", "owner_key.id"], deferrable=True, initially="DEFERRED"
     ),
+)
+
+team = sa.Table(
+    "team",
+    metadata,
+    sa.Column("id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("created_by", sa.Uuid(), nullable=False),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column but updated_at"),
+    _created(),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+)
+
+team_member = sa.Table(
+    "team_member",
+    metadata,
+    sa.Column("team_id", sa.Uuid(), sa.ForeignKey("team.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("user_id", sa.Uuid(), sa.ForeignKey("user_account.id", ondelete="CASCADE"), primary_key=True, index=True),
+    sa.Column("role", sa.String(16), sa.CheckConstraint("role IN ('owner','admin','member')", name="role"), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False, comment="among the user's teams; lower first"),
+    sa.Column("added_by", sa.Uuid(), nullable=False),
+    sa.Column("accepted_at", UtcDateTime(), nullable=True, comment="NULL: invited, and a member in nothing yet"),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column"),
+    _created(),
+)
+
+secret_share = sa.Table(
+    "secret_share",
+    metadata,
+    sa.Column("secret_id", sa.Uuid(), primary_key=True),
+    sa.Column("team_id", sa.Uuid(), sa.ForeignKey("team.id", ondelete="CASCADE"), primary_key=True, index=True),
+    sa.Column("owner_id", sa.Uuid(), nullable=False, index=True, comment="whose secret it is"),
+    sa.Column("grade", sa.String(16), sa.CheckConstraint("grade IN ('use','manage')", name="grade"), nullable=False),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column"),
+    _created(),
+    sa.ForeignKeyConstraint(["owner_id", "secret_id"], ["secret.owner_id", "secret.id"], ondelete="CASCADE"),
 )
 
 audit_writer = sa.Table(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from keybearer.access.fields import NAME_LIMIT, Fields
 from keybearer.catalog import MODEL_NAME_LIMIT, Catalog, Provider, Registry
@@ -43,10 +44,14 @@ class NewSecret:
     """Ids of access tokens; ``None``: all."""
     expires_at: datetime | None = None
     is_active: bool = True
+    fallback_allowed: bool = False
+    """Whether a team's or the system's key may serve where this one cannot."""
     fetchable: bool = False
     """Whether the value may be fetched at all, with the scope ``secrets:read``."""
     system: bool = False
     """The deployment's own; administrators only."""
+    team_id: UUID | None = None
+    """A team's own; its owners and admins only."""
     save_anyway: bool = False
     """Save although the format looks wrong."""
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -170,6 +175,7 @@ _READERS: Mapping[str, Callable[[Fields, Any, datetime], Any]] = {
     "allowed_models": lambda fields, value, _: _models(fields, value),
     "allowed_tokens": lambda fields, value, _: _tokens(fields, value),
     "expires_at": lambda fields, value, now: fields.future("expires_at", value, now),
+    "fallback_allowed": lambda _fields, value, _now: bool(value),
     "is_active": lambda _fields, value, _now: bool(value),
     "fetchable": lambda _fields, value, _now: bool(value),
 }

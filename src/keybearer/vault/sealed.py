@@ -140,6 +140,7 @@ def secret_of(row: Any) -> Secret:
         last_used_at=row.last_used_at,
         usage_count=row.usage_count,
         last_used_in_workflow=row.last_used_in_workflow,
+        fallback_allowed=row.fallback_allowed,
     )
 
 

@@ -37,12 +37,12 @@ from keybearer.domain import (
     SecretBytes,
     SecretType,
 )
-from keybearer.errors import FieldError, Invalid, NotFound
-from keybearer.store import changes
+from keybearer.errors import FieldError, Forbidden, Invalid, NotFound
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
-from keybearer.vault import registry
+from keybearer.vault import audience, reach, registry
 from keybearer.vault.drafts import DEFAULT_NAME, NewSecret, checked_changes, checked_draft, provider_named
+from keybearer.vault.reach import Reach
 from keybearer.vault.sealed import (
     Sealer,
     Unreadable,
@@ -67,8 +67,10 @@ State = Literal["ok", "failed", "unreadable"]
 class SecretFilter:
     """What a listing is narrowed to; ``None``: not by this."""
 
-    owner: Literal["own", "system", "everyone"] = "own"
-    """``system`` and ``everyone`` are for administrators."""
+    owner: Literal["own", "team", "all", "system", "everyone"] = "own"
+    """``team``: what teams own and what is shared with them; ``all``: one's own too. The last two are for administrators."""
+    team_id: UUID | None = None
+    """Only this team's, and what is shared with it."""
     provider: str | None = None
     secret_type: SecretType | None = None
     name: str | None = None
@@ -98,7 +100,7 @@ class Secrets:
         self._sealer = Sealer(keyring)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:
-        """Store a secret of the caller's, or the system's.
+        """Store a secret of the caller's, of a team that they lead, or the system's.
 
         Raises ``Invalid`` (and its kinds ``KeyRefused`` and ``KeyDoubtful``), ``ProviderUnknown``, ``Conflict``,
         ``ScopeMissing``, ``Forbidden``.
@@ -110,9 +112,8 @@ class Secrets:
             policy.require(caller, Scope.SECRETS_WRITE)
             if new.system:
                 policy.require_admin(caller)
-            owner = SYSTEM_OWNER if new.system else Owner(OwnerKind.USER, caller.user_id)
             async with self._db.write(actor_of(caller)) as tx:
-                return await self._insert(tx, caller, owner, new)
+                return await self._insert(tx, caller, await self._owner_of_new(tx, caller, new), new)
 
     async def list(self, caller: Caller, wanted: SecretFilter | None = None, cursor: str | None = None, limit: int = 50) -> Page:
         """One page of secrets without their values. Raises ``Invalid`` (cursor, limit), ``ScopeMissing``, ``Forbidden``."""
@@ -120,28 +121,30 @@ class Secrets:
         wanted = wanted or SecretFilter()
         if not 1 <= limit <= PAGE_LIMIT:
             raise _invalid("limit", f"is not between 1 and {PAGE_LIMIT}")
-        if wanted.owner != "own":
+        if wanted.owner in {"system", "everyone"}:
             policy.require_admin(caller)
-        search = _search(caller, wanted)
-        order = rows.order_of(search)
-        after = None if cursor is None else _place(cursor, len(order))
         async with self._db.read(actor_of(caller)) as tx:
+            mine = await reach.load(tx, self._keyring, caller.user_id)
+            search = _search(mine, wanted)
+            order = rows.order_of(search)
+            after = None if cursor is None else _place(cursor, len(order))
             found = await rows.page(tx, search, after, limit + 1)
         more = None if len(found) <= limit else _cursor([str(getattr(found[limit - 1], column.name)) for column in order])
-        return Page(tuple(secret_of(row) for row in found[:limit]), more)
+        return Page(tuple(mine.seen(secret_of(row)) for row in found[:limit]), more)
 
     async def get(self, caller: Caller, secret_id: UUID) -> Secret:
-        """One secret without its value; for an administrator anybody's.
+        """One secret without its value, also a team's or one shared with it; for an administrator anybody's.
 
         Raises ``NotFound`` for those of others as for unknown ids, ``ScopeMissing``.
         """
         async with attempt(self._db, "secret.read", caller, str(secret_id)):
             policy.require(caller, *policy.READ_SECRETS)
             async with self._db.read(actor_of(caller)) as tx:
-                row = await rows.get(tx, secret_id, None if caller.is_admin else (caller.user_id,))
+                mine = await reach.load(tx, self._keyring, caller.user_id)
+                row = await rows.get(tx, secret_id, None if caller.is_admin else mine.seen_owners(secret_id))
             if row is None:
                 raise NotFound
-            return secret_of(row)
+            return mine.seen(secret_of(row))
 
     async def update(self, caller: Caller, secret_id: UUID, fields: Mapping[str, Any]) -> Secret:
         """Change the fields given: those of ``NewSecret`` but provider, type and owner. A blank ``value`` keeps the old one.
@@ -186,7 +189,7 @@ class Secrets:
                 await self._reseal(tx, row, value, egress, fetchable=row.fetchable)
                 await rows.update(tx, row.owner_id, row.id, {"egress": list(egress), "updated_at": now})
                 await self._note(tx, caller, "secret.confirm_egress", row, egress=" ".join(egress))
-                return await self._shown(tx, row)
+                return await self._shown(tx, caller, row)
 
     async def credential(self, caller: Caller, secret_id: UUID) -> Credential:
         """One of the caller's secrets, opened for a connection test, on record.
@@ -200,7 +203,7 @@ class Secrets:
                 row = await self._own(tx, caller, secret_id)
                 value = await self._sealer.open(tx, row)
                 await self._record(tx, caller, "secret.test", row, provider=row.provider)
-            return credential_of(row, value, KeySource.SYSTEM if row.owner_id == SYSTEM_OWNER_ID else KeySource.USER)
+            return credential_of(row, value, _source_of(row, caller))
 
     async def note_test(self, caller: Caller, credential: Credential) -> None:
         """Record that a resolved key is about to be tested. Raises ``Unavailable``: then it must not leave."""
@@ -294,7 +297,7 @@ class Secrets:
             await self._reseal(tx, row, value, egress, fetchable=fetchable)
         await rows.update(tx, row.owner_id, row.id, columns)
         await self._note(tx, caller, "secret.update", row, fields=" ".join(change.fields))
-        return await self._shown(tx, row)
+        return await self._shown(tx, caller, row)
 
     async def _proved(
         self, tx: AsyncConnection, row: Any, now_at: Callable[[], tuple[str, ...]], *, rebind: bool
@@ -318,25 +321,42 @@ class Secrets:
         await rows.replace_versions(tx, await self._sealer.seal(tx, row.owner_id, bound, value, datetime.now(UTC)))
 
     async def _own(self, tx: AsyncConnection, caller: Caller, secret_id: UUID) -> Any:
-        """A secret that the caller may change, locked: their own, or the system's for an administrator. Raises ``NotFound``."""
-        owners = (caller.user_id, SYSTEM_OWNER_ID) if caller.is_admin else (caller.user_id,)
-        row = await rows.lock(tx, secret_id, owners)
-        if row is None:
-            raise NotFound
-        return row
+        """A secret that the caller may change, locked.
 
-    async def _shown(self, tx: AsyncConnection, row: Any) -> Secret:
-        return secret_of(await rows.get(tx, row.id, (row.owner_id,)))
+        Their own, one of a team that they lead, one shared for management; for an administrator the system's. Raises
+        ``NotFound``, and ``Forbidden`` for what they may only use.
+        """
+        mine = await reach.load(tx, self._keyring, caller.user_id)
+        owners = mine.managed_owners(secret_id)
+        row = await rows.lock(tx, secret_id, (*owners, SYSTEM_OWNER_ID) if caller.is_admin else owners)
+        if row is not None:
+            return row
+        if await rows.get(tx, secret_id, mine.seen_owners(secret_id)) is not None:
+            raise Forbidden(
+                "You may use this secret, and not change or test it.", hint="Ask whose it is, or an admin of the team."
+            )
+        raise NotFound
+
+    async def _owner_of_new(self, tx: AsyncConnection, caller: Caller, new: NewSecret) -> Owner:
+        """Whose a new secret is to be. Raises ``NotFound``, ``Forbidden``."""
+        if new.system:
+            return SYSTEM_OWNER
+        if new.team_id is None:
+            return Owner(OwnerKind.USER, caller.user_id)
+        return reach.led(await reach.load(tx, self._keyring, caller.user_id, shares=False), new.team_id)
+
+    async def _shown(self, tx: AsyncConnection, caller: Caller, row: Any) -> Secret:
+        mine = await reach.load(tx, self._keyring, caller.user_id)
+        return mine.seen(secret_of(await rows.get(tx, row.id, (row.owner_id,))))
 
     async def _record(self, tx: AsyncConnection, caller: Caller | None, action: str, row: Any, **detail: str) -> None:
         record = ManagementRecord(action, caller, str(row.id), owner=owner_of(row), detail=tuple(detail.items()))
         await management.record(self._db, tx, record)
 
     async def _note(self, tx: AsyncConnection, caller: Caller | None, action: str, row: Any, **detail: str) -> None:
-        """Record the change, and tell every process: a person's secret concerns them, the system's everybody."""
+        """Record the change, and tell every process."""
         await self._record(tx, caller, action, row, **detail)
-        concerned = None if row.owner_id == SYSTEM_OWNER_ID else row.owner_id
-        await changes.note(self._db, tx, "secret", str(row.id), concerned)
+        await audience.note_secret(self._db, tx, row.owner_id, row.id)
 
     @asynccontextmanager
     async def _marking(self) -> AsyncIterator[None]:
@@ -353,13 +373,21 @@ def actor_of(caller: Caller) -> Actor:
     return Actor.user(caller.user_id, admin=caller.is_admin, system_keys=caller.is_admin)
 
 
-def _search(caller: Caller, wanted: SecretFilter) -> rows.Search:
-    owners = {"own": (caller.user_id,), "system": (SYSTEM_OWNER_ID,), "everyone": None}[wanted.owner]
+def _source_of(row: Any, caller: Caller) -> KeySource:
+    """As whose a key is tested."""
+    if row.owner_id == SYSTEM_OWNER_ID:
+        return KeySource.SYSTEM
+    return KeySource.USER if row.owner_id == caller.user_id else KeySource.TEAM
+
+
+def _search(mine: Reach, wanted: SecretFilter) -> rows.Search:
+    owners, shared = mine.searched(wanted.owner, wanted.team_id)
     for field in ("provider", "name", "tag", "text"):
         if has_control(getattr(wanted, field) or ""):
             raise _invalid(field, "has control or other invisible characters")
     return rows.Search(
         owners=owners,
+        shared=shared,
         provider=wanted.provider,
         secret_type=wanted.secret_type and wanted.secret_type.value,
         name=wanted.name,

@@ -37,6 +37,8 @@ class Search:
 
     owners: tuple[UUID, ...] | None = None
     """``None``: everybody's, for an administrator."""
+    shared: tuple[UUID, ...] = ()
+    """These secrets too, whosesoever they are: those that are shared with the caller's teams."""
     provider: str | None = None
     secret_type: str | None = None
     name: str | None = None
@@ -91,16 +93,18 @@ async def named(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type:
     return (await tx.execute(query)).scalar_one_or_none()
 
 
-async def for_provider(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type: str) -> Sequence[Row]:
-    """An owner's secrets for a provider, by priority (lower first), then age: with their envelopes."""
-    query = _WITH_VERSION.where(secret.c.owner_id == owner_id, secret.c.provider == provider, secret.c.secret_type == secret_type)
+async def for_provider(
+    tx: AsyncConnection, owner_id: UUID, provider: str, secret_type: str, shared: Iterable[UUID] = ()
+) -> Sequence[Row]:
+    """An owner's secrets for a provider, and the ``shared`` ones, by priority (lower first), then age: with their envelopes."""
+    query = _WITH_VERSION.where(_whose((owner_id,), shared), secret.c.provider == provider, secret.c.secret_type == secret_type)
     return (await tx.execute(query.order_by(secret.c.priority, secret.c.created_at, secret.c.id))).all()
 
 
-async def usable(tx: AsyncConnection, owner_id: UUID, now: datetime) -> Sequence[Any]:
-    """Provider, type and egress set of the owner's secrets that are neither off nor expired nor marked."""
-    query = sa.select(secret.c.provider, secret.c.secret_type, secret.c.egress).where(
-        secret.c.owner_id == owner_id,
+async def usable(tx: AsyncConnection, owners: Iterable[UUID], now: datetime, shared: Iterable[UUID] = ()) -> Sequence[Any]:
+    """Owner, provider, type and egress set of these secrets, if neither off nor expired nor marked."""
+    query = sa.select(secret.c.id, secret.c.owner_id, secret.c.provider, secret.c.secret_type, secret.c.egress).where(
+        _whose(owners, shared),
         secret.c.is_active.is_(True),
         secret.c.state == "ok",
         sa.or_(secret.c.expires_at.is_(None), secret.c.expires_at > now),
@@ -144,10 +148,16 @@ async def delete(tx: AsyncConnection, owner_id: UUID, secret_id: UUID) -> None:
     await tx.execute(sa.delete(secret).where(secret.c.id == secret_id, secret.c.owner_id == owner_id))
 
 
+def _whose(owners: Iterable[UUID], shared: Iterable[UUID]) -> sa.ColumnElement[bool]:
+    """These owners' secrets, or these secrets. Without the latter no OR stands in the way of the owners' index."""
+    owned, lent = secret.c.owner_id.in_(list(owners)), list(shared)
+    return sa.or_(owned, secret.c.id.in_(lent)) if lent else owned
+
+
 def _conditions(tx: AsyncConnection, search: Search) -> list[sa.ColumnElement[bool]]:
     found: list[sa.ColumnElement[bool]] = []
     if search.owners is not None:
-        found.append(secret.c.owner_id.in_(search.owners))
+        found.append(_whose(search.owners, search.shared))
     exact = ("provider", "secret_type", "name", "is_active", "state")
     found.extend(secret.c[name] == getattr(search, name) for name in exact if getattr(search, name) is not None)
     if search.expires_before is not None:
