@@ -150,18 +150,22 @@ class Sessions:
             if await rows.delete(tx, caller.user_id, caller.session_id):
                 await self._record(tx, caller, "session.sign_out", caller.session_id)
 
-    async def list(self, caller: Caller) -> list[SessionView]:
-        """The caller's live sessions, last used first. Raises ``Forbidden`` for access tokens."""
+    async def page(self, caller: Caller, cursor: str | None = None, limit: int = 50) -> tuple[list[SessionView], str | None]:
+        """A page of the caller's live sessions, newest first, and the cursor of the next.
+
+        Raises ``Forbidden`` for access tokens, ``Invalid`` for a foreign cursor.
+        """
         policy.require_person(caller)
         now = datetime.now(UTC)
         async with self._db.read(Actor.user(caller.user_id)) as tx:
-            found = await rows.live_of_user(tx, caller.user_id, now, now - self.idle)
-        return [
+            found, following = await rows.live_of_user(tx, caller.user_id, (now, now - self.idle), cursor, limit)
+        views = [
             SessionView(
                 row.id, row.ip, row.user_agent, row.created_at, row.last_seen_at, row.expires_at, row.id == caller.session_id
             )
             for row in found
         ]
+        return views, following
 
     async def revoke(self, caller: Caller, session_id: UUID) -> None:
         """End one of the caller's sessions. Raises ``NotFound``, for unknown ids and for those of others alike."""

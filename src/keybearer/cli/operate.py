@@ -35,6 +35,8 @@ OPERATOR = Caller(SYSTEM_OWNER_ID, Role.ADMIN, frozenset(Scope), client=Client("
 DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.")]
 Email = Annotated[str, typer.Option(help="The person's e-mail address.")]
 USER_COLUMNS = ("id", "email", "name", "role", "is_active", "created_at")
+PAGE = 200
+"""Rows of a list that are read at once."""
 TOKEN_COLUMNS = ("id", "name", "scopes", "is_active", "expires_at", "last_used_at")
 
 
@@ -59,6 +61,15 @@ def operate(data_dir: Path | None, work: Callable[[Operator], Awaitable[Result]]
             return await work(operator)
 
     return asyncio.run(run())
+
+
+async def every(page: Callable[[str | None], Awaitable[tuple[list[Result], str | None]]]) -> list[Result]:
+    """Read all pages of a list; ``page`` reads the one at a cursor and says which comes next."""
+    found, following = await page(None)
+    while following is not None:
+        more, following = await page(following)
+        found += more
+    return found
 
 
 def row_of(record: Any, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -113,7 +124,7 @@ def user_list(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List the accounts."""
 
     async def work(operator: Operator) -> list[dict[str, Any]]:
-        return [row_of(user, USER_COLUMNS) for user in await operator.users.list(OPERATOR)]
+        return [row_of(user, USER_COLUMNS) for user in await every(lambda at: operator.users.page(OPERATOR, at, PAGE))]
 
     print_rows(operate(data_dir, work), USER_COLUMNS, as_json=as_json)
 
@@ -151,7 +162,8 @@ def token_list(
     """List a person's access tokens."""
 
     async def work(operator: Operator) -> list[dict[str, Any]]:
-        found = await operator.tokens.list(operator.caller(await operator.user(user)))
+        caller = operator.caller(await operator.user(user))
+        found = await every(lambda at: operator.tokens.page(caller, cursor=at, limit=PAGE))
         return [row_of(token, TOKEN_COLUMNS) for token in found]
 
     print_rows(operate(data_dir, work), TOKEN_COLUMNS, as_json=as_json)
