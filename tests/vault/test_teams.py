@@ -13,6 +13,7 @@ from tests.support.vault import World
 
 from keybearer.domain import Caller, Client, Role, Scope, TeamRole
 from keybearer.errors import Conflict, Forbidden, Invalid, KeybearerError, NotFound, RateLimited, ScopeMissing
+from keybearer.store.db import Actor
 from keybearer.store.schema import owner, owner_key, team, team_member
 
 OWNER, ADMIN, MEMBER = TeamRole.OWNER, TeamRole.ADMIN, TeamRole.MEMBER
@@ -79,20 +80,14 @@ async def test_a_team_from_its_first_day_to_its_last(world: World) -> None:
 async def test_a_team_is_an_owner_with_its_own_key_which_ends_with_it(world: World) -> None:
     ada = await world.person("ada")
     made = await world.teams.create(ada, "Research")
-    async with world.db.write(world_system()) as tx:
+    async with world.db.write(Actor.system()) as tx:
         assert (await tx.execute(sa.select(owner.c.kind).where(owner.c.id == made.team_id))).scalar_one() == "team"
         keys = sa.select(sa.func.count()).select_from(owner_key).where(owner_key.c.owner_id == made.team_id)
         assert (await tx.execute(keys)).scalar_one() == 1
     await world.teams.delete(ada, made.team_id)
-    async with world.db.write(world_system()) as tx:
+    async with world.db.write(Actor.system()) as tx:
         assert (await tx.execute(keys)).scalar_one() == 0
         assert (await tx.execute(sa.select(owner.c.kind).where(owner.c.id == made.team_id))).one_or_none() is None
-
-
-def world_system() -> Any:
-    from keybearer.store.db import Actor
-
-    return Actor.system()
 
 
 Call = Callable[[World, Caller, UUID, UUID], Awaitable[Any]]

@@ -74,6 +74,12 @@ class Teams:
             mine = await reach.load(tx, self._keyring, caller.user_id, shares=False)
         return (*mine.teams, *mine.invitations)
 
+    async def led(self, caller: Caller) -> tuple[UUID, ...]:
+        """The teams whose owner or admin the caller is: they see what is done with its keys."""
+        async with self._db.read(policy.actor_of(caller)) as tx:
+            mine = await reach.load(tx, self._keyring, caller.user_id, shares=False)
+        return tuple(team.team_id for team in mine.teams if team.leads)
+
     async def get(self, caller: Caller, team_id: UUID) -> Membership:
         """One of the caller's teams, or one they are invited to. Raises ``NotFound`` for others' as for unknown ones."""
         async with attempt(self._db, "team.read", caller, str(team_id)):

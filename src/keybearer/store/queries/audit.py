@@ -66,6 +66,8 @@ class Filter:
     """
 
     seen_by: UUID | None
+    led: tuple[UUID, ...] = ()
+    """Teams that whoever sees leads, as their row MACs prove: they see what was done with what these own, too."""
     secret_id: UUID | None = None
     user_id: UUID | None = None
     action: str | None = None
@@ -202,8 +204,8 @@ async def records(
         query: Any = base
     else:  # one index each for what they did and for what they own, instead of a scan for either
         did = base.where(audit_record.c.user_id == wanted.seen_by).subquery()
-        owned = base.where(audit_record.c.owner_id == wanted.seen_by).subquery()
-        both = sa.union(sa.select(did), sa.select(owned)).subquery()
+        owned = [base.where(audit_record.c.owner_id == owner_id).subquery() for owner_id in (wanted.seen_by, *wanted.led)]
+        both = sa.union(sa.select(did), *map(sa.select, owned)).subquery()
         query = sa.select(both).order_by(both.c.at.desc(), both.c.writer_id.desc(), both.c.seq.desc()).limit(limit + 1)
     found = [Record(*row) for row in await tx.execute(query)]
     page, rest = found[:limit], found[limit:]
