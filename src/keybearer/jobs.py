@@ -31,7 +31,7 @@ class Job:
 def jobs_of(services: Services) -> tuple[Job, ...]:
     """The jobs of one process. Each is safe to run in every process at once."""
     return (
-        Job("ship the journal", 0.25, services.shipper.ship_once),
+        Job("ship the journal", 0.25, services.shipper.ship_in_turn),
         Job("seal the audit trail", 10.0, services.sealer.turn),
         Job("prune changes", 3600.0, lambda: changes.prune(services.db)),
     )

@@ -57,6 +57,25 @@ class Record(NamedTuple):
     h: bytes
 
 
+class Spelled(NamedTuple):
+    """A ``Record`` as it is stored and as ``bulk`` takes it: ids as 32 hex digits, times as ISO text."""
+
+    writer_id: str
+    seq: int
+    at: str
+    kind: str
+    action: str
+    user_id: str | None
+    owner_id: str | None
+    secret_id: str | None
+    request_id: str | None
+    outcome: str
+    nonce: bytes
+    line: str
+    d: bytes
+    h: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which records to list. ``None``: any.
@@ -122,20 +141,21 @@ async def advance_writer(tx: AsyncConnection, writer_id: UUID, seq: int, h: byte
 # --- records
 
 
-async def add_records(tx: AsyncConnection, rows: Sequence[Record]) -> None:
-    """Insert records. Raises ``IntegrityError`` if one of them is there already."""
-    await bulk.insert(tx, audit_record, rows)
+async def add_records(tx: AsyncConnection, rows: Sequence[bulk.Row]) -> None:
+    """Insert records, spelled as ``bulk`` takes them. Raises ``IntegrityError`` if one of them is there already."""
+    await bulk.insert_spelled(tx, audit_record, rows)
 
 
-async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) -> list[Record]:
-    """Return the records of a writer that follow number ``after``, in order."""
-    rows = await tx.execute(
-        sa.select(audit_record)
-        .where(audit_record.c.writer_id == writer_id, audit_record.c.seq > after)
-        .order_by(audit_record.c.seq)
-        .limit(limit)
-    )
-    return [Record(*row) for row in rows]
+async def add_record(tx: AsyncConnection, record: Record) -> None:
+    """Insert one record. Raises ``IntegrityError`` if it is there already."""
+    await bulk.insert(tx, audit_record, [record])
+
+
+async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) -> list[Spelled]:
+    """Return the records of a writer that follow number ``after``, in order, as they are stored."""
+    condition = f"writer_id = ? AND seq > ? ORDER BY seq LIMIT {limit:d}"
+    rows = await bulk.select(tx, audit_record, condition, (bulk.hex_of(writer_id), after))
+    return list(map(Spelled._make, rows))
 
 
 async def hashes(tx: AsyncConnection, writer_id: UUID, first: int, last: int) -> dict[int, bytes]:
@@ -145,15 +165,18 @@ async def hashes(tx: AsyncConnection, writer_id: UUID, first: int, last: int) ->
             audit_record.c.writer_id == writer_id, audit_record.c.seq.between(first, last)
         )
     )
-    return {row.seq: row.h for row in rows}
+    return {seq: h for seq, h in rows}  # noqa: C416  # a row is no pair to the type checker
 
 
-async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str], before: int) -> dict[str, Record]:
-    """Return the last use before number ``before`` of each of these requests, as far as this writer recorded one."""
+async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str], before: int) -> dict[str, bulk.Row]:
+    """Return user, owner and secret of the last use before number ``before`` of each of these requests by this writer, if any.
+
+    Ids are spelled as ``bulk`` takes them.
+    """
     if not request_ids:
         return {}
     rows = await tx.execute(
-        sa.select(audit_record)
+        sa.select(audit_record.c.request_id, audit_record.c.user_id, audit_record.c.owner_id, audit_record.c.secret_id)
         .where(
             audit_record.c.request_id.in_(request_ids),
             audit_record.c.writer_id == writer_id,
@@ -163,7 +186,7 @@ async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str],
         )
         .order_by(audit_record.c.seq)
     )
-    return {row.request_id: Record(*row) for row in rows}
+    return {row.request_id: tuple(map(bulk.hex_of, row[1:])) for row in rows}
 
 
 async def with_actions(tx: AsyncConnection, writer_id: UUID, actions: Sequence[str]) -> list[Record]:
