@@ -54,6 +54,7 @@ from keybearer.telemetry import configure_logging
 from keybearer.usage import prices
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
+from keybearer.vault.retention import Retention
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.shares import Shares
 from keybearer.vault.teams import Teams
@@ -140,7 +141,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         policy = EgressPolicy(settings.egress_allow)
         tokens = Tokens(db, keyring)
         sessions = sessions_of(settings, db, keyring)
-        secrets = Secrets(db, keyring, catalog)
+        secrets = Secrets(db, keyring, catalog, retention_of(settings))
         providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
         resolver = Resolver(db, keyring, secrets, settings.fallback.value)
         upstream = Upstream(
@@ -194,6 +195,16 @@ def sessions_of(settings: Settings, db: Database, keyring: Keyring) -> Sessions:
     """Build what signs people in, with its time-outs."""
     idle, absolute = timedelta(hours=settings.session_idle_hours), timedelta(hours=settings.session_absolute_hours)
     return Sessions(db, keyring, idle, absolute)
+
+
+def retention_of(settings: Settings) -> Retention:
+    """How long secrets and their versions are kept that nobody uses any more."""
+    return Retention(
+        restorable=timedelta(days=settings.restore_days),
+        versions=settings.versions_kept,
+        versions_for=timedelta(days=settings.versions_days),
+        expiring=timedelta(days=settings.expiring_days),
+    )
 
 
 def server_options(settings: Settings) -> ServerOptions:

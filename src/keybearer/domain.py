@@ -224,6 +224,41 @@ class Secret:
     """What the caller may do with it; ``None``: nothing but look, as administrators do."""
     shares: tuple[Share, ...] = ()
     """With which of the caller's teams it is shared."""
+    rotation_period: int | None = None
+    """Days after which a value should be replaced; ``None``: whenever."""
+    rotate_at: datetime | None = None
+    """When the current value should be."""
+    oauth: tuple[tuple[str, str], ...] | None = None
+    """Of an OAuth token the parts that are sealed beside the value, each with its preview."""
+    fallback_version: int | None = None
+    """After a rotation, the version before it ..."""
+    fallback_until: datetime | None = None
+    """... and until when it serves where the new value is refused."""
+    deleted_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SecretVersion:
+    """One version of a secret's value, without the value."""
+
+    version: int
+    state: str
+    """``current``, ``fallback`` (serves where the current one is refused) or ``old`` (can be rolled back to)."""
+    preview: str
+    key_id: UUID
+    """The owner key that sealed it."""
+    created_by: UUID | None
+    created_at: datetime
+    retired_at: datetime | None
+    """When another version took its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """The value of a ``fetchable`` secret, opened for whoever may see it."""
+
+    secret: Secret
+    value: SecretBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +274,8 @@ class Credential:
     egress: tuple[str, ...]
     allowed_models: frozenset[str] | None
     expires_at: datetime | None
+    is_fallback: bool = False
+    """The version before a rotation: serves only where the one in force is refused."""
 
 
 # The three that are made for every call are not frozen: a frozen UseRecord takes 4.3 µs to make, this one 1.0.

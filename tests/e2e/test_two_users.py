@@ -55,6 +55,11 @@ METHODS = [
     ("GET", "/access-log", None),
     ("GET", "/usage", None),
     ("GET", "/versions", None),
+    ("POST", "/rotate", {"value": "sk-kbtest-rotated-0123456789"}),
+    ("POST", "/rollback", {"version": 1}),
+    ("POST", "/restore", None),
+    ("POST", "/purge", None),
+    ("POST", "/reveal", None),
 ]
 
 

@@ -84,12 +84,12 @@ secret          nobody
 secret          a                    r:aefhTUV i:aTU u:afTU d:afTU D:4
 secret          a with system keys   r:asefhTUV i:aTU u:afTU d:afTU D:4
 secret          admin c              r:abcsdefghTUVWX i:cs u:cs d:cs D:2
-secret          system               r:abcsdefghTUVWX u:abcsdefghTUVWX
+secret          system               r:abcsdefghTUVWX u:abcsdefghTUVWX d:b D:1
 secret_version  nobody
 secret_version  a                    r:aefhTUV i:afTU u:afTU d:afTU D:4
 secret_version  a with system keys   r:asefhTUV i:afTU u:afTU d:afTU D:4
 secret_version  admin c              r:cs i:cs u:cs d:cs D:2
-secret_version  system
+secret_version  system               r:b d:b D:1
 secret_share    nobody
 secret_share    a                    r:aefh i:a u:a d:ah D:2
 secret_share    a with system keys   r:aefh i:a u:a d:ah D:2

@@ -179,6 +179,8 @@ def row(table: str, label: str) -> Row:
         "owner_key_id": _id("owner_key", "d" if label in "efgh" else label),
         "kind": {"owner": _kind(label), "audit_writer": "process"}.get(table, "manage"),
         "state": "active",
+        # What jobs may take away: b's.
+        **({"deleted_at": _PLAIN[UtcDateTime], "retired_at": _PLAIN[UtcDateTime]} if label == "b" else {}),
         "role": MEMBERS[label][2] if table == "team_member" else "member",
         "accepted_at": None if label == INVITED else datetime(2026, 1, 1, tzinfo=UTC),
         "grade": SHARES.get(label, ("", "use"))[1],

@@ -20,7 +20,7 @@ from keybearer.access.passwords import Passwords
 from keybearer.audit import management
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Caller, Client, ManagementRecord, Owner, OwnerKind, Role
-from keybearer.errors import EnvelopeError, NotFound, Overloaded, SessionInvalid, SignInFailed
+from keybearer.errors import EnvelopeError, NotFound, Overloaded, SessionInvalid, SignInAgain, SignInFailed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import lookups
 from keybearer.store.queries import sessions as rows
@@ -28,6 +28,8 @@ from keybearer.store.queries import users as user_rows
 
 COOKIE_BYTES = 32
 TOUCHED_EVERY = timedelta(seconds=60)
+FRESH = timedelta(minutes=10)
+"""For how long a sign-in counts as proof for what needs more than a session."""
 """How exact ``last_seen_at`` is: a write for every request would be one too many."""
 _IP_LIMIT, _AGENT_LIMIT = 64, 256
 
@@ -141,6 +143,17 @@ class Sessions:
                 await rows.touch(tx, row.id, now)
         role = Role(row.user_role)
         return Caller(row.user_id, role, policy.scopes_of(role), session_id=row.id, client=client)
+
+    async def require_fresh(self, caller: Caller, action: str, subject: str) -> None:
+        """Raise ``SignInAgain`` where a person signed in longer than ``FRESH`` ago, on record; tokens go by their scopes."""
+        if caller.session_id is None:
+            return
+        now = datetime.now(UTC)
+        async with attempt(self._db, action, caller, subject):
+            async with self._db.read(Actor.user(caller.user_id)) as tx:
+                begun_at = await rows.begun_at(tx, caller.user_id, caller.session_id)
+            if begun_at is None or begun_at + FRESH <= now:
+                raise SignInAgain
 
     async def sign_out(self, caller: Caller) -> None:
         """End the caller's own session; for callers without one, nothing."""

@@ -160,7 +160,7 @@ async def list_team_secrets(
 ) -> Page[SecretAnswer]:
     """List a team's own secrets and those shared with it: by whom, for what, never their values."""
     page = await services.secrets.list(caller, SecretFilter(team_id=team_id), cursor=cursor, limit=limit)
-    return Page(items=[answer_of(secret) for secret in page.items], next_cursor=page.next_cursor)
+    return Page(items=[answer_of(services, secret) for secret in page.items], next_cursor=page.next_cursor)
 
 
 @shares.get("/{secret_id}/shares")

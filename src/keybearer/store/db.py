@@ -194,6 +194,28 @@ class Database:
             if busy:
                 raise Unavailable("The write-ahead log is in use, and still holds what was deleted.")
 
+    async def erase(self, *tables: str) -> None:
+        """Have the live files of ``tables`` forget deleted rows, as far as a running database can.
+
+        SQLite overwrites what is deleted, so emptying the log is all. PostgreSQL vacuums, as the tables' owner: without the direct
+        URL its own autovacuum does that later. Raises ``Unavailable``.
+        """
+        await self.truncate_log()
+        if self.name != "postgresql" or not self.direct_url:
+            return
+        _, parsed = engines.parse(self.direct_url)
+        owner = engines.postgresql(parsed, pool_size=1)
+        try:
+            with translated():
+                # Outside any transaction, as VACUUM must be.
+                async with owner.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                    names = ", ".join(
+                        f"public.{connection.dialect.identifier_preparer.quote_identifier(name)}" for name in tables
+                    )
+                    await connection.execute(sa.text(f"VACUUM (SKIP_LOCKED) {names}"))
+        finally:
+            await owner.dispose()
+
     async def close(self) -> None:
         """Close all connections."""
         for engine in {id(each): each for each in (self._readers, self._writers, self._side)}.values():

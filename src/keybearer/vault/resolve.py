@@ -24,9 +24,7 @@ from keybearer.errors import (
     EgressRefused,
     EnvelopeError,
     KeybearerError,
-    KeyExpired,
     KeyFailed,
-    KeyInactive,
     KeyMissing,
     KeyUnusable,
     ModelNotAllowed,
@@ -34,11 +32,12 @@ from keybearer.errors import (
 from keybearer.gateway.egress import placed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
-from keybearer.store.queries import users
+from keybearer.store.queries import users, versions
 from keybearer.vault import reach
+from keybearer.vault.keeper import State
 from keybearer.vault.reach import Alarms, Membership, Reach
 from keybearer.vault.sealed import Sealer, Unreadable, console_path, credential_of, egress_of
-from keybearer.vault.secrets import State
+from keybearer.vault.standing import named, stopped_by
 
 NO_FALLBACK = "none"
 
@@ -145,15 +144,30 @@ class Resolver:
         usable: list[Credential] = []
         problems: list[KeybearerError] = []
         for row in found:
-            problem = _problem(row, call, whose)
-            if problem is not None:
-                problems.append(problem)
-                continue
+            problem = _problem(row, call, whose) if self._sealer.is_intact(row) else Unreadable(row)
             try:
-                usable.append(credential_of(row, await self._sealer.open(tx, row), source))
+                if problem is None:
+                    usable.append(credential_of(row, (await self._sealer.open(tx, row)).value, source))
+                else:
+                    problems.append(problem)
+                if problem is None or isinstance(problem, KeyFailed):
+                    usable.extend(await self._fallback(tx, row, call, source))
             except Unreadable as error:
                 problems.append(error)
         return usable, problems
+
+    async def _fallback(self, tx: AsyncConnection, row: Any, call: _Call, source: KeySource) -> list[Credential]:
+        """After a rotation, the version before: for as long as the overlap lasts, behind the one in force."""
+        if row.fallback_until is None or row.fallback_until <= call.now or _not_allowed(row, call, "") is not None:
+            return []
+        earlier = await versions.get(tx, row.owner_id, row.id, row.fallback_version)
+        if earlier is None or placed(call.provider, egress_of(earlier)) is None:
+            return []
+        try:
+            value = (await self._sealer.open_version(tx, earlier)).value
+        except Unreadable:
+            return []
+        return [credential_of(earlier, value, source, is_fallback=True)]
 
 
 def _is_for_team(provider: Provider, team_id: UUID) -> bool:
@@ -163,32 +177,29 @@ def _is_for_team(provider: Provider, team_id: UUID) -> bool:
 
 def _problem(row: Any, call: _Call, whose: str) -> KeybearerError | None:
     """Why a secret cannot serve the call, as far as its row tells; ``whose``: it is another's than the user's."""
-    named = f"{'The' if whose else 'Your'} key '{row.name}'{whose} for {row.provider}"
-    look = f"Look at it at {console_path(row.id)}."
-    if not row.is_active:
-        return KeyInactive(f"{named} is switched off.", hint=f"Activate it at {console_path(row.id)}, or add another.")
-    if row.expires_at is not None and row.expires_at <= call.now:
-        return KeyExpired(f"{named} has expired.", hint=f"Enter a new value or change its expiry at {console_path(row.id)}.")
-    if row.state == "unreadable":
-        return Unreadable(row)
-    if row.state != "ok":
-        return KeyFailed(
-            f"{named} was refused by the provider.", hint=f"Test it and enter a new value at {console_path(row.id)}."
-        )
-    if row.allowed_tokens is not None and call.token_id not in row.allowed_tokens:
-        return KeyUnusable(f"{named} may not be used with this access token.", hint=look)
-    if row.allowed_models is not None and not {call.model, f"{row.provider}/{call.model}"} & set(row.allowed_models):
-        wanted = "this model" if call.model else "calls that name no model"
-        return ModelNotAllowed(f"{named} is not allowed for {wanted}.", hint=look)
+    problem = stopped_by(row, call.now, whose) or _not_allowed(row, call, whose)
+    if problem is not None:
+        return problem
     try:
         bound = egress_of(row)
     except EnvelopeError:
         return Unreadable(row)
     if placed(call.provider, bound) is None:
         return EgressRefused(
-            f"{named} is not bound to {call.provider.base_url}, where the provider is now.",
+            f"{named(row, whose)} is not bound to {call.provider.base_url}, where the provider is now.",
             hint=f"If that is right, confirm the new address at {console_path(row.id)}.",
         )
+    return None
+
+
+def _not_allowed(row: Any, call: _Call, whose: str) -> KeybearerError | None:
+    """Why the token or the model may not use a secret."""
+    look = f"Look at it at {console_path(row.id)}."
+    if row.allowed_tokens is not None and call.token_id not in row.allowed_tokens:
+        return KeyUnusable(f"{named(row, whose)} may not be used with this access token.", hint=look)
+    if row.allowed_models is not None and not {call.model, f"{row.provider}/{call.model}"} & set(row.allowed_models):
+        wanted = "this model" if call.model else "calls that name no model"
+        return ModelNotAllowed(f"{named(row, whose)} is not allowed for {wanted}.", hint=look)
     return None
 
 

@@ -37,6 +37,13 @@ async def live_of_user(
     return await cursors.page(tx, query, {session.c.created_at: datetime, session.c.id: UUID}, cursor, limit, descending=True)
 
 
+async def begun_at(tx: AsyncConnection, user_id: UUID, session_id: UUID) -> datetime | None:
+    """When a person's session began: when they proved who they are."""
+    query = sa.select(session.c.created_at).where(session.c.id == session_id, session.c.user_id == user_id)
+    found: datetime | None = (await tx.execute(query)).scalar_one_or_none()
+    return found
+
+
 async def delete(tx: AsyncConnection, user_id: UUID, session_id: UUID) -> bool:
     """End one of a person's sessions; whether there was one."""
     query = sa.delete(session).where(session.c.id == session_id, session.c.user_id == user_id)
