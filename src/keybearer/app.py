@@ -54,7 +54,10 @@ from keybearer.telemetry import configure_logging
 from keybearer.usage import prices
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
+from keybearer.vault.retention import Retention
 from keybearer.vault.secrets import Secrets
+from keybearer.vault.shares import Shares
+from keybearer.vault.teams import Teams
 
 COLLECT_AFTER = (20_000, 20, 100)
 """The collector's thresholds while serving: net new objects, then rounds of the younger generation."""
@@ -138,7 +141,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         policy = EgressPolicy(settings.egress_allow)
         tokens = Tokens(db, keyring)
         sessions = sessions_of(settings, db, keyring)
-        secrets = Secrets(db, keyring, catalog)
+        secrets = Secrets(db, keyring, catalog, retention_of(settings))
         providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
         resolver = Resolver(db, keyring, secrets, settings.fallback.value)
         upstream = Upstream(
@@ -167,6 +170,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             tokens=tokens,
             providers=providers,
             secrets=secrets,
+            teams=Teams(db, keyring, catalog),
+            shares=Shares(db, keyring, catalog),
             resolver=resolver,
             credentials=credentials,
             upstream=upstream,
@@ -192,6 +197,16 @@ def sessions_of(settings: Settings, db: Database, keyring: Keyring) -> Sessions:
     return Sessions(db, keyring, idle, absolute)
 
 
+def retention_of(settings: Settings) -> Retention:
+    """How long secrets and their versions are kept that nobody uses any more."""
+    return Retention(
+        restorable=timedelta(days=settings.restore_days),
+        versions=settings.versions_kept,
+        versions_for=timedelta(days=settings.versions_days),
+        expiring=timedelta(days=settings.expiring_days),
+    )
+
+
 def server_options(settings: Settings) -> ServerOptions:
     """The settings that lower rooms need, as plain values."""
     return ServerOptions(
@@ -201,7 +216,6 @@ def server_options(settings: Settings) -> ServerOptions:
         max_body_bytes=settings.max_body_bytes,
         max_buffered_bytes=settings.max_buffered_bytes,
         fallback=settings.fallback.value,
-        audit_seal_seconds=settings.audit_seal_seconds,
     )
 
 

@@ -117,9 +117,6 @@ class Settings(BaseSettings):
         repr=False,
         description="Where signed checkpoints of the audit trail go: a file to append to, or an `https://` URL to post to.",
     )
-    audit_seal_seconds: float = Field(
-        30.0, ge=1, le=3600, description="Seconds until what has arrived in the audit trail is sealed and a checkpoint signed."
-    )
     outage_grace: float = Field(
         0.0, ge=0, le=3600, description="Seconds for which cached keys serve on without a database; delays revocation by as much."
     )
@@ -133,6 +130,14 @@ class Settings(BaseSettings):
     connect_timeout: float = Field(10.0, gt=0, description="Seconds to connect to a provider, TLS included.")
     session_idle_hours: float = Field(24.0, gt=0, description="Hours without use after which a session ends.")
     session_absolute_hours: float = Field(24.0 * 14, gt=0, description="Hours after which a session ends in any case.")
+    restore_days: float = Field(
+        7.0, ge=0, le=3650, description="Days for which a deleted secret can be restored; 0: deleting purges at once."
+    )
+    versions_kept: int = Field(
+        5, ge=0, le=1000, description="Earlier versions kept of each secret, for rolling back; 0: a new value overwrites the old."
+    )
+    versions_days: float = Field(30.0, ge=0, le=3650, description="Days after which an earlier version is removed.")
+    expiring_days: float = Field(14.0, ge=0, le=3650, description="Days before its end from which a secret is shown as expiring.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe log level to print.")
     log_json: bool = Field(default=False, description="Print logs as JSON lines.")
 

@@ -30,6 +30,22 @@ class Role(StrEnum):
     MEMBER = "member"
 
 
+class TeamRole(StrEnum):
+    """What a member may do in a team: owners everything, admins all but end it and touch its owners, members use its keys."""
+
+    OWNER = "owner"
+    ADMIN = "admin"
+    MEMBER = "member"
+
+
+class Grade(StrEnum):
+    """What a share lets the team's members do with a secret."""
+
+    USE = "use"
+    MANAGE = "manage"
+    """Use it, and change, test, rotate and delete it like its owner; not share it further."""
+
+
 class SecretType(StrEnum):
     """What kind of credential a secret is; the provider decides the default."""
 
@@ -158,6 +174,20 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """A secret shared with a team."""
+
+    secret_id: UUID
+    team_id: UUID
+    team_name: str
+    grade: Grade
+    shared_by: UUID
+    """Whose secret it is."""
+    shared_by_name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
     """A secret as listings show it: everything but its value."""
 
@@ -188,6 +218,47 @@ class Secret:
     last_used_at: datetime | None
     usage_count: int
     last_used_in_workflow: str | None
+    fallback_allowed: bool = False
+    """Whether a team's or the system's key may serve where this one cannot; else it stops the call."""
+    access: Grade | None = Grade.MANAGE
+    """What the caller may do with it; ``None``: nothing but look, as administrators do."""
+    shares: tuple[Share, ...] = ()
+    """With which of the caller's teams it is shared."""
+    rotation_period: int | None = None
+    """Days after which a value should be replaced; ``None``: whenever."""
+    rotate_at: datetime | None = None
+    """When the current value should be."""
+    oauth: tuple[tuple[str, str], ...] | None = None
+    """Of an OAuth token the parts that are sealed beside the value, each with its preview."""
+    fallback_version: int | None = None
+    """After a rotation, the version before it ..."""
+    fallback_until: datetime | None = None
+    """... and until when it serves where the new value is refused."""
+    deleted_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SecretVersion:
+    """One version of a secret's value, without the value."""
+
+    version: int
+    state: str
+    """``current``, ``fallback`` (serves where the current one is refused) or ``old`` (can be rolled back to)."""
+    preview: str
+    key_id: UUID
+    """The owner key that sealed it."""
+    created_by: UUID | None
+    created_at: datetime
+    retired_at: datetime | None
+    """When another version took its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """The value of a ``fetchable`` secret, opened for whoever may see it."""
+
+    secret: Secret
+    value: SecretBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +274,8 @@ class Credential:
     egress: tuple[str, ...]
     allowed_models: frozenset[str] | None
     expires_at: datetime | None
+    is_fallback: bool = False
+    """The version before a rotation: serves only where the one in force is refused."""
 
 
 # The three that are made for every call are not frozen: a frozen UseRecord takes 4.3 µs to make, this one 1.0.

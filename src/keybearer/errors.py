@@ -14,6 +14,8 @@ KeybearerError
 │   └── LinkInvalid             link_invalid         (set-up link used, expired or unknown)
 ├── Forbidden (403)
 │   ├── ScopeMissing            scope_missing
+│   ├── SignInAgain             sign_in_again        (the sign-in is too long ago for this)
+│   ├── NotFetchable            not_fetchable        (the secret's value may be used, never read)
 │   ├── CsrfFailed              csrf_failed
 │   ├── AddressRefused          address_refused      (token's IP allowlist)
 │   ├── ProviderNotAllowed      provider_not_allowed (token's allowed providers)
@@ -163,6 +165,20 @@ class ScopeMissing(Forbidden):
 
     code = "scope_missing"
     default_hint = "Create a token that has the scope named in the message."
+
+
+class SignInAgain(Forbidden):
+    """Your sign-in is too long ago for this."""
+
+    code = "sign_in_again"
+    default_hint = "Sign out, sign in again, and repeat it within ten minutes."
+
+
+class NotFetchable(Forbidden):
+    """The value of this secret may be used, but not read."""
+
+    code = "not_fetchable"
+    default_hint = "Its owner can allow that: set 'fetchable' on the secret."
 
 
 class CsrfFailed(Forbidden):

@@ -19,6 +19,8 @@ from keybearer.store.db import Database
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.secrets import Secrets
+from keybearer.vault.shares import Shares
+from keybearer.vault.teams import Teams
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,6 @@ class ServerOptions:
     max_body_bytes: int
     max_buffered_bytes: int
     fallback: str
-    audit_seal_seconds: float
-    """Between two turns of the sealer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ class Services:
     tokens: Tokens
     providers: Providers
     secrets: Secrets
+    teams: Teams
+    shares: Shares
     resolver: Resolver
     credentials: Credentials
     upstream: Upstream

@@ -32,7 +32,7 @@ async def test_sign_in_be_recognised_and_sign_out(world: World) -> None:
         row = (await tx.execute(sa.select(session))).one()
     assert bytes(row.token_hash) == hashlib.sha256(cookie.encode()).digest()
     assert cookie not in repr(row)
-    (view,) = await world.sessions.list(caller)
+    (view,) = (await world.sessions.page(caller))[0]
     assert (view.id, view.is_current, view.user_agent) == (caller.session_id, True, BROWSER.user_agent)
     await world.sessions.sign_out(caller)
     with pytest.raises(SessionInvalid):
@@ -110,12 +110,12 @@ async def test_sessions_time_out_unused_and_in_any_case(world: World, tamper: Ta
     now = datetime.now(UTC)
     await tamper(sa.update(session).values(last_seen_at=now - timedelta(minutes=59)))
     await world.sessions.authenticate(cookie, BROWSER)
-    (view,) = await world.sessions.list(caller)
+    (view,) = (await world.sessions.page(caller))[0]
     assert view.last_seen_at >= now  # using it has prolonged it
     await tamper(sa.update(session).values(last_seen_at=now - timedelta(minutes=61)))
     with pytest.raises(SessionInvalid):
         await world.sessions.authenticate(cookie, BROWSER)
-    assert await world.sessions.list(caller) == []
+    assert (await world.sessions.page(caller))[0] == []
     world.sessions.absolute = timedelta(seconds=0.2)
     _, brief = await world.sessions.sign_in("ada@example.com", PASSWORD, BROWSER)
     await world.sessions.authenticate(brief, BROWSER)
@@ -161,7 +161,7 @@ async def test_revoke_ones_own_sessions_only(world: World) -> None:
     ada, _ = await world.sessions.sign_in("ada@example.com", PASSWORD, BROWSER)
     _, lost = await world.sessions.sign_in("ada@example.com", PASSWORD, Client("203.0.113.5", "a lost laptop"))
     bob, bobs = await world.sessions.sign_in("bob@example.com", PASSWORD, BROWSER)
-    (found,) = [view for view in await world.sessions.list(ada) if not view.is_current]
+    (found,) = [view for view in (await world.sessions.page(ada))[0] if not view.is_current]
     await world.sessions.revoke(ada, found.id)
     with pytest.raises(SessionInvalid):
         await world.sessions.authenticate(lost, BROWSER)
@@ -216,7 +216,7 @@ async def test_what_is_for_people_is_not_for_tokens(world: World) -> None:
     token = policy.caller_of_grant(await world.tokens.verify(text.encode()), BROWSER)
     assert Scope.SECRETS_WRITE in token.scopes
     for call in (
-        world.sessions.list(token),
+        world.sessions.page(token),
         world.sessions.revoke(token, uuid4()),
         world.users.change_password(token, PASSWORD, "kbtest-a new password"),
         world.users.set_fallback(token, False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tests.audit.audit_samples import outcome, person
 
 from keybearer.audit import lines
+from keybearer.audit.batch import Batch
 from keybearer.audit.lines import GENESIS, Entry, LineError
 from keybearer.audit.segments import Broken, Tail
 from keybearer.domain import Caller, Client, ManagementRecord, Role, Usage
@@ -190,3 +192,99 @@ def test_an_entry_does_not_fit_elsewhere() -> None:
             lines.check(changed, GENESIS)
     with pytest.raises(LineError, match="out of place"):
         lines.check(first._replace(h=bytes(32)), GENESIS)
+
+
+# --- the quick ways, which must tell what the plain ones tell
+
+
+@given(at=st.floats(allow_nan=False, allow_infinity=False))
+@example(at=1763718123.9999997)
+@example(at=0.0000005)
+@example(at=-0.0000005)
+@example(at=253402300799.9999999)
+def test_a_time_is_spelled_as_its_datetime_is(at: float) -> None:
+    try:
+        expected = datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")
+    except (ValueError, OverflowError, OSError):
+        with pytest.raises((ValueError, OverflowError, OSError)):
+            lines.time_text(at)
+    else:
+        assert lines.time_text(at) == expected
+
+
+@given(at=st.floats(min_value=1.6e9, max_value=2.2e9))
+def test_a_time_of_our_days_is_spelled_as_its_datetime_is(at: float) -> None:
+    assert lines.time_text(at) == datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")
+
+
+def test_no_byte_of_an_entry_can_be_another() -> None:
+    head, before = lines.entry_head(WRITER), os.urandom(32)
+    h, entry = lines.next_entry(head, 12, os.urandom(16), before, lines.use_line(person().use("r1", node="ünïcode")))
+    raw = entry[:-1]
+    found = lines.following(raw, head, 12, before)
+    read = lines.parse(raw)
+    assert found == (read.nonce, read.d, read.h, read.line)
+    assert read.h == h
+    for place in range(len(raw)):
+        for bit in range(8):
+            changed = raw[:place] + bytes([raw[place] ^ 1 << bit]) + raw[place + 1 :]
+            assert lines.following(changed, head, 12, before) is None, (place, bit)
+    for other in (raw[:-1], raw[1:], raw + b" ", raw + b"}", b"", raw[:60], raw.replace(b'"n":12', b'"n":012')):
+        assert lines.following(other, head, 12, before) is None
+    assert lines.following(raw, head, 13, before) is None
+    assert lines.following(raw, head, 12, bytes(32)) is None
+    assert lines.following(raw, lines.entry_head(uuid4()), 12, before) is None
+
+
+def test_a_line_that_is_no_text_is_none_though_its_digests_fit() -> None:
+    head = lines.entry_head(WRITER)
+    _, entry = lines.next_entry(head, 1, os.urandom(16), GENESIS, b'{"kind":"close","at":"\xff"}')
+    assert lines.following(entry[:-1], head, 1, GENESIS) is None
+    with pytest.raises(LineError):
+        lines.parse(entry[:-1])
+
+
+@given(model=HOSTILE, workflow=HOSTILE, node=HOSTILE)
+@example(model='","user_id":"x', workflow=',"user_id":', node="")
+def test_a_use_read_in_two_parts_is_the_same_use(model: str, workflow: str, node: str) -> None:
+    line = lines.use_line(person().use("r1", model=model, workflow=workflow, node=node))
+    request_id, at, rest = lines.split_use(line)
+    whole, part = lines.decode_use(line), lines.decode_rest(rest)
+    assert (request_id, at) == (whole.request_id, whole.at)
+    for name in part.__struct_fields__:
+        assert getattr(part, name) == getattr(whole, name)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        '"request_id":"r2",',
+        '"at":1.5,',
+        '"kind":"outcome",',
+        '"unheard_of":{"of":[1]},',
+    ],
+)
+def test_what_is_said_twice_or_is_new_counts_as_the_plain_reader_reads_it(again: str) -> None:
+    line = lines.use_line(person().use("r1", at=1763718123.5)).replace(b'"token_id"', again.encode() + b'"token_id"')
+    with pytest.raises(ValueError, match="unknown field"):
+        lines.decode_rest(lines.split_use(line)[2])
+    batch = Batch({})
+    batch.add(Entry(WRITER, 1, bytes(16), bytes(32), bytes(32), line))
+    plain = lines.use_facts(lines.decode_use(line))
+    ((_, _, at, _, _, user_id, _, _, request_id, *_),) = batch.records
+    assert (at, user_id, request_id) == (
+        plain.at.isoformat(timespec="microseconds"),
+        str(plain.user_id).replace("-", ""),
+        plain.request_id,
+    )
+
+
+def test_uses_that_differ_in_a_rest_are_told_apart() -> None:
+    one, other = person(), person()
+    batch = Batch({})
+    for seq, use in enumerate([one.use("r1"), other.use("r2"), one.use("r3"), one.use("r4", model="gpt-6")], 1):
+        batch.add(Entry(WRITER, seq, bytes(16), bytes(32), bytes(32), lines.use_line(use)))
+    usage = batch.usage()
+    assert [usage[name][2] for name in ("r1", "r2", "r3", "r4")] == [who.user_id.hex for who in (one, other, one, one)]
+    assert [usage[name][8] for name in ("r3", "r4")] == ["gpt-5-mini", "gpt-6"]
+    assert {use.secret_id: use.count for use in batch.secrets()} == {one.secret_id: 3, other.secret_id: 1}

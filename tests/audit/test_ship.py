@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from tests.audit.audit_samples import Person, add_person, outcome, rows
 from tests.support.tamper import Tamper
 
-from keybearer.audit import lines, management, segments
+from keybearer.audit import lines, management, segments, ship
 from keybearer.audit.journal import Journal
 from keybearer.audit.ship import Shipper
 from keybearer.audit.verify import verify
@@ -167,6 +167,55 @@ async def test_a_closed_journal_closes_its_writer(
     report = await verify(database, tmp_path / "journal")
     assert report.ok
     assert {found.writer: found.state for found in report.writers}[journal.writer] == "closed"
+
+
+async def test_many_entries_are_shipped_whatever_their_number(
+    database: Database, who: Person, journal: Journal, shipper: Shipper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows go to the driver in blocks and statements; none may fall between two, in one transaction or over several."""
+    monkeypatch.setattr(ship, "BATCH", 700)
+    others = [await add_person(database) for _ in range(3)]
+    total = 0
+    for round_ in (1, 49, 50, 51, 1201):
+        for number in range(round_):
+            journal.use([who, *others][number % 4].use(f"r{round_}-{number}"))
+            if number % 3:
+                journal.outcome(outcome(f"r{round_}-{number - 1}"))
+        total += round_
+        journal.flush()
+        while await shipper.ship_once():
+            pass
+    assert len(await usage_of(database)) == total
+    assert sum(secret.usage_count for secret in await rows(database, schema.secret)) == total
+    assert (await verify(database, tmp_path / "journal")).problems == ()
+
+
+async def test_in_busy_times_a_job_ships_once_a_second_and_at_other_times_at_once(
+    database: Database, who: Person, journal: Journal, shipper: Shipper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ship, "BUSY", 10)
+    for expected in (2, 1, 10):  # the first time with the line that opens the journal
+        for _ in range(expected - (expected == 2)):
+            journal.use(who.use(uuid4().hex))
+        assert await shipper.ship_in_turn() == expected
+    journal.use(who.use("late"))
+    assert await shipper.ship_in_turn() == 0
+    shipper._rests_until -= ship.REST
+    assert await shipper.ship_in_turn() == 1
+
+
+async def test_what_is_written_while_a_turn_ships_waits_for_the_next(
+    database: Database, who: Person, journal: Journal, shipper: Shipper
+) -> None:
+    """A busy journal never ends: a turn that ran after its end would ship it in ever so many small batches."""
+    journal.use(who.use("r1"))
+    turn = asyncio.create_task(shipper.ship_once())
+    while not turn.done():
+        journal.use(who.use(uuid4().hex))
+        await asyncio.sleep(0)
+    first = shipper.shipped
+    assert await shipper.ship_once() > 0
+    assert 2 <= first < shipper.shipped
 
 
 # --- killed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,9 @@ async def catalogue(url: str) -> set[tuple[str, ...]]:
 
 
 def _parts(statement: str) -> list[str]:
-    lines = statement.replace(" CONSTRAINT ", "\nCONSTRAINT ").splitlines()
+    # A column that was added later stands on the line of the last before it.
+    added = re.sub(r", (?=[a-z_]+ [A-Z]+)", ",\n", statement)
+    lines = added.replace(" CONSTRAINT ", "\nCONSTRAINT ").splitlines()
     return [" ".join(line.split()).rstrip(",") for line in lines if line.strip()]
 
 

@@ -31,20 +31,20 @@ root_key        a with system keys   r:. k:.
 root_key        admin c              r:. k:.
 root_key        system               r:. k:. i:. u:.
 owner           nobody               r:s
-owner           a                    r:as d:a D:1
-owner           a with system keys   r:as d:a D:1
-owner           admin c              r:abcs i:abc d:abc D:3
-owner           system               r:abcs i:abcs
+owner           a                    r:asTUV d:aT D:2
+owner           a with system keys   r:asTUV d:aT D:2
+owner           admin c              r:abcsdTUVWX i:abcdTUVWX d:abcd D:4
+owner           system               r:abcsdTUVWX i:abcsdTUVWX
 owner_key       nobody
-owner_key       a                    r:a i:a
-owner_key       a with system keys   r:as i:a
+owner_key       a                    r:adTUV i:aTU
+owner_key       a with system keys   r:asdTUV i:aTU
 owner_key       admin c              r:cs i:cs
-owner_key       system               r:abcs i:abcs u:abcs m:abcs
+owner_key       system               r:abcsdTUVWX i:abcsdTUVWX u:abcsdTUVWX m:abcsdTUVWX
 user_account    nobody               l1
 user_account    a                    r:a u:a d:a D:1 l1
 user_account    a with system keys   r:a u:a d:a D:1 l1
-user_account    admin c              r:abc i:abc u:abc d:abc D:3 l1
-user_account    system               r:abc i:abc u:abc l1
+user_account    admin c              r:abcd i:abcd u:abcd d:abcd D:4 l1
+user_account    system               r:abcd i:abcd u:abcd l1
 one_time_link   nobody               l1
 one_time_link   a                    l1
 one_time_link   a with system keys   l1
@@ -60,36 +60,51 @@ access_token    a                    r:a i:a u:a d:a D:1 l1
 access_token    a with system keys   r:a i:a u:a d:a D:1 l1
 access_token    admin c              r:abc i:c u:abc m:abc d:abc D:3 l1
 access_token    system               r:abc u:abc l1
+team            nobody
+team            a                    r:TUVW u:TU
+team            a with system keys   r:TUVW u:TU
+team            admin c
+team            system               r:TUVWX i:TUVWX
+team_member     nobody
+team_member     a                    r:123456780 i:1245 u:1245 m:1245 o:12 d:124570 D:6
+team_member     a with system keys   r:123456780 i:1245 u:1245 m:1245 o:12 d:124570 D:6
+team_member     admin c
+team_member     system               r:1234567890!? i:1234567890!? u:1234567890!?
 provider        nobody               r:s
-provider        a                    r:as i:a u:a d:a D:1
-provider        a with system keys   r:as i:a u:a d:a D:1
+provider        a                    r:asTUV i:aTU u:aTU d:aTU D:3
+provider        a with system keys   r:asTUV i:aTU u:aTU d:aTU D:3
 provider        admin c              r:cs i:cs u:cs d:cs D:2
-provider        system               r:abcs
+provider        system               r:abcsTUVWX
 model           nobody               r:s
-model           a                    r:as i:a u:a d:a D:1
-model           a with system keys   r:as i:a u:a d:a D:1
+model           a                    r:asTUV i:aTU u:aTU d:aTU D:3
+model           a with system keys   r:asTUV i:aTU u:aTU d:aTU D:3
 model           admin c              r:cs i:cs u:cs d:cs D:2
-model           system               r:abcs
+model           system               r:abcsTUVWX
 secret          nobody
-secret          a                    r:a i:a u:a d:a D:1
-secret          a with system keys   r:as i:a u:a d:a D:1
-secret          admin c              r:abcs i:cs u:cs d:cs D:2
-secret          system               r:abcs u:abcs
+secret          a                    r:aefhTUV i:aTU u:afTU d:afTU D:4
+secret          a with system keys   r:asefhTUV i:aTU u:afTU d:afTU D:4
+secret          admin c              r:abcsdefghTUVWX i:cs u:cs d:cs D:2
+secret          system               r:abcsdefghTUVWX u:abcsdefghTUVWX d:b D:1
 secret_version  nobody
-secret_version  a                    r:a i:a u:a d:a D:1
-secret_version  a with system keys   r:as i:a u:a d:a D:1
+secret_version  a                    r:aefhTUV i:afTU u:afTU d:afTU D:4
+secret_version  a with system keys   r:asefhTUV i:afTU u:afTU d:afTU D:4
 secret_version  admin c              r:cs i:cs u:cs d:cs D:2
-secret_version  system
+secret_version  system               r:b d:b D:1
+secret_share    nobody
+secret_share    a                    r:aefh i:a u:a d:ah D:2
+secret_share    a with system keys   r:aefh i:a u:a d:ah D:2
+secret_share    admin c
+secret_share    system               r:aefgh
 audit_writer    nobody               r:m. k:m i:m u:m
 audit_writer    a                    r:m. k:m i:m u:m
 audit_writer    a with system keys   r:m. k:m i:m u:m
 audit_writer    admin c              r:m. k:m i:m u:m
 audit_writer    system               r:m. k:m. i:m. u:m. m:m.
-audit_record    nobody               i:abcsx
-audit_record    a                    r:ax i:abcsx
-audit_record    a with system keys   r:ax i:abcsx
-audit_record    admin c              r:abcsx. i:abcsx
-audit_record    system               r:abcsx. i:abcsx. u:abcsx. m:abcsx.
+audit_record    nobody               i:abcsxTUVWX
+audit_record    a                    r:axTU i:abcsxTUVWX
+audit_record    a with system keys   r:axTU i:abcsxTUVWX
+audit_record    admin c              r:abcsxTUVWX. i:abcsxTUVWX
+audit_record    system               r:abcsxTUVWX. i:abcsxTUVWX. u:abcsxTUVWX. m:abcsxTUVWX.
 audit_tree      nobody
 audit_tree      a
 audit_tree      a with system keys
@@ -116,10 +131,10 @@ audit_note      a with system keys
 audit_note      admin c
 audit_note      system               r:. i:.
 usage_record    nobody
-usage_record    a                    r:ax
-usage_record    a with system keys   r:ax
-usage_record    admin c              r:abcsx
-usage_record    system               r:abcsx i:abcsx u:abcsx m:abcsx
+usage_record    a                    r:axTU
+usage_record    a with system keys   r:axTU
+usage_record    admin c              r:abcsxTUVWX
+usage_record    system               r:abcsxTUVWX i:abcsxTUVWX u:abcsxTUVWX m:abcsxTUVWX
 change          nobody               i:abc.
 change          a                    i:abc.
 change          a with system keys   i:abc.
@@ -222,7 +237,7 @@ def test_a_caller_that_was_never_set_sees_what_nobody_sees(runtime: Connection) 
 
 def test_the_caller_does_not_outlive_the_transaction(runtime: Connection) -> None:
     with wall.seeing(runtime, wall.EYES["admin c"]):
-        assert runtime.execute("SELECT count(*) FROM secret").fetchone() == (4,)
+        assert runtime.execute("SELECT count(*) FROM secret").fetchone() == (len(wall.LABELS["secret"]),)
     runtime.commit()
     runtime.execute("SET LOCAL ROLE keybearer_app")
     assert runtime.execute("SELECT count(*) FROM secret").fetchone() == (0,)
@@ -245,7 +260,7 @@ def test_look_up_functions_are_few_pinned_and_nobody_becomes_their_owner(filled:
         "SELECT proname, proowner::regrole::text, proconfig, proacl::text FROM pg_proc"
         " WHERE pronamespace = 'public'::regnamespace AND prosecdef ORDER BY proname"
     ).fetchall()
-    names = ["admin_exists", "link_by_hash", "session_by_hash", "token_by_id", "user_by_email"]
+    names = ["admin_exists", "link_by_hash", "people", "session_by_hash", "teams", "token_by_id", "user_by_email"]
     assert [name for name, *_ in functions] == [f"keybearer_{name}" for name in names]
     for _, owner, settings, rights in functions:
         assert (owner, settings) == ("keybearer_lookup", ["search_path=pg_catalog, pg_temp"])
@@ -260,3 +275,24 @@ def test_a_temporary_table_does_not_shadow_what_look_ups_read(runtime: Connectio
     runtime.execute("CREATE TEMPORARY TABLE user_account (role text) ON COMMIT DROP")
     runtime.execute("INSERT INTO pg_temp.user_account VALUES ('admin')")
     assert runtime.execute("SELECT public.keybearer_admin_exists()").fetchone() == (False,)
+
+
+def test_fellow_members_are_known_by_name_and_nobody_else(runtime: Connection) -> None:
+    """``a`` is in teams with ``b`` and ``d``; whoever is in none, and whoever is nobody, knows none but themselves."""
+    for eyes, people in (("a", ["a", "b", "d"]), ("nobody", []), ("admin c", [])):
+        with wall.seeing(runtime, wall.EYES[eyes]):
+            found = runtime.execute("SELECT name FROM public.keybearer_people() ORDER BY name").fetchall()
+            assert [name for (name,) in found] == people, eyes
+
+
+@pytest.mark.parametrize("column", ["secret_id", "team_id"])
+def test_a_share_does_not_tell_a_foreign_id_from_an_unknown_one(runtime: Connection, column: str) -> None:
+    def answer(value: object) -> tuple[type[psycopg.Error], str | None, str]:
+        row = wall.row("secret_share", "a") | {column: value}
+        with wall.seeing(runtime, wall.EYES["a"]), pytest.raises(psycopg.Error) as caught:
+            wall.insert(runtime, "secret_share", row, check_now=True)
+        details = caught.value.diag
+        return type(caught.value), details.constraint_name, (details.message_detail or "").replace(str(value), "…")
+
+    foreign = wall.TEAMS["X"] if column == "team_id" else wall.row("secret", "g")["id"]
+    assert answer(foreign) == answer(uuid4())

@@ -2,6 +2,10 @@
 
 Rows belong to two users, ``a`` and ``b``, an administrator ``c`` and the system ``s``; ``x`` is where ``b`` used what is ``a``'s;
 ``.`` belongs to nobody, ``m`` is the management writer.
+
+Teams are capital letters: ``a`` is the owner of ``T``, an admin of ``U``, a member of ``V``, invited to ``W``, and nothing in ``X``.
+``b`` is the owner of all others, and ``d`` a member of all. ``d`` shares ``e`` for use and ``f`` for management with ``V``, which
+``a`` is in, and ``g`` with ``X``.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ Connection = psycopg.Connection[Any]
 Row = dict[str, Any]
 
 A, B, C, S = UUID(int=0xA), UUID(int=0xB), UUID(int=0xC), UUID(int=0)
-OWNERS = {"a": A, "b": B, "c": C, "s": S}
+D = UUID(int=0xD)
+TEAMS = {team: UUID(int=0x100 + number) for number, team in enumerate("TUVWX")}
+OWNERS = {"a": A, "b": B, "c": C, "s": S, "d": D, "e": D, "f": D, "g": D, "h": D} | TEAMS
 MANAGEMENT, PROCESS = UUID(int=1), UUID(int=2)
 ROOT_KEY = UUID(int=3)
 
@@ -55,6 +61,19 @@ LOOKUPS = {
 }
 
 
+# Each member's row by a letter: team, user, role.
+MEMBERS = {
+    "1": ("T", A, "owner"), "2": ("T", D, "member"),
+    "3": ("U", B, "owner"), "4": ("U", A, "admin"), "5": ("U", D, "member"),
+    "6": ("V", B, "owner"), "7": ("V", A, "member"), "8": ("V", D, "member"),
+    "9": ("W", B, "owner"), "0": ("W", A, "member"),
+    "!": ("X", B, "owner"), "?": ("X", D, "member"),
+}  # fmt: skip
+INVITED = "0"
+# Each share by its secret's letter, but for ``a``'s own: team, grade.
+SHARES = {"a": ("V", "use"), "e": ("V", "use"), "f": ("V", "manage"), "g": ("X", "manage"), "h": ("T", "use")}
+
+
 def key_of(table: str, label: str) -> dict[str, Any]:
     """The primary key of the row ``label`` in ``table``."""
     keys: dict[str, dict[str, Any]] = {
@@ -64,6 +83,7 @@ def key_of(table: str, label: str) -> dict[str, Any]:
         "user_account": {"id": OWNERS.get(label)},
         "one_time_link": {"token_hash": b"."},
         "access_token": {"id": label},
+        "team": {"id": OWNERS.get(label)},
         "secret_version": {"secret_id": _id("secret", label), "version": 1},
         "audit_writer": {"id": MANAGEMENT if label == "m" else PROCESS},
         "audit_record": {"writer_id": PROCESS if label == "." else MANAGEMENT, "seq": ord(label)},
@@ -75,6 +95,11 @@ def key_of(table: str, label: str) -> dict[str, Any]:
         "usage_record": {"request_id": label},
         "change": {"id": ord(label)},
     }
+    if table == "team_member":
+        team, user, _ = MEMBERS[label]
+        return {"team_id": TEAMS[team], "user_id": user}
+    if table == "secret_share":
+        return {"secret_id": _id("secret", label), "team_id": TEAMS[SHARES[label][0]]}
     return keys.get(table, {"id": _id(table, label)})
 
 
@@ -82,24 +107,27 @@ def key_of(table: str, label: str) -> dict[str, Any]:
 LABELS: Mapping[str, str] = {
     "deployment": ".",
     "root_key": ".",
-    "owner": "abcs",
-    "owner_key": "abcs",
-    "user_account": "abc",
+    "owner": "abcsdTUVWX",
+    "owner_key": "abcsdTUVWX",
+    "user_account": "abcd",
     "one_time_link": ".",
     "session": "abc",
     "access_token": "abc",
-    "provider": "abcs",
-    "model": "abcs",
-    "secret": "abcs",
-    "secret_version": "abcs",
+    "team": "TUVWX",
+    "team_member": "".join(MEMBERS),
+    "provider": "abcsTUVWX",
+    "model": "abcsTUVWX",
+    "secret": "abcsdefghTUVWX",
+    "secret_version": "abcsdefghTUVWX",
+    "secret_share": "".join(SHARES),
     "audit_writer": "m.",
-    "audit_record": "abcsx.",
+    "audit_record": "abcsxTUVWX.",
     "audit_tree": ".",
     "audit_tile": ".",
     "audit_run": ".",
     "audit_sealed": ".",
     "audit_note": ".",
-    "usage_record": "abcsx",
+    "usage_record": "abcsxTUVWX",
     "change": "abc.",
 }
 _OWNED_BY = {
@@ -110,13 +138,21 @@ _OWNED_BY = {
     "model": "owner_id",
     "secret": "owner_id",
     "secret_version": "owner_id",
+    "secret_share": "owner_id",
+    "team_member": "user_id",
     "audit_writer": "id",
     "audit_record": "owner_id",
     "usage_record": "owner_id",
     "change": "user_id",
 }
 _LOCKED: Mapping[str, LiteralString] = {"root_key": " FOR SHARE", "audit_writer": " FOR UPDATE"}
-_UPDATED = {"access_token": "last_used_at", "secret": "usage_count", "audit_record": "outcome", "change": "subject"}
+_UPDATED = {
+    "access_token": "last_used_at",
+    "team_member": "priority",
+    "secret": "usage_count",
+    "audit_record": "outcome",
+    "change": "subject",
+}
 
 
 _PLAIN: Mapping[type, Any] = {
@@ -140,15 +176,23 @@ def row(table: str, label: str) -> Row:
         "user_id": B if label == "x" else owner,
         "token_hash": label.encode(),
         "root_key_id": ROOT_KEY,
-        "owner_key_id": _id("owner_key", label),
-        "kind": {"owner": "system" if label == "s" else "user", "audit_writer": "process"}.get(table, "manage"),
+        "owner_key_id": _id("owner_key", "d" if label in "efgh" else label),
+        "kind": {"owner": _kind(label), "audit_writer": "process"}.get(table, "manage"),
         "state": "active",
-        "role": "member",
+        # What jobs may take away: b's.
+        **({"deleted_at": _PLAIN[UtcDateTime], "retired_at": _PLAIN[UtcDateTime]} if label == "b" else {}),
+        "role": MEMBERS[label][2] if table == "team_member" else "member",
+        "accepted_at": None if label == INVITED else datetime(2026, 1, 1, tzinfo=UTC),
+        "grade": SHARES.get(label, ("", "use"))[1],
         **dict.fromkeys(("name", "display_name", "email"), label),
     }
     columns = metadata.tables[table].columns
     plain = {column.name: _PLAIN[type(column.type)] for column in columns if not column.nullable}
     return plain | {name: value for name, value in said.items() if name in columns} | key_of(table, label)
+
+
+def _kind(label: str) -> str:
+    return "system" if label == "s" else "team" if label in TEAMS else "user"
 
 
 def fill(connection: Connection) -> None:
@@ -161,7 +205,8 @@ def fill(connection: Connection) -> None:
 def observe(connection: Connection, table: str) -> dict[str, str]:
     """Try everything on ``table`` with all eyes; say by labels with which rows it worked.
 
-    ``r`` read, ``k`` lock, ``i`` insert, ``u`` update, ``m`` move to another owner, ``d`` delete; ``D``: how many rows a deletion
+    ``r`` read, ``k`` lock, ``i`` insert, ``u`` update, ``m`` move to another owner, ``o`` make an owner of a team's member, ``d``
+    delete; ``D``: how many rows a deletion
     takes that reads nothing, and so is not held to what may be read; ``l1``: the look-up function found its row.
     The connection must be inside a transaction; nothing of what is tried remains.
     """
@@ -169,7 +214,7 @@ def observe(connection: Connection, table: str) -> dict[str, str]:
 
 
 def _observe_as(connection: Connection, table: str, eyes: Eyes) -> str:
-    worked = dict.fromkeys("rkiumd", "")
+    worked = dict.fromkeys("rkiumod", "")
     for label in LABELS[table]:
         key = key_of(table, label)
         updated = _UPDATED.get(table, next(iter(key)))
@@ -184,6 +229,8 @@ def _observe_as(connection: Connection, table: str, eyes: Eyes) -> str:
             moved = sql.SQL("UPDATE {} SET {} = {}")
             other = sql.Literal(A if label == "b" else B)
             statements["m"] = moved.format(sql.Identifier(table), sql.Identifier(_OWNED_BY[table]), other)
+        if table == "team_member":
+            statements["o"] = sql.SQL("UPDATE {} SET role = 'owner'").format(sql.Identifier(table))
         for action, statement in statements.items():
             if _works(connection, eyes, statement, key, _LOCKED[table] if action == "k" else ""):
                 worked[action] += label

@@ -25,6 +25,8 @@ from keybearer.store.schema import audit_record, change
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.secrets import Secrets
+from keybearer.vault.shares import Shares
+from keybearer.vault.teams import Teams
 
 PASSWORD = "kbtest-correct horse battery"
 OPENAI_KEY = "sk-proj-kbtest-openai-0123456789abcdefghijklmnop"
@@ -49,6 +51,8 @@ class World:
     secrets: Secrets
     providers: Providers
     resolver: Resolver
+    teams: Teams
+    shares: Shares
 
     async def person(self, name: str, role: Role = Role.MEMBER) -> Caller:
         """Make an account, as the operator would, and be signed in with it."""
@@ -94,4 +98,6 @@ async def world_on(db: Database, root_key: bytes = b"") -> World:
         secrets,
         Providers(db, keyring, Catalog.load(), EgressPolicy(), secrets),
         Resolver(db, keyring, secrets),
+        Teams(db, keyring, Catalog.load()),
+        Shares(db, keyring, Catalog.load()),
     )

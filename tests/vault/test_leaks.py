@@ -115,7 +115,7 @@ async def test_token_and_password_are_not_kept_in_clear(
     made, text = await world.tokens.create(ada, NewToken("ci"))
     caller, cookie = await world.sessions.sign_in("ada@example.com", PASSWORD, BROWSER)
     grant = await world.tokens.verify(text.encode())
-    for thing in (made, caller, grant, await world.sessions.list(caller), await world.users.get(ada.user_id)):
+    for thing in (made, caller, grant, (await world.sessions.page(caller))[0], await world.users.get(ada.user_id)):
         for shape in shown(thing):
             assert text[16:] not in shape
             assert cookie not in shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,10 +18,12 @@ from keybearer.errors import EgressRefused, KeybearerError, KeyMissing, KeyUnrea
 from keybearer.store.db import Actor
 from keybearer.store.schema import owner_key, provider, secret, secret_version
 from keybearer.vault.providers import NewProvider
+from keybearer.vault.sealed import binding
 from keybearer.vault.secrets import NewSecret
 
 NEW = NewSecret("openai", value(OPENAI_KEY))
 EVIL = "https://evil.example:443"
+LATER = datetime.now(UTC) + timedelta(days=30)
 
 
 async def refused(world: World, caller: Caller, made: Secret) -> KeybearerError:
@@ -54,7 +57,71 @@ async def test_an_edited_row_opens_nothing(world: World, tamper: Tamper) -> None
         made = await world.secrets.create(ada, NEW)
         await tamper(sa.update(secret).where(secret.c.id == made.id).values(**columns))
         assert isinstance(await refused(world, ada, made), KeyUnreadable), columns
-        await world.secrets.delete(ada, made.id)
+        await world.secrets.trash.purge(ada, made.id)
+
+
+RULES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+    ({"is_active": False}, {"is_active": True}),
+    ({"expires_at": LATER}, {"expires_at": None}),
+    ({"expires_at": LATER}, {"expires_at": LATER + timedelta(days=9)}),
+    ({"allowed_models": ["o3"]}, {"allowed_models": None}),
+    ({"allowed_models": ["o3"]}, {"allowed_models": ["gpt-5", "o3"]}),
+    ({"allowed_models": ["o3"]}, {"allowed_models": {"gpt-5": 1}}),
+    ({"allowed_tokens": ["A" * 12]}, {"allowed_tokens": None}),
+    ({"allowed_tokens": ["A" * 12]}, {"allowed_tokens": ["B" * 12]}),
+    ({"priority": 900}, {"priority": 0}),
+    ({"priority": 900}, {"mac": None}),
+    ({"priority": 900}, {"mac": b""}),
+    ({}, {"secret_type": "custom"}),
+    ({}, {"reference": {"store": "elsewhere"}}),
+)
+
+
+async def test_what_may_be_done_with_a_secret_is_not_the_databases_to_say(world: World, tamper: Tamper) -> None:
+    ada = await world.person("ada")
+    for fields, edited in RULES:
+        made = await world.secrets.create(ada, NEW)
+        await world.secrets.update(ada, made.id, fields)
+        await tamper(sa.update(secret).where(secret.c.id == made.id).values(**edited))
+        with pytest.raises(KeyUnreadable):
+            await world.secrets.credential(ada, made.id)
+        assert (await world.secrets.get(ada, made.id)).state == "unreadable"
+        if "secret_type" not in edited:
+            assert isinstance(await refused(world, ada, made), KeyUnreadable), edited
+        # Nor do changes make it right, but for the value entered again.
+        await world.secrets.update(ada, made.id, {"description": "looked at"})
+        with pytest.raises(KeyUnreadable):
+            await world.secrets.update(ada, made.id, {"priority": 5})
+        with pytest.raises(KeyUnreadable):
+            await world.secrets.update(ada, made.id, {"fetchable": True})
+        again = {"value": value(OTHER_OPENAI_KEY), "is_active": True, "allowed_models": None, "allowed_tokens": None}
+        if edited.get("allowed_models") != {"gpt-5": 1}:
+            assert (await world.secrets.update(ada, made.id, again)).state == "ok", edited
+            assert (await world.secrets.credential(ada, made.id)).value.reveal() == OTHER_OPENAI_KEY.encode()
+        await world.secrets.trash.purge(ada, made.id)
+
+
+async def test_secrets_from_before_there_were_macs_go_on_serving(world: World, tamper: Tamper) -> None:
+    """Their ids, which envelopes are bound to, are of another version: no newer secret passes for one."""
+    ada = await world.person("ada")
+    made = await world.secrets.create(ada, NEW)
+    row, old_id = await envelope_of(world, ada.user_id, made.id), uuid4()
+    async with world.db.write(Actor.user(ada.user_id)) as tx:
+        key = await world.keyring.sealing_key(tx, ada.user_id)
+    sealed = world.keyring.seal(key, binding(old_id, 1, made.egress, fetchable=False), OPENAI_KEY.encode())
+    columns = {"owner_id": ada.user_id, "owner_key_id": key.id, "envelope": sealed, "created_at": row.created_at}
+    await tamper(sa.delete(secret_version))
+    await tamper(sa.update(secret).values(id=old_id, mac=None))
+    await tamper(sa.insert(secret_version).values(secret_id=old_id, version=1, **columns))
+    assert (await world.secrets.credential(ada, old_id)).value.reveal() == OPENAI_KEY.encode()
+    # The first change gives them one, and their value stays for rolling back.
+    await world.secrets.update(ada, old_id, {"priority": 3})
+    await tamper(sa.update(secret).values(priority=0))
+    assert (await world.secrets.get(ada, old_id)).state == "unreadable"
+    await tamper(sa.update(secret).values(priority=3))
+    await world.secrets.update(ada, old_id, {"value": value(OTHER_OPENAI_KEY)})
+    await world.secrets.versions.rollback(ada, old_id)
+    assert (await world.secrets.credential(ada, old_id)).value.reveal() == OPENAI_KEY.encode()
 
 
 async def test_an_edited_envelope_opens_nothing(world: World, tamper: Tamper) -> None:

@@ -6,6 +6,7 @@ what cannot have been written here raises ``EnvelopeError``.
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,17 @@ TOKEN = "access_token"  # noqa: S105  # a table's name
 SESSION = "session"
 USER = "user_account"
 PROVIDER = "provider"
+TEAM = "team"
+MEMBER = "team_member"
+SHARE = "secret_share"
+
+
+SECRET = "secret"  # noqa: S105  # likewise
+SECRET_COLUMNS = frozenset(
+    {"is_active", "priority", "allowed_models", "allowed_tokens", "expires_at", "version", "fallback_version", "fallback_until"}
+    | {"reference", "deleted_at", "fallback_allowed"}
+)
+"""What of a secret's row is covered and can be changed."""
 
 
 def token_fields(row: Any) -> tuple[RowField, ...]:
@@ -50,6 +62,47 @@ def user_fields(user_id: UUID, role: str, is_active: bool) -> tuple[RowField, ..
 def provider_fields(row: Any) -> tuple[RowField, ...]:
     """All of a provider that says where keys go, and how. A key entered from now on is bound to it."""
     return (row.id, row.owner_id, row.name, bool(row.is_predefined), row.base_url, row.auth_style, row.auth_header)
+
+
+def team_fields(row: Any) -> tuple[RowField, ...]:
+    """All of a team but when it was renamed last: its name is what its members and sharers trust."""
+    return (row.id, row.name, row.created_by, row.created_at)
+
+
+def member_fields(row: Any) -> tuple[RowField, ...]:
+    """All of a membership: who is in, as what, whether they agreed, and which of their teams pays first."""
+    return (row.team_id, row.user_id, row.role, row.priority, row.added_by, row.accepted_at, row.created_at)
+
+
+def share_fields(row: Any) -> tuple[RowField, ...]:
+    """All of a share."""
+    return (row.secret_id, row.team_id, row.owner_id, row.grade, row.created_at)
+
+
+def secret_fields(row: Any) -> tuple[RowField, ...]:
+    """What may be done with a secret, and which of the versions kept is in force.
+
+    Its hosts and ``fetchable`` are bound into the envelope instead.
+    """
+    reference = None if row.reference is None else json.dumps(row.reference, sort_keys=True, separators=(",", ":"))
+    return (
+        row.id,
+        row.owner_id,
+        row.owner_kind,
+        row.provider,
+        row.secret_type,
+        bool(row.is_active),
+        row.priority,
+        optional_strings(row.allowed_models),
+        optional_strings(row.allowed_tokens),
+        row.expires_at,
+        row.version,
+        row.fallback_version,
+        row.fallback_until,
+        reference,
+        row.deleted_at,
+        bool(row.fallback_allowed),
+    )
 
 
 def strings(value: Any) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from keybearer.access.passwords import Passwords
 from keybearer.audit import management
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Caller, Client, ManagementRecord, Owner, OwnerKind, Role
-from keybearer.errors import EnvelopeError, NotFound, Overloaded, SessionInvalid, SignInFailed
+from keybearer.errors import EnvelopeError, NotFound, Overloaded, SessionInvalid, SignInAgain, SignInFailed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import lookups
 from keybearer.store.queries import sessions as rows
@@ -28,6 +28,8 @@ from keybearer.store.queries import users as user_rows
 
 COOKIE_BYTES = 32
 TOUCHED_EVERY = timedelta(seconds=60)
+FRESH = timedelta(minutes=10)
+"""For how long a sign-in counts as proof for what needs more than a session."""
 """How exact ``last_seen_at`` is: a write for every request would be one too many."""
 _IP_LIMIT, _AGENT_LIMIT = 64, 256
 
@@ -142,6 +144,17 @@ class Sessions:
         role = Role(row.user_role)
         return Caller(row.user_id, role, policy.scopes_of(role), session_id=row.id, client=client)
 
+    async def require_fresh(self, caller: Caller, action: str, subject: str) -> None:
+        """Raise ``SignInAgain`` where a person signed in longer than ``FRESH`` ago, on record; tokens go by their scopes."""
+        if caller.session_id is None:
+            return
+        now = datetime.now(UTC)
+        async with attempt(self._db, action, caller, subject):
+            async with self._db.read(Actor.user(caller.user_id)) as tx:
+                begun_at = await rows.begun_at(tx, caller.user_id, caller.session_id)
+            if begun_at is None or begun_at + FRESH <= now:
+                raise SignInAgain
+
     async def sign_out(self, caller: Caller) -> None:
         """End the caller's own session; for callers without one, nothing."""
         if caller.session_id is None:
@@ -150,18 +163,22 @@ class Sessions:
             if await rows.delete(tx, caller.user_id, caller.session_id):
                 await self._record(tx, caller, "session.sign_out", caller.session_id)
 
-    async def list(self, caller: Caller) -> list[SessionView]:
-        """The caller's live sessions, last used first. Raises ``Forbidden`` for access tokens."""
+    async def page(self, caller: Caller, cursor: str | None = None, limit: int = 50) -> tuple[list[SessionView], str | None]:
+        """A page of the caller's live sessions, newest first, and the cursor of the next.
+
+        Raises ``Forbidden`` for access tokens, ``Invalid`` for a foreign cursor.
+        """
         policy.require_person(caller)
         now = datetime.now(UTC)
         async with self._db.read(Actor.user(caller.user_id)) as tx:
-            found = await rows.live_of_user(tx, caller.user_id, now, now - self.idle)
-        return [
+            found, following = await rows.live_of_user(tx, caller.user_id, (now, now - self.idle), cursor, limit)
+        views = [
             SessionView(
                 row.id, row.ip, row.user_agent, row.created_at, row.last_seen_at, row.expires_at, row.id == caller.session_id
             )
             for row in found
         ]
+        return views, following
 
     async def revoke(self, caller: Caller, session_id: UUID) -> None:
         """End one of the caller's sessions. Raises ``NotFound``, for unknown ids and for those of others alike."""

@@ -177,13 +177,19 @@ class Tokens:
                 await self._note(tx, caller, "token.create", token, {"name": token.name, "scopes": " ".join(token.scopes)})
         return token, text
 
-    async def list(self, caller: Caller, user_id: UUID | None = None) -> list[AccessToken]:
-        """The caller's tokens, newest first; another's for an administrator. Raises ``Forbidden``, ``ScopeMissing``."""
+    async def page(
+        self, caller: Caller, user_id: UUID | None = None, cursor: str | None = None, limit: int = 50
+    ) -> tuple[list[AccessToken], str | None]:
+        """A page of the caller's tokens, newest first, and the cursor of the next; another's for an administrator.
+
+        Raises ``Forbidden``, ``ScopeMissing``, ``Invalid`` for a foreign cursor.
+        """
         policy.require(caller, Scope.TOKENS_WRITE)
         if user_id is not None and user_id != caller.user_id:
             policy.require_admin(caller)
         async with self._db.read(policy.actor_of(caller)) as tx:
-            return [_token(row) for row in await rows.of_user(tx, user_id or caller.user_id)]
+            found, following = await rows.of_user(tx, user_id or caller.user_id, cursor, limit)
+        return [_token(row) for row in found], following
 
     async def get(self, caller: Caller, token_id: str) -> AccessToken:
         """One of the caller's tokens; for an administrator anybody's. Raises ``NotFound``, ``ScopeMissing``.

@@ -135,11 +135,15 @@ class Users:
         async with self._db.read(Actor.system()) as tx:
             return _user(await rows.by_email(tx, email.strip().lower()))
 
-    async def list(self, caller: Caller) -> list[User]:
-        """All accounts, by address. Raises ``Forbidden`` for who is no administrator."""
+    async def page(self, caller: Caller, cursor: str | None = None, limit: int = 50) -> tuple[list[User], str | None]:
+        """A page of all accounts, by address, and the cursor of the next.
+
+        Raises ``Forbidden`` for who is no administrator, ``Invalid`` for a foreign cursor.
+        """
         policy.require_admin(caller)
         async with self._db.read(policy.actor_of(caller)) as tx:
-            return [_user(row) for row in await rows.all_users(tx)]
+            found, following = await rows.all_users(tx, cursor, limit)
+        return [_user(row) for row in found], following
 
     async def change_password(self, caller: Caller, current: str, new: str) -> None:
         """Change one's own password; one's other sessions end.

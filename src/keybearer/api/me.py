@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from keybearer.api.authentication import CurrentCaller, CurrentServices, session_cookie_name
-from keybearer.api.schemas import Account, Me, MeChange, Page, PasswordChange, SessionAnswer
+from keybearer.api.schemas import Account, Limit, Me, MeChange, Page, PasswordChange, SessionAnswer
 
 router = APIRouter(prefix="/me", tags=["me"])
 
@@ -37,10 +37,12 @@ async def change_password(body: PasswordChange, caller: CurrentCaller, services:
 
 
 @router.get("/sessions")
-async def sessions(caller: CurrentCaller, services: CurrentServices) -> Page[SessionAnswer]:
-    """List one's sessions."""
-    found = await services.sessions.list(caller)
-    return Page(items=[SessionAnswer.model_validate(session) for session in found], next_cursor=None)
+async def sessions(
+    caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[SessionAnswer]:
+    """List one's sessions, newest first."""
+    found, following = await services.sessions.page(caller, cursor, limit)
+    return Page(items=[SessionAnswer.model_validate(session) for session in found], next_cursor=following)
 
 
 @router.delete("/sessions/{session_id}", status_code=204)

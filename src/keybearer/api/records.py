@@ -92,13 +92,15 @@ class UsageSumAnswer(BaseModel):
 
 async def audit_answer(services: Services, caller: Caller, *, limit: int, cursor: str | None, **wanted: Any) -> Page[AuditAnswer]:
     """Return a page of what the caller may see of the access log; ``wanted``: fields of ``queries.audit.Filter``."""
-    found, following = await AccessLog(services.db).page(caller, AuditFilter(None, **wanted), cursor, limit)
+    seen = AuditFilter(None, await services.teams.led(caller), **wanted)
+    found, following = await AccessLog(services.db).page(caller, seen, cursor, limit)
     return Page(items=[AuditAnswer.model_validate(access) for access in found], next_cursor=following)
 
 
 async def usage_answer(services: Services, caller: Caller, *, limit: int, cursor: str | None, **wanted: Any) -> Page[UsageAnswer]:
     """Return a page of the usage the caller may see; ``wanted``: fields of ``queries.usage.Filter``."""
-    found, following = await UsageRecords(services.db).page(caller, Filter(None, **wanted), cursor, limit)
+    seen = Filter(None, await services.teams.led(caller), **wanted)
+    found, following = await UsageRecords(services.db).page(caller, seen, cursor, limit)
     return Page(items=[_usage(record) for record in found], next_cursor=following)
 
 

@@ -12,7 +12,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from keybearer.domain import OwnerKind, Role, Scope, SecretType
+from keybearer.domain import Grade, OwnerKind, Role, Scope, SecretType
+from keybearer.vault.standing import Standing
 
 Item = TypeVar("Item")
 
@@ -192,6 +193,7 @@ class NewProviderRequest(Request):
     auth_style: Literal["bearer", "header", "none"] = "bearer"
     auth_header: Annotated[str, Field(max_length=64)] = ""
     system: Annotated[bool, Field(description="For everybody; administrators only.")] = False
+    team_id: Annotated[UUID | None, Field(description="For this team; its owners and admins only.")] = None
     save_anyway: Annotated[bool, Field(description="Save the key although its format looks wrong.")] = False
 
 
@@ -225,6 +227,7 @@ class ProviderAnswer(Answer):
     base_url: str
     is_predefined: bool
     owner_kind: OwnerKind
+    team_id: UUID | None
     has_api_key: bool
     auth_style: str
     auth_header: str
@@ -258,6 +261,19 @@ class ModelAnswer(Answer):
 # ---- secrets ---------------------------------------------------------------------------------------------------------
 
 
+RotationPeriod = Annotated[int | None, Field(ge=1, le=3650, description="Days after which the value should be replaced.")]
+
+
+class OAuthParts(Request):
+    """What refreshing an OAuth token takes; all of it is sealed. Blank keeps a part, ``null`` takes it away."""
+
+    client_id: SecretStr | None = None
+    client_secret: SecretStr | None = None
+    refresh_token: SecretStr | None = None
+    token_endpoint: Annotated[SecretStr | None, Field(description="An https:// URL.")] = None
+    scopes: Annotated[list[str] | None, Field(max_length=100)] = None
+
+
 class NewSecretRequest(Request):
     """A new secret."""
 
@@ -271,9 +287,15 @@ class NewSecretRequest(Request):
     allowed_models: list[str] | None = None
     allowed_tokens: list[str] | None = None
     expires_at: datetime | None = None
+    rotation_period: RotationPeriod = None
+    oauth: Annotated[OAuthParts | None, Field(description="For secrets of the type oauth_token.")] = None
     is_active: bool = True
     fetchable: bool = False
+    fallback_allowed: Annotated[
+        bool, Field(description="Where this key cannot be used, a team's or the system's may serve; else the call stops.")
+    ] = False
     system: Annotated[bool, Field(description="A system key; administrators only.")] = False
+    team_id: Annotated[UUID | None, Field(description="A team's key; its owners and admins only.")] = None
     save_anyway: Annotated[bool, Field(description="Save although the format looks wrong.")] = False
     parameters: Parameters = {}
 
@@ -288,11 +310,48 @@ class SecretChange(Request):
     priority: Annotated[int, Field(ge=0, le=1000)] | None = None
     allowed_models: list[str] | None = None
     allowed_tokens: list[str] | None = None
-    expires_at: datetime | None = None
+    expires_at: Annotated[datetime | None, Field(description="`null`: never.")] = None
+    rotation_period: RotationPeriod = None
+    oauth: OAuthParts | None = None
     is_active: bool | None = None
+    fallback_allowed: bool | None = None
     fetchable: bool | None = None
     save_anyway: bool = False
     parameters: Parameters | None = None
+
+
+class ShareAnswer(Answer):
+    """A secret shared with a team."""
+
+    team_id: UUID
+    team_name: str
+    grade: Grade
+    shared_by: UUID
+    shared_by_name: str
+    created_at: datetime
+
+
+class Rotation(Request):
+    """A new value in the place of the one in force."""
+
+    value: Value
+    overlap_seconds: Annotated[
+        int,
+        Field(ge=0, le=30 * 86_400, description="For how long the value before serves where the provider refuses the new one."),
+    ] = 0
+    save_anyway: Annotated[bool, Field(description="Save although the format looks wrong.")] = False
+
+
+class Rollback(Request):
+    """An earlier value, put in force again as a new version."""
+
+    version: Annotated[int | None, Field(ge=1, le=2**31 - 1, description="`null`: the one before.")] = None
+
+
+class Restoration(Request):
+    """A deleted secret, brought back."""
+
+    name: Annotated[Name | None, Field(description="Another name, where the old one is taken.")] = None
 
 
 class SecretAnswer(BaseModel):
@@ -315,9 +374,20 @@ class SecretAnswer(BaseModel):
     fetchable: bool
     egress: list[str]
     expires_at: datetime | None
-    state: str
+    state: Annotated[
+        Standing, Field(description="The first that holds of: deleted, inactive, unreadable, failed, expired, expiring.")
+    ]
     state_reason: str
     version: int
+    fallback_version: Annotated[int | None, Field(description="After a rotation: serves where the value in force is refused.")]
+    fallback_until: datetime | None
+    rotation_period: int | None
+    rotate_at: Annotated[datetime | None, Field(description="When the value should be replaced.")]
+    oauth: Annotated[
+        dict[str, str] | None, Field(description="Of an OAuth token the parts that are stored, each with its preview.")
+    ]
+    deleted_at: datetime | None
+    purged_at: Annotated[datetime | None, Field(description="Of a deleted secret: until when it can be restored.")]
     encryption_key_id: UUID | None
     created_by: UUID
     created_at: datetime
@@ -325,6 +395,33 @@ class SecretAnswer(BaseModel):
     last_used_at: datetime | None
     usage_count: int
     last_used_in_workflow: str | None
+    fallback_allowed: bool
+    access: Grade | None
+    """What the caller may do with it; ``null``: nothing but look, as administrators do."""
+    shares: list[ShareAnswer]
+    """With which of the caller's teams it is shared."""
+
+
+class VersionAnswer(Answer):
+    """A version of a secret's value, without the value."""
+
+    version: int
+    state: Literal["current", "fallback", "old"]
+    preview: str
+    encryption_key_id: Annotated[UUID, Field(validation_alias="key_id")]
+    created_by: UUID | None
+    created_at: datetime
+    retired_at: Annotated[datetime | None, Field(description="When another version took its place.")]
+
+
+class RevealAnswer(BaseModel):
+    """The value of a secret that may be fetched. The only answer that holds one."""
+
+    id: UUID
+    provider: str
+    name: str
+    version: int
+    value: str
 
 
 class UnsavedSecretTest(Request):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -17,11 +18,18 @@ from keybearer.api.schemas import (
     Detected,
     Limit,
     NewSecretRequest,
+    OAuthParts,
     Page,
+    Restoration,
+    RevealAnswer,
+    Rollback,
+    Rotation,
     SecretAnswer,
     SecretChange,
+    ShareAnswer,
     TestAnswer,
     UnsavedSecretTest,
+    VersionAnswer,
 )
 from keybearer.catalog import Provider
 from keybearer.domain import Credential, Scope, Secret, SecretBytes, SecretType
@@ -30,25 +38,24 @@ from keybearer.gateway.egress import placed
 from keybearer.services import Services
 from keybearer.vault.drafts import NewSecret
 from keybearer.vault.sealed import egress_for
-from keybearer.vault.secrets import SecretFilter, State
+from keybearer.vault.secrets import SecretFilter, Standing, State
 
 router = APIRouter(prefix="/secrets", tags=["secrets"])
 
 
-def answer_of(secret: Secret) -> SecretAnswer:
+def answer_of(services: Services, secret: Secret) -> SecretAnswer:
     """Show a secret without its value."""
-    return SecretAnswer(
-        id=secret.id,
-        owner_kind=secret.owner.kind,
-        owner_id=secret.owner.id,
-        has_api_key=True,
-        encryption_key_id=secret.key_id,
-        **{
-            name: getattr(secret, name)
-            for name in SecretAnswer.model_fields
-            if name not in {"id", "owner_kind", "owner_id", "has_api_key", "encryption_key_id"}
-        },
-    )
+    derived: dict[str, Any] = {
+        "owner_kind": secret.owner.kind,
+        "owner_id": secret.owner.id,
+        "has_api_key": True,
+        "state": services.secrets.standing(secret),
+        "oauth": None if secret.oauth is None else dict(secret.oauth),
+        "purged_at": None if secret.deleted_at is None else secret.deleted_at + services.secrets.retention.restorable,
+        "encryption_key_id": secret.key_id,
+        "shares": [ShareAnswer.model_validate(share) for share in secret.shares],
+    }
+    return SecretAnswer(**derived, **{name: getattr(secret, name) for name in SecretAnswer.model_fields.keys() - derived.keys()})
 
 
 @router.get("")
@@ -62,31 +69,49 @@ async def list_secrets(
     tag: Annotated[str | None, Query(max_length=200)] = None,
     search: Annotated[str | None, Query(max_length=200, description="Part of name, provider or description.")] = None,
     is_active: bool | None = None,
-    state: State | None = None,
+    state: Annotated[Standing | None, Query(description="Without it: all but deleted ones.")] = None,
     owner: Annotated[
-        Literal["own", "system", "everyone"], Query(description="For administrators: others' too, never values.")
+        Literal["own", "team", "all", "system", "everyone"],
+        Query(description="`team`: teams' and shared ones; `all`: one's own too. The last two are for administrators."),
     ] = "own",
+    team_id: Annotated[UUID | None, Query(description="Only this team's, and what is shared with it.")] = None,
     limit: Limit = 50,
     cursor: str | None = None,
 ) -> Page[SecretAnswer]:
     """List one's secrets."""
     wanted = SecretFilter(
-        owner=owner, provider=provider, secret_type=secret_type, name=name, tag=tag, text=search, is_active=is_active, state=state
+        owner=owner,
+        team_id=team_id,
+        provider=provider,
+        secret_type=secret_type,
+        name=name,
+        tag=tag,
+        text=search,
+        is_active=is_active,
+        state=state,
     )
     page = await services.secrets.list(caller, wanted, cursor=cursor, limit=limit)
-    return Page(items=[answer_of(secret) for secret in page.items], next_cursor=page.next_cursor)
+    return Page(items=[answer_of(services, secret) for secret in page.items], next_cursor=page.next_cursor)
 
 
 @router.post("", status_code=201)
 async def create_secret(body: NewSecretRequest, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
     """Store a secret. Its value is sealed and never answered back."""
-    given = body.given() | {"value": secret_bytes(body.value)}
-    return answer_of(await services.secrets.create(caller, NewSecret(**tuples(given))))
+    given = body.given() | {"value": secret_bytes(body.value)} | oauth_of(body.oauth)
+    return answer_of(services, await services.secrets.create(caller, NewSecret(**tuples(given))))
 
 
 def secret_bytes(value: SecretStr) -> SecretBytes:
     """Take a value as it came; the vault refuses what is no text."""
     return SecretBytes(value.get_secret_value().encode("utf-8", "surrogatepass"))
+
+
+def oauth_of(parts: OAuthParts | None) -> dict[str, Any]:
+    """The parts of an OAuth token that were given, as the vault takes them."""
+    if parts is None:
+        return {}
+    given = parts.given()
+    return {"oauth": {name: secret_bytes(part) if isinstance(part, SecretStr) else part for name, part in given.items()}}
 
 
 def tuples(given: dict[str, Any]) -> dict[str, Any]:
@@ -114,22 +139,74 @@ async def test_unsaved(body: UnsavedSecretTest, caller: CurrentCaller, services:
 @router.get("/{secret_id}")
 async def get_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
     """Show one secret, without its value."""
-    return answer_of(await services.secrets.get(caller, secret_id))
+    return answer_of(services, await services.secrets.get(caller, secret_id))
 
 
 @router.patch("/{secret_id}")
 async def change_secret(secret_id: UUID, body: SecretChange, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
     """Change only the fields given; a blank value keeps the old one."""
-    given = body.given()
+    given = body.given() | oauth_of(body.oauth)
     if body.value is not None:
         given["value"] = secret_bytes(body.value)
-    return answer_of(await services.secrets.update(caller, secret_id, tuples(given)))
+    return answer_of(services, await services.secrets.update(caller, secret_id, tuples(given)))
 
 
 @router.delete("/{secret_id}", status_code=204)
 async def delete_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> None:
-    """Delete a secret; it stops working everywhere within a second."""
+    """Delete a secret; it stops working everywhere within a second. For a stated time it can be restored."""
     await services.secrets.delete(caller, secret_id)
+
+
+@router.post("/{secret_id}/restore")
+async def restore_secret(
+    secret_id: UUID, caller: CurrentCaller, services: CurrentServices, body: Restoration | None = None
+) -> SecretAnswer:
+    """Bring a deleted secret back."""
+    return answer_of(services, await services.secrets.trash.restore(caller, secret_id, None if body is None else body.name))
+
+
+@router.post("/{secret_id}/purge", status_code=204)
+async def purge_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> None:
+    """Remove a secret, deleted or not, with all its versions, at once and for good."""
+    await services.secrets.trash.purge(caller, secret_id)
+
+
+@router.get("/{secret_id}/versions")
+async def list_versions(
+    secret_id: UUID, caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[VersionAnswer]:
+    """List the versions that are kept, the newest first."""
+    found, following = await services.secrets.versions.list(caller, secret_id, cursor, limit)
+    return Page(items=[VersionAnswer.model_validate(version) for version in found], next_cursor=following)
+
+
+@router.post("/{secret_id}/rotate")
+async def rotate_secret(secret_id: UUID, body: Rotation, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
+    """Put a new value in force; for a while the one before serves where the provider refuses the new one."""
+    overlap = timedelta(seconds=body.overlap_seconds)
+    value, save_anyway = secret_bytes(body.value), body.save_anyway
+    rotated = await services.secrets.versions.rotate(caller, secret_id, value, overlap=overlap, save_anyway=save_anyway)
+    return answer_of(services, rotated)
+
+
+@router.post("/{secret_id}/rollback")
+async def roll_back_secret(
+    secret_id: UUID, caller: CurrentCaller, services: CurrentServices, body: Rollback | None = None
+) -> SecretAnswer:
+    """Put an earlier value in force again, as a new version."""
+    return answer_of(
+        services, await services.secrets.versions.rollback(caller, secret_id, None if body is None else body.version)
+    )
+
+
+@router.post("/{secret_id}/reveal")
+async def reveal_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> RevealAnswer:
+    """Hand out the value of a secret that is `fetchable`: to a person who has just signed in, or a token with `secrets:read`."""
+    await services.sessions.require_fresh(caller, "secret.reveal", str(secret_id))
+    found = await services.secrets.reveal(caller, secret_id)
+    shown = found.secret
+    value = found.value.reveal().decode()
+    return RevealAnswer(id=shown.id, provider=shown.provider, name=shown.name, version=shown.version, value=value)
 
 
 @router.post("/{secret_id}/test")
@@ -146,7 +223,7 @@ async def test_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentS
 @router.post("/{secret_id}/confirm-egress")
 async def confirm_egress(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
     """Let the secret go where its provider is now: the owner's consent after a base URL was changed."""
-    return answer_of(await services.secrets.confirm_egress(caller, secret_id))
+    return answer_of(services, await services.secrets.confirm_egress(caller, secret_id))
 
 
 async def test_stored(services: Services, provider: Provider, credential: Credential) -> TestAnswer:

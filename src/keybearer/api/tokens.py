@@ -7,17 +7,19 @@ from fastapi import APIRouter
 from keybearer.access import policy
 from keybearer.access.tokens import NewToken
 from keybearer.api.authentication import CurrentCaller, CurrentServices
-from keybearer.api.schemas import NewTokenRequest, Page, TokenAnswer, TokenChange, TokenMade
+from keybearer.api.schemas import Limit, NewTokenRequest, Page, TokenAnswer, TokenChange, TokenMade
 from keybearer.domain import Scope
 
 router = APIRouter(prefix="/tokens", tags=["tokens"])
 
 
 @router.get("")
-async def list_tokens(caller: CurrentCaller, services: CurrentServices) -> Page[TokenAnswer]:
-    """List one's access tokens."""
-    found = await services.tokens.list(caller)
-    return Page(items=[TokenAnswer.model_validate(token) for token in found], next_cursor=None)
+async def list_tokens(
+    caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[TokenAnswer]:
+    """List one's access tokens, newest first."""
+    found, following = await services.tokens.page(caller, cursor=cursor, limit=limit)
+    return Page(items=[TokenAnswer.model_validate(token) for token in found], next_cursor=following)
 
 
 @router.post("", status_code=201)

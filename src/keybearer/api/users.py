@@ -7,16 +7,18 @@ from uuid import UUID
 from fastapi import APIRouter
 
 from keybearer.api.authentication import CurrentCaller, CurrentServices
-from keybearer.api.schemas import Account, AccountChange, NewAccount, Page
+from keybearer.api.schemas import Account, AccountChange, Limit, NewAccount, Page
 
 router = APIRouter(prefix="/users", tags=["users"])
 
 
 @router.get("")
-async def list_users(caller: CurrentCaller, services: CurrentServices) -> Page[Account]:
-    """List the accounts."""
-    found = await services.users.list(caller)
-    return Page(items=[Account.model_validate(user) for user in found], next_cursor=None)
+async def list_users(
+    caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[Account]:
+    """List the accounts, by e-mail address."""
+    found, following = await services.users.page(caller, cursor, limit)
+    return Page(items=[Account.model_validate(user) for user in found], next_cursor=following)
 
 
 @router.post("", status_code=201)

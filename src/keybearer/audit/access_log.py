@@ -1,7 +1,7 @@
 """The access log as a caller may read it: uses and changes, what they tell in their lines made readable.
 
-A member sees what they did and what was done with what they own; an administrator sees everything (metadata only: no line holds a
-value of a secret).
+A member sees what they did, what was done with what they own, and with what a team owns that they lead; an administrator sees
+everything (metadata only: no line holds a value of a secret).
 """
 
 from __future__ import annotations

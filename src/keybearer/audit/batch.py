@@ -1,20 +1,60 @@
-"""What some entries of a journal mean for the database: pure, entries in, rows out."""
+"""What some entries of a journal mean for the database: pure, entries in, rows out.
+
+Rows are spelled as ``store.bulk`` takes them: ids as 32 hex digits, times as ISO text. Every call passes here twice, in the process
+that serves it, so what most lines have in common is read once: of a use, all but its first two fields.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from keybearer.audit import lines
-from keybearer.audit.lines import Ended, Entry, Facts, LineError
-from keybearer.store.queries.audit import Record
-from keybearer.store.queries.usage import SecretUse, UsageRecord
+from keybearer.audit.lines import Ended, Entry, LineError, UseRest, split_use, time_text
+from keybearer.domain import UseRecord
+from keybearer.store.bulk import hex_of, time_of
+from keybearer.store.queries.usage import SecretUse
 
 Columns = tuple[Any, ...]
 
-_NO_OUTCOME: Columns = (lines.UNKNOWN, None, None, None, None, None, None, None, None)
+# Without their module's name, which costs a look-up each time.
+_REQUEST_ID, _OUTCOME, _UNKNOWN = lines.REQUEST_ID, lines.OUTCOME, lines.UNKNOWN
+_NO_OUTCOME: Columns = (_UNKNOWN, None, None, None, None, None, None, None, None)
+_NOBODY: Columns = (None, None, None)
+_SHAPES = 2000
+"""Rests of lines that are remembered."""
+
+
+class _Shape(NamedTuple):
+    """What the rest of a use's line means."""
+
+    action: str
+    who: Columns
+    """User, owner and secret, as in the columns of a record."""
+    whom: Columns
+    """User, token, secret and owner, and what follows them in a usage record up to its outcome."""
+    token_id: str
+    secret: str
+    workflow: str
+
+
+class Shapes:
+    """The rests of use lines that came lately, each read once."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[bytes, _Shape] = {}
+
+    def of(self, rest: bytes) -> _Shape:
+        """Return what ``rest`` means. Raises ``ValueError``."""
+        shape = self._shapes.get(rest)
+        if shape is None:
+            shape = _shape(lines.decode_rest(rest))
+            if len(self._shapes) >= _SHAPES:
+                self._shapes.clear()
+            self._shapes[rest] = shape
+        return shape
 
 
 class Batch:
@@ -23,113 +63,156 @@ class Batch:
     Orphans are outcomes whose use came in an earlier batch; ``known`` has what is remembered of such uses, by request id.
     """
 
-    def __init__(self, known: Mapping[str, Facts]) -> None:
-        self.records: list[Record] = []
+    def __init__(self, known: Mapping[str, Columns], shapes: Shapes | None = None) -> None:
+        self.records: list[Columns] = []
+        """Rows of ``audit_record``."""
         self.late: dict[str, Columns] = {}
         """What outcomes add to usage records of earlier batches, by request id."""
-        self.tokens: dict[str, datetime] = {}
+        self.tokens: dict[str, float] = {}
+        """When tokens were used last, in Unix time."""
         self.orphans: list[tuple[Entry, Ended]] = []
         self.closed_at: datetime | None = None
         """Set by a closing line."""
-        self.facts: dict[str, Facts] = {}
-        """Of the uses of this batch."""
+        self.facts: dict[str, Columns] = {}
+        """User, owner and secret of the uses of this batch."""
         self.ended: list[str] = []
         """Requests whose outcome is in this batch."""
         self._known = known
+        self._shapes = shapes or Shapes()
+        self._writer: UUID | None = None
+        self._writer_hex = ""
         self._uses: dict[str, Columns] = {}
         self._outcomes: dict[str, Columns] = {}
-        self._secrets: dict[UUID, tuple[int, datetime, str | None]] = {}
+        self._secrets: dict[str, tuple[int, float, str | None]] = {}
 
     def add(self, entry: Entry) -> None:
         """Take the next entry in. Raises ``LineError`` if its line does not say what its kind must say."""
+        if entry.writer is not self._writer:
+            self._writer, self._writer_hex = entry.writer, entry.writer.hex
         kind = lines.kind_of(entry.line)
-        if kind == "use":
-            self._add_use(entry)
-        elif kind == "outcome":
-            try:
+        try:
+            if kind == "use":
+                self._add_use(entry)
+            elif kind == "outcome":
                 ended = lines.decode_outcome(entry.line)
-            except ValueError as error:
-                raise LineError("not a line of kind outcome") from error
-            use = self.facts.get(ended.request_id) or self._known.get(ended.request_id)
-            if use is None:
-                self.orphans.append((entry, ended))
+                who = self.facts.get(ended.request_id) or self._known.get(ended.request_id)
+                if who is None:
+                    lines.time_text(ended.at)  # what is wrong with it is said here, not by ``adopt``
+                    self.orphans.append((entry, ended))
+                else:
+                    self._add_outcome(entry, ended, who)
             else:
-                self._add_outcome(entry, ended, use)
-        else:
-            facts = lines.facts(entry.line, self.facts.get)
-            self.records.append(_record(entry, facts))
-            if kind == "close":
-                self.closed_at = facts.at
+                self._add_other(entry)
+        except (ValueError, OverflowError, OSError) as error:  # the last two: times beyond the calendar
+            raise LineError(f"not a line of kind {kind}") from error
 
-    def adopt(self, uses: Mapping[str, Record]) -> None:
-        """Take the orphans in, given the uses that earlier batches brought (those without one stay nobody's)."""
+    def adopt(self, uses: Mapping[str, Columns]) -> None:
+        """Take the orphans in, given the user, owner and secret of uses that earlier batches brought (others stay nobody's)."""
         for entry, ended in self.orphans:
-            use = uses.get(ended.request_id)
-            self._add_outcome(entry, ended, Facts(*use[2:10]) if use else None)
+            self._add_outcome(entry, ended, uses.get(ended.request_id))
         self.orphans = []
 
-    def usage(self) -> dict[str, UsageRecord]:
+    def usage(self) -> dict[str, Columns]:
         """Return the usage records of this batch's uses, by request id, with the outcome where that is in this batch too."""
-        outcomes = self._outcomes
-        return {request_id: UsageRecord(*use, *outcomes.get(request_id, _NO_OUTCOME)) for request_id, use in self._uses.items()}
+        outcome = self._outcomes.get
+        return {request_id: use + outcome(request_id, _NO_OUTCOME) for request_id, use in self._uses.items()}
 
     def secrets(self) -> list[SecretUse]:
         """Return how often each secret was used in this batch."""
-        return [SecretUse(secret_id, *told) for secret_id, told in self._secrets.items()]
+        return [
+            SecretUse(UUID(secret), count, datetime.fromtimestamp(at, UTC), workflow)
+            for secret, (count, at, workflow) in self._secrets.items()
+        ]
 
     def _add_use(self, entry: Entry) -> None:
+        _, seq, nonce, d, h, line = entry
         try:
-            use = lines.decode_use(entry.line)
-            facts = lines.use_facts(use)
-        except (ValueError, OverflowError, OSError) as error:
-            raise LineError("not a line of kind use") from error
-        self.records.append(_record(entry, facts))
-        self.facts[use.request_id] = facts
-        self._outcomes.pop(use.request_id, None)  # of an earlier key that was tried for the same request
-        self._uses[use.request_id] = (
-            facts.request_id,
-            facts.at,
-            use.user_id,
-            use.token_id[: lines.TOKEN_ID],
-            use.secret_id,
-            use.owner.id,
-            use.source.value,
-            use.provider[: lines.PROVIDER],
-            use.model[: lines.MODEL],
-            use.operation[: lines.OPERATION],
-            use.streamed,
-            use.workflow[: lines.WORKFLOW],
-            use.node[: lines.NODE],
+            request_id, used_at, rest = split_use(line)
+            shape = self._shapes.of(rest)
+        except ValueError:  # in an order or with fields of another version
+            use = lines.decode_use(line)
+            request_id, used_at, shape = use.request_id, use.at, _shape(use)
+        at = time_text(used_at)
+        action, who, whom, token_id, secret, workflow = shape
+        user_id, owner_id, secret_id = who
+        column = request_id[:_REQUEST_ID]
+        text = line.decode()
+        self.records.append(
+            (self._writer_hex, seq, at, "use", action, user_id, owner_id, secret_id, column, _UNKNOWN, nonce, text, d, h)
         )
-        count, at, workflow = self._secrets.get(use.secret_id, (0, facts.at, None))
-        self._secrets[use.secret_id] = (count + 1, max(at, facts.at), use.workflow or workflow)
-        if use.token_id:
-            self.tokens[use.token_id] = max(facts.at, self.tokens.get(use.token_id, facts.at))
+        self.facts[request_id] = who
+        self._outcomes.pop(request_id, None)  # of an earlier key that was tried for the same request
+        self._uses[request_id] = (column, at, *whom)
+        count, last, before = self._secrets.get(secret, (0, used_at, None))
+        self._secrets[secret] = (count + 1, max(last, used_at), workflow or before)
+        if token_id:
+            last = self.tokens.get(token_id, used_at)
+            self.tokens[token_id] = max(last, used_at)
 
-    def _add_outcome(self, entry: Entry, ended: Ended, use: Facts | None) -> None:
-        self.records.append(_record(entry, lines.outcome_facts(ended, use)))
-        self.ended.append(ended.request_id)
-        if ended.request_id in self._uses:
-            self._outcomes[ended.request_id] = outcome_columns(ended)
-        elif use is not None:
-            self.late[ended.request_id] = outcome_columns(ended)
+    def _add_outcome(self, entry: Entry, ended: Ended, who: Columns | None) -> None:
+        _, seq, nonce, d, h, line = entry
+        request_id = ended.request_id
+        user_id, owner_id, secret_id = who or _NOBODY
+        at, column, outcome, text = time_text(ended.at), request_id[:_REQUEST_ID], ended.outcome[:_OUTCOME], line.decode()
+        self.records.append(
+            (
+                self._writer_hex,
+                seq,
+                at,
+                "outcome",
+                "secret.outcome",
+                user_id,
+                owner_id,
+                secret_id,
+                column,
+                outcome,
+                nonce,
+                text,
+                d,
+                h,
+            )
+        )
+        self.ended.append(request_id)
+        if request_id in self._uses:
+            self._outcomes[request_id] = outcome_columns(ended)
+        elif who is not None:
+            self.late[request_id] = outcome_columns(ended)
+
+    def _add_other(self, entry: Entry) -> None:
+        facts = lines.facts(entry.line, lambda _: None)
+        at, kind, action, user_id, owner_id, secret_id, request_id, outcome = facts
+        self.records.append(
+            (
+                *(self._writer_hex, entry.seq, time_of(at), kind, action, hex_of(user_id), hex_of(owner_id), hex_of(secret_id)),
+                *(request_id, outcome, entry.nonce, entry.line.decode(), entry.d, entry.h),
+            )
+        )
+        if kind == "close":
+            self.closed_at = at
+
+
+def _shape(use: UseRest | UseRecord) -> _Shape:
+    user, owner, secret = use.user_id.hex, use.owner.id.hex, use.secret_id.hex
+    return _Shape(
+        action=lines.use_action(use.operation),
+        who=(user, owner, secret),
+        whom=(
+            *(user, use.token_id[: lines.TOKEN_ID], secret, owner, use.source.value),
+            *(use.provider[: lines.PROVIDER], use.model[: lines.MODEL], use.operation[: lines.OPERATION], use.streamed),
+            *(use.workflow[: lines.WORKFLOW], use.node[: lines.NODE]),
+        ),
+        token_id=use.token_id,
+        secret=secret,
+        workflow=use.workflow,
+    )
 
 
 def outcome_columns(ended: Ended) -> Columns:
     """Return ``OUTCOME_COLUMNS`` as an outcome tells them. Counts are the provider's word: kept within what a column holds."""
     usage = ended.usage
-    return (
-        ended.outcome[: lines.USAGE_OUTCOME],
-        ended.status,
-        ended.duration_ms,
-        ended.first_byte_ms,
-        lines.count(usage.input_tokens),
-        lines.count(usage.output_tokens),
-        lines.count(usage.cached_tokens),
-        lines.count(usage.reasoning_tokens),
-        lines.count(ended.cost_micro_usd),
-    )
-
-
-def _record(entry: Entry, facts: Facts) -> Record:
-    return Record(entry.writer, entry.seq, *facts, entry.nonce, entry.line.decode(), entry.d, entry.h)
+    counts = (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens, ended.cost_micro_usd)
+    for number in counts:
+        if number is not None and number >> 63:  # negative, or too much
+            counts = tuple(map(lines.count, counts))  # type: ignore[assignment]  # five again
+            break
+    return (ended.outcome[: lines.USAGE_OUTCOME], ended.status, ended.duration_ms, ended.first_byte_ms, *counts)

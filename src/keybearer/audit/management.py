@@ -41,11 +41,11 @@ async def record(db: Database, tx: AsyncConnection, entry: ManagementRecord) -> 
         await queries.add_writer(tx, writer)
         opened = lines.Opened(WRITER, time.time(), socket.gethostname(), os.getpid(), "")
         first = _row(1, lines.GENESIS, lines.open_line(opened))
-        await queries.add_records(tx, [first])
+        await queries.add_record(tx, first)
         row = _row(2, first.h, lines.manage_line(entry, time.time()))
     else:
         row = _row(writer.shipped_seq + 1, writer.shipped_hash, lines.manage_line(entry, time.time()))
-    await queries.add_records(tx, [row])
+    await queries.add_record(tx, row)
     await queries.advance_writer(tx, WRITER, row.seq, row.h)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
-from keybearer.audit.lines import GENESIS, MAX_ENTRY_BYTES, Entry, LineError, check, parse
+from keybearer.audit.lines import GENESIS, MAX_ENTRY_BYTES, Entry, LineError, check, entry_head, following, parse
 
 LOCK = "lock"
 SUFFIX = ".jsonl"
@@ -151,6 +151,8 @@ class Tail:
         self._skipped: int | None = None
         """While entries up to ``seq`` are passed over: the last one seen."""
         self._skipped_h: bytes | None = None
+        self._writer = UUID(path.name)
+        self._head = entry_head(self._writer)
 
     def read(self, limit: int) -> list[Entry]:
         """Return up to ``limit`` further entries, each following the one before; none at the end.
@@ -188,10 +190,23 @@ class Tail:
                 if not self._more():
                     return
                 continue
-            entry = self._accept(self._buffer[self._start : end])
+            raw = self._buffer[self._start : end]
+            entry = self._follow(raw) if self._skipped is None else None
+            if entry is None:
+                entry = self._accept(raw)
             self._start = end + 1
             if entry is not None:
                 yield entry
+
+    def _follow(self, raw: bytes) -> Entry | None:
+        """Move on to the next entry if ``raw`` is it; ``None``: ``_accept`` will say why not."""
+        seq = self.seq + 1
+        found = following(raw, self._head, seq, self.h)
+        if found is None:
+            return None
+        nonce, d, h, line = found
+        self.seq, self.h = seq, h
+        return Entry(self._writer, seq, nonce, d, h, line)
 
     def _accept(self, raw: bytes) -> Entry | None:
         """Check one entry and move on to it; ``None`` for one that is known already."""

@@ -9,8 +9,9 @@ signed checkpoints, are for; a writer without a closing line is reported as ``lo
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,22 +19,25 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.audit import lines, management, segments
-from keybearer.audit.batch import Batch
+from keybearer.audit.batch import Batch, Columns, Shapes
 from keybearer.audit.lines import GENESIS, Entry, LineError
 from keybearer.audit.segments import Broken, Tail
 from keybearer.errors import AuditBroken
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import audit as queries
 from keybearer.store.queries import usage as usage_queries
-from keybearer.store.queries.audit import Record, Writer
+from keybearer.store.queries.audit import Spelled, Writer
 
-_CHUNK = 500
+_CHUNK = 1000
+"""Entries looked at together."""
 _MOST_PROBLEMS = 20
 """Problems named for one writer; the first is what counts."""
-NOBODY = UUID(int=0)
-"""Whose the records are that are nobody's."""
+_NOBODY = UUID(int=0)
 _OF_USE = len(usage_queries.UsageRecord._fields) - len(usage_queries.OUTCOME_COLUMNS)
-"""Columns of a usage record that the use tells; those after them are the outcome's."""
+"""Columns of a usage record that the use tells; those after them are the outcome's, of which the first is how it ended."""
+_SECRET = usage_queries.UsageRecord._fields.index("secret_id")
+_RECENT = 20_000
+"""Uses without an outcome that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,7 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        place = self.where if self.writer == NOBODY else f"entry {self.seq} of writer {self.writer}, {self.where}"
-        return f"{place}: {self.what}"
+        return f"entry {self.seq} of writer {self.writer}, {self.where}: {self.what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +125,17 @@ class _Walk:
     notes: list[str] = field(default_factory=list)
     awaiting: dict[str, int] = field(default_factory=dict)
     """Uses whose usage record has an outcome that no record has told of yet: request id → number."""
+    recent: dict[str, Columns] = field(default_factory=dict)
+    """User, owner and secret of uses whose outcome has not come yet: saves asking the database for them."""
+    shapes: Shapes = field(default_factory=Shapes)
 
     def blame(self, seq: int, where: str, what: str) -> None:
         if len(self.problems) < _MOST_PROBLEMS:
             self.problems.append(Problem(self.writer, seq, where, what))
 
 
-async def verify(db: Database, directory: Path, progress: Callable[[int], None] | None = None) -> Report:
-    """Verify the database and the journals in ``directory``. Raises ``Unavailable``, never for what it finds.
-
-    ``progress`` is told how many records more were checked.
-    """
+async def verify(db: Database, directory: Path) -> Report:
+    """Verify the database and the journals in ``directory``. Raises ``Unavailable``, never for what it finds."""
     journals = segments.journals(directory)
     async with db.read(Actor.system()) as tx:
         # The management records first: whether a journal is missing depends on them.
@@ -144,7 +147,7 @@ async def verify(db: Database, directory: Path, progress: Callable[[int], None] 
     notes: list[str] = list(told.alarms)
     for row in writers:
         walk = _Walk(row.id)
-        writer = await _verify_database(db, walk, row, progress)
+        writer = await _verify_database(db, walk, row)
         if writer.id != management.WRITER:
             _check_registered(walk, writer, told)
         reports.append(await _verify_journal(db, walk, writer, journals.get(writer.id)))
@@ -161,7 +164,7 @@ async def verify(db: Database, directory: Path, progress: Callable[[int], None] 
         for stranger in sorted(journals.keys() - known)
         if any(segment.path.stat().st_size for segment in segments.segments(journals[stranger]))
     ]
-    problems += [Problem(NOBODY, 0, "usage", f"added: no record tells of {request_id}") for request_id in unaccounted]
+    problems += [Problem(_NOBODY, 0, "usage", f"added: no record tells of {request_id}") for request_id in unaccounted]
     return Report(tuple(reports), tuple(problems), tuple(notes))
 
 
@@ -197,7 +200,7 @@ async def _told(tx: AsyncConnection) -> _Told:
 # --- the database
 
 
-async def _verify_database(db: Database, walk: _Walk, writer: Writer, progress: Callable[[int], None] | None) -> Writer:
+async def _verify_database(db: Database, walk: _Walk, writer: Writer) -> Writer:
     """Walk what the database has of ``writer``; return its row as it is at the end, more having been shipped perhaps."""
     while True:
         async with db.read(Actor.system()) as tx:
@@ -205,10 +208,7 @@ async def _verify_database(db: Database, walk: _Walk, writer: Writer, progress: 
             if not rows:
                 writer = await queries.writer(tx, writer.id) or writer
                 break
-            _check_chain(walk, writer, rows)
-            await _check_meaning(tx, walk, rows)
-        if progress is not None:
-            progress(len(rows))
+            await _check_meaning(tx, walk, rows, _check_chain(walk, writer, rows))
     if (writer.shipped_seq, writer.shipped_hash) != (walk.seq, walk.h):
         wrong = walk.seq + 1 if writer.shipped_seq > walk.seq else max(1, min(walk.seq, writer.shipped_seq + 1))
         walk.blame(wrong, "database", f"truncated or changed: its writer's row tells of {writer.shipped_seq} entries")
@@ -217,44 +217,64 @@ async def _verify_database(db: Database, walk: _Walk, writer: Writer, progress: 
     return writer
 
 
-def _check_chain(walk: _Walk, writer: Writer, rows: Sequence[Record]) -> None:
-    """Check numbers, digests, the chain, and that it begins by naming its writer and ends at its closing line."""
+def _check_chain(walk: _Walk, writer: Writer, rows: Sequence[Spelled]) -> list[Entry]:
+    """Check numbers, digests, the chain, and that it begins by naming its writer and ends at its closing line.
+
+    Return the entries of the rows that hold some.
+    """
+    entries = []
     for row in rows:
         if row.seq != walk.seq + 1:
             walk.blame(walk.seq + 1, "database", f"missing: the next entry is {row.seq}")
         elif walk.is_closed:
             walk.blame(row.seq, "database", "the chain goes on after its end")
         try:
-            lines.check(_entry(row), walk.h)
-        except LineError as error:
-            # After a gap the chain cannot fit; that is one finding, not two.
-            if row.seq == walk.seq + 1 or "changed" in str(error):
-                walk.blame(row.seq, "database", str(error))
-        if row.seq == 1 and not _names(row.line.encode(), writer):
+            entry = _entry(writer.id, row)
+        except (TypeError, UnicodeError):  # SQLite keeps any kind of value in any column
+            walk.blame(walk.seq + 1, "database", "changed: not a record")
+            walk.read = row.seq
+            continue
+        # What ``check`` looks at; only it says what is wrong.
+        if sha256(entry.nonce + entry.line).digest() != entry.d or sha256(walk.h + entry.d).digest() != entry.h:
+            try:
+                lines.check(entry, walk.h)
+            except LineError as error:
+                # After a gap the chain cannot fit; that is one finding, not two.
+                if row.seq == walk.seq + 1 or "changed" in str(error):
+                    walk.blame(row.seq, "database", str(error))
+        if row.seq == 1 and not _names(entry.line, writer):
             walk.blame(1, "database", "changed: the first entry does not name this writer")
-        walk.is_closed = row.line.startswith('{"kind":"close",')
-        walk.seq, walk.h, walk.read = row.seq, row.h, row.seq
+        walk.is_closed = entry.line.startswith(b'{"kind":"close",')
+        walk.seq, walk.h, walk.read = entry.seq, entry.h, entry.seq
+        entries.append(entry)
+    return entries
 
 
-async def _check_meaning(tx: AsyncConnection, walk: _Walk, rows: Sequence[Record]) -> None:
+async def _check_meaning(tx: AsyncConnection, walk: _Walk, rows: Sequence[Spelled], entries: Sequence[Entry]) -> None:
     """Check columns and usage records: what shipping these entries anew would write must be what is there."""
-    batch = Batch({})
-    for row in rows:
+    batch = Batch(walk.recent, walk.shapes)
+    for entry in entries:
         try:
-            batch.add(_entry(row))
+            batch.add(entry)
         except LineError as error:
-            walk.blame(row.seq, "database", str(error))
+            walk.blame(entry.seq, "database", str(error))
     request_ids = [ended.request_id for _, ended in batch.orphans]
     batch.adopt(await queries.uses(tx, walk.writer, request_ids, rows[0].seq))
-    expected = {record.seq: record for record in batch.records}
+    walk.recent.update(batch.facts)
+    for request_id in batch.ended:
+        walk.recent.pop(request_id, None)
+    while len(walk.recent) > _RECENT:
+        del walk.recent[next(iter(walk.recent))]
+    expected = {record[1]: record for record in batch.records}
     for row in rows:
-        if row.seq in expected and row != expected[row.seq]:
-            columns = [name for name, is_, was in zip(Record._fields, row, expected[row.seq], strict=True) if is_ != was]
+        known = expected.get(row.seq)
+        if known is not None and row != known:
+            columns = [name for name, is_, was in zip(Spelled._fields, row, known, strict=True) if is_ != was]
             walk.blame(row.seq, "database", f"changed: {', '.join(columns)}")
     await _check_usage(tx, walk, batch, rows)
 
 
-async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, rows: Sequence[Record]) -> None:
+async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, rows: Sequence[Spelled]) -> None:
     uses = batch.usage()
     there = await usage_queries.by_request(tx, [*uses, *batch.late])
     seqs = {row.request_id: row.seq for row in rows if row.request_id and row.kind == "use"}
@@ -264,9 +284,9 @@ async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, rows: Seq
         if found is None:
             walk.blame(seqs.get(request_id, rows[0].seq), "usage", f"missing: {request_id}")
         elif found[:_OF_USE] != use[:_OF_USE]:
-            if not await _was_tried_again(tx, walk.writer, request_id, use.secret_id):
+            if not await _was_tried_again(tx, walk.writer, request_id, use[_SECRET]):
                 walk.blame(seqs.get(request_id, rows[0].seq), "usage", f"changed: {request_id}")
-        elif found.outcome != lines.UNKNOWN and use.outcome == lines.UNKNOWN:
+        elif found[_OF_USE] != lines.UNKNOWN and use[_OF_USE] == lines.UNKNOWN:
             walk.awaiting[request_id] = seqs.get(request_id, rows[0].seq)
         elif found != use:
             walk.blame(seqs.get(request_id, rows[0].seq), "usage", f"changed: {request_id}")
@@ -277,10 +297,10 @@ async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, rows: Seq
             walk.blame(ended.get(request_id, rows[0].seq), "usage", f"changed: {request_id}")
 
 
-async def _was_tried_again(tx: AsyncConnection, writer: UUID, request_id: str, secret_id: UUID) -> bool:
+async def _was_tried_again(tx: AsyncConnection, writer: UUID, request_id: str, secret_id: str) -> bool:
     """Whether a later use of the same request, with another key, took the place of this one."""
     last = (await queries.uses(tx, writer, [request_id], 2**62)).get(request_id)
-    return last is not None and last.secret_id != secret_id
+    return last is not None and last[-1] != secret_id
 
 
 def _check_registered(walk: _Walk, writer: Writer, told: _Told) -> None:
@@ -380,5 +400,8 @@ def _names(line: bytes, writer: Writer) -> bool:
     return writer.id == management.WRITER or (opened.host, opened.pid) == (writer.host, writer.pid)
 
 
-def _entry(row: Record) -> Entry:
-    return Entry(row.writer_id, row.seq, row.nonce, row.d, row.h, row.line.encode())
+def _entry(writer: UUID, row: Spelled) -> Entry:
+    """Return the entry in a row. Raises ``TypeError`` or ``UnicodeError`` where its values are of no such kind."""
+    if not (isinstance(row.seq, int) and isinstance(row.line, str) and {type(row.nonce), type(row.d), type(row.h)} == {bytes}):
+        raise TypeError
+    return Entry(writer, row.seq, row.nonce, row.d, row.h, row.line.encode())

@@ -1,8 +1,7 @@
 """The command line.
 
 ``serving``  ``serve``, ``demo``, ``mock-provider``
-``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``, ``key``
-``trail``    the audit trail, likewise: ``audit``
+``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``, ``key``, ``audit``
 ``use``      commands that talk HTTP with ``KEYBEARER_URL`` and ``KEYBEARER_TOKEN``: ``secret``, ``provider``, ``usage``
 ``run``      ``keybearer run -- CMD``
 ``output``   tables, JSON, ``error:`` and ``hint:``
@@ -19,7 +18,7 @@ import typer
 
 from keybearer.errors import KeybearerError
 
-ROOMS = ("serving", "operate", "trail", "use", "run")
+ROOMS = ("serving", "operate", "use", "run")
 ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
 """Commands that start a server import their own room alone: the others bring an HTTP client that a server does not need."""
 

@@ -17,7 +17,7 @@ from keybearer import config
 from keybearer.cli.output import AsJson, print_json, print_rows, say
 from keybearer.cli.serving import need_server_extra
 from keybearer.domain import SYSTEM_OWNER_ID, Caller, Client, Role, Scope
-from keybearer.errors import Invalid
+from keybearer.errors import AuditBroken, Invalid
 
 if TYPE_CHECKING:
     from keybearer.cli.operator import Operator
@@ -28,12 +28,15 @@ admins = typer.Typer(help="Administrators.", no_args_is_help=True)
 people = typer.Typer(help="Accounts.", no_args_is_help=True)
 tokens = typer.Typer(help="Access tokens.", no_args_is_help=True)
 keys = typer.Typer(help="The root key.", no_args_is_help=True)
+audits = typer.Typer(help="The audit trail.", no_args_is_help=True)
 
 OPERATOR = Caller(SYSTEM_OWNER_ID, Role.ADMIN, frozenset(Scope), client=Client("", "keybearer command line"))
 """Whoever runs commands on the server and acts in nobody's name."""
 DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.")]
 Email = Annotated[str, typer.Option(help="The person's e-mail address.")]
 USER_COLUMNS = ("id", "email", "name", "role", "is_active", "created_at")
+PAGE = 200
+"""Rows of a list that are read at once."""
 TOKEN_COLUMNS = ("id", "name", "scopes", "is_active", "expires_at", "last_used_at")
 
 
@@ -43,6 +46,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(people, name="user")
     app.add_typer(tokens, name="token")
     app.add_typer(keys, name="key")
+    app.add_typer(audits, name="audit")
 
 
 def operate(data_dir: Path | None, work: Callable[[Operator], Awaitable[Result]]) -> Result:
@@ -57,6 +61,15 @@ def operate(data_dir: Path | None, work: Callable[[Operator], Awaitable[Result]]
             return await work(operator)
 
     return asyncio.run(run())
+
+
+async def every(page: Callable[[str | None], Awaitable[tuple[list[Result], str | None]]]) -> list[Result]:
+    """Read all pages of a list; ``page`` reads the one at a cursor and says which comes next."""
+    found, following = await page(None)
+    while following is not None:
+        more, following = await page(following)
+        found += more
+    return found
 
 
 def row_of(record: Any, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -111,7 +124,7 @@ def user_list(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List the accounts."""
 
     async def work(operator: Operator) -> list[dict[str, Any]]:
-        return [row_of(user, USER_COLUMNS) for user in await operator.users.list(OPERATOR)]
+        return [row_of(user, USER_COLUMNS) for user in await every(lambda at: operator.users.page(OPERATOR, at, PAGE))]
 
     print_rows(operate(data_dir, work), USER_COLUMNS, as_json=as_json)
 
@@ -149,7 +162,8 @@ def token_list(
     """List a person's access tokens."""
 
     async def work(operator: Operator) -> list[dict[str, Any]]:
-        found = await operator.tokens.list(operator.caller(await operator.user(user)))
+        caller = operator.caller(await operator.user(user))
+        found = await every(lambda at: operator.tokens.page(caller, cursor=at, limit=PAGE))
         return [row_of(token, TOKEN_COLUMNS) for token in found]
 
     print_rows(operate(data_dir, work), TOKEN_COLUMNS, as_json=as_json)
@@ -190,3 +204,24 @@ async def _root_keys(operator: Operator) -> list[dict[str, Any]]:
 
     async with operator.db.read(Actor.system()) as tx:
         return [dict(row._mapping) for row in await queries.root_key_status(tx)]  # noqa: SLF001  # SQLAlchemy's public name
+
+
+@audits.command("verify")
+def audit_verify(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Prove that no record is missing, changed or reordered; exits 1 and names the first wrong one otherwise."""
+    report = operate(data_dir, _verify)
+    if as_json:
+        print_json(report)
+    else:
+        for writer in report["writers"]:
+            say(f"{writer['writer']}  {writer['records']} records  {writer['state']}")
+        say("The audit trail verifies." if report["ok"] else f"The audit trail does NOT verify: {report['problem']}")
+    if not report["ok"]:
+        raise AuditBroken(str(report["problem"]))
+
+
+async def _verify(operator: Operator) -> dict[str, Any]:
+    from keybearer.audit import verify  # noqa: PLC0415  # the server extra
+
+    report: dict[str, Any] = (await verify.verify(operator.db, operator.settings.journal_dir)).as_dict()
+    return report

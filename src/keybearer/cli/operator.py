@@ -41,7 +41,7 @@ class Operator:
     def vault(self) -> tuple[Providers, Secrets]:
         """Open the vault, as the server opens it."""
         catalog = Catalog.load()
-        secrets = Secrets(self.db, self.keyring, catalog)
+        secrets = Secrets(self.db, self.keyring, catalog, app.retention_of(self.settings))
         egress = EgressPolicy(self.settings.egress_allow)
         return Providers(self.db, self.keyring, catalog, egress, secrets, self.settings.fallback.value), secrets
 

@@ -244,19 +244,21 @@ async def delete_secret(secret_id: UUID, visitor: CurrentVisitor, services: Curr
 # ---- access tokens and log -------------------------------------------------------------------------------------------
 
 
-async def _tokens_page(services: Services, visitor: Visitor, status: int = 200, **values: Any) -> Response:
-    tokens = await services.tokens.list(visitor.caller)
+async def _tokens_page(
+    services: Services, visitor: Visitor, status: int = 200, cursor: str | None = None, **values: Any
+) -> Response:
+    tokens, next_cursor = await services.tokens.page(visitor.caller, cursor=cursor, limit=LOG_ROWS)
     base_url = services.options.public_url
-    values = {"made": "", **values}
+    values = {"made": "", "next_cursor": next_cursor, **values}
     return render(
         "tokens.html", status=status, account=visitor.account, page="/tokens", tokens=tokens, base_url=base_url, **values
     )
 
 
 @router.get("/tokens")
-async def tokens_page(visitor: CurrentVisitor, services: CurrentServices) -> Response:
+async def tokens_page(visitor: CurrentVisitor, services: CurrentServices, cursor: str | None = None) -> Response:
     """Show one's access tokens."""
-    return await _tokens_page(services, visitor)
+    return await _tokens_page(services, visitor, cursor=cursor)
 
 
 @router.post("/tokens")

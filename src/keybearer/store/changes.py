@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,6 +35,8 @@ EVERYTHING = "everything"
 BATCH = 10_000
 """More changes than this at once are answered with one ``everything``."""
 
+_ROWS = 1000
+"""Of one insert: four values each, of the 32,766 that SQLite takes."""
 _WAKE_SPACING_S = 0.02
 _LISTEN_RETRY_S = 1.0
 _STOP_LIMIT_S = 5.0
@@ -49,7 +51,7 @@ _log = logging.getLogger(__name__)
 class Change:
     """One change, as it was committed: ids grow in the order of commits.
 
-    ``subject`` is ``token``, ``user``, ``secret``, ``provider``, ``model``, ``deployment`` or ``everything``; ``user_id`` tells
+    ``subject`` is ``token``, ``user``, ``team``, ``secret``, ``provider``, ``model``, ``deployment`` or ``everything``; ``user_id`` tells
     whose cached keys are concerned, ``None``: everybody's.
     """
 
@@ -68,6 +70,22 @@ async def note(db: Database, tx: AsyncConnection, subject: str, subject_id: str,
     values = {"subject": subject, "subject_id": subject_id, "user_id": user_id, "at": datetime.now(UTC)}
     # Inline: its number is not asked back, for the caller may write changes but not read them.
     await tx.execute(sa.insert(change).values(values).inline())
+    if db.name == "postgresql":
+        await tx.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+
+
+async def note_for(db: Database, tx: AsyncConnection, subject: str, subject_id: str, user_ids: Iterable[UUID]) -> None:
+    """Tell every process of a change that concerns these people's cached keys, and nobody else's; like ``note``.
+
+    Who they are must have been read after ``db.lock_order``: else somebody may join between that and the commit, unheard of.
+    """
+    await db.lock_order(tx)
+    at = datetime.now(UTC)
+    values = [{"subject": subject, "subject_id": subject_id, "user_id": user_id, "at": at} for user_id in sorted(set(user_ids))]
+    if not values:
+        return
+    for start in range(0, len(values), _ROWS):
+        await tx.execute(sa.insert(change).values(values[start : start + _ROWS]).inline())
     if db.name == "postgresql":
         await tx.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 

@@ -38,6 +38,8 @@ _BEGIN = sa.text(
     " set_config('idle_in_transaction_session_timeout', '60s', true)"
 )
 
+_BECOME = sa.text("SELECT set_config('role', :role, true)")
+
 # SQLSTATE classes in which trying again later may help: connection, resources, operator intervention, locks and deadlocks,
 # object in use, system error (PostgreSQL, appendix A).
 _PASSING = ("08", "40", "53", "55", "57", "58")
@@ -158,6 +160,20 @@ class Database:
         if self.name == "postgresql":
             await tx.execute(sa.select(sa.func.pg_advisory_xact_lock(ORDER_LOCK)))
 
+    @asynccontextmanager
+    async def as_system(self, tx: AsyncConnection) -> AsyncIterator[None]:
+        """Look with the system's eyes for a moment, within a caller's transaction: at whom a change concerns, for example.
+
+        What is found so must not be shown to the caller. Where the block raises, the transaction is to end.
+        """
+        if self.name != "postgresql":
+            yield
+            return
+        role = (await tx.execute(sa.select(sa.func.current_setting("role")))).scalar_one()
+        await tx.execute(_BECOME, {"role": "keybearer_system"})
+        yield
+        await tx.execute(_BECOME, {"role": role})
+
     async def ping(self) -> None:
         """Ask the database for an answer. Raises ``Unavailable``."""
         async with self.read(Actor.lookup()) as tx:
@@ -177,6 +193,28 @@ class Database:
                     await cursor.close()
             if busy:
                 raise Unavailable("The write-ahead log is in use, and still holds what was deleted.")
+
+    async def erase(self, *tables: str) -> None:
+        """Have the live files of ``tables`` forget deleted rows, as far as a running database can.
+
+        SQLite overwrites what is deleted, so emptying the log is all. PostgreSQL vacuums, as the tables' owner: without the direct
+        URL its own autovacuum does that later. Raises ``Unavailable``.
+        """
+        await self.truncate_log()
+        if self.name != "postgresql" or not self.direct_url:
+            return
+        _, parsed = engines.parse(self.direct_url)
+        owner = engines.postgresql(parsed, pool_size=1)
+        try:
+            with translated():
+                # Outside any transaction, as VACUUM must be.
+                async with owner.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                    names = ", ".join(
+                        f"public.{connection.dialect.identifier_preparer.quote_identifier(name)}" for name in tables
+                    )
+                    await connection.execute(sa.text(f"VACUUM (SKIP_LOCKED) {names}"))
+        finally:
+            await owner.dispose()
 
     async def close(self) -> None:
         """Close all connections."""

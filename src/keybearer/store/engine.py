@@ -103,6 +103,8 @@ def sqlite(url: sa.URL, *, pool_size: int, begin: Literal["BEGIN", "BEGIN IMMEDI
             "secure_delete = ON",
             "foreign_keys = ON",
             "temp_store = MEMORY",
+            # In KiB, taken as needed. A batch of the shipper touches a few thousand pages; what does not fit is written twice.
+            *([] if read_only else ["cache_size = -32768"]),
             f"query_only = {'ON' if read_only else 'OFF'}",
         ):
             cursor.execute(f"PRAGMA {pragma}")

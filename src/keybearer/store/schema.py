@@ -202,6 +202,10 @@ model = sa.Table(
     sa.UniqueConstraint("owner_id", "provider", "name"),
 )
 
+DELETED = sa.text("deleted_at IS NOT NULL")
+RETIRED = sa.text("retired_at IS NOT NULL")
+"""What jobs look for among very many rows that they do not."""
+
 secret = sa.Table(
     "secret",
     metadata,
@@ -230,8 +234,25 @@ secret = sa.Table(
     sa.Column("last_used_at", UtcDateTime(), nullable=True),
     sa.Column("usage_count", sa.BigInteger, nullable=False, default=0),
     sa.Column("last_used_in_workflow", sa.String(200), nullable=True),
+    sa.Column(
+        "fallback_allowed",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="where it cannot be used, teams and the system may serve instead",
+    ),
+    sa.Column("rotation_period", sa.Integer, nullable=True, comment="days after which a value should be replaced"),
+    sa.Column("rotate_at", UtcDateTime(), nullable=True, comment="when the current value should be replaced"),
+    sa.Column("oauth", NullableJson, nullable=True, comment="previews of the OAuth fields sealed beside the value"),
+    sa.Column("reference", NullableJson, nullable=True, comment="where the value is kept instead of here"),
+    sa.Column("fallback_version", sa.Integer, nullable=True, comment="the version before a rotation, while it may still serve"),
+    sa.Column("fallback_until", UtcDateTime(), nullable=True),
+    sa.Column("deleted_at", UtcDateTime(), nullable=True, comment="set: deleted, and restorable for a while"),
+    sa.Column("deleted_name", sa.String(200), nullable=True, comment="its name before; the column name then holds the id"),
+    sa.Column("mac", sa.LargeBinary, nullable=True, comment="row MAC over what may be done with it; NULL: older than these MACs"),
     sa.UniqueConstraint("owner_id", "provider", "secret_type", "name"),
     sa.UniqueConstraint("owner_id", "id"),
+    sa.Index("ix_secret_deleted_at", "deleted_at", sqlite_where=DELETED, postgresql_where=DELETED),
 )
 
 secret_version = sa.Table(
@@ -243,12 +264,55 @@ secret_version = sa.Table(
     sa.Column("owner_key_id", sa.Uuid(), nullable=False, index=True),
     sa.Column("envelope", sa.LargeBinary, nullable=False),
     _created(),
+    sa.Column("egress", NullableJson, nullable=True, comment="what the envelope is bound to; NULL: as the secret's row says"),
+    sa.Column("fetchable", sa.Boolean, nullable=True, comment="likewise"),
+    sa.Column("oauth_envelope", sa.LargeBinary, nullable=True),
+    sa.Column("preview", sa.String(200), nullable=True),
+    sa.Column("created_by", sa.Uuid(), nullable=True),
+    sa.Column("retired_at", UtcDateTime(), nullable=True, comment="when another version took its place"),
+    sa.Index("ix_secret_version_retired_at", "retired_at", sqlite_where=RETIRED, postgresql_where=RETIRED),
     sa.ForeignKeyConstraint(["owner_id", "secret_id"], ["secret.owner_id", "secret.id"], ondelete="CASCADE"),
     # With the owner in it, so that another owner's key id is as good as an unknown one. Deferred, because an owner's deletion
     # reaches the keys before the values.
     sa.ForeignKeyConstraint(
         ["owner_id", "owner_key_id"], ["owner_key.owner_id", "owner_key.id"], deferrable=True, initially="DEFERRED"
     ),
+)
+
+team = sa.Table(
+    "team",
+    metadata,
+    sa.Column("id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("created_by", sa.Uuid(), nullable=False),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column but updated_at"),
+    _created(),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+)
+
+team_member = sa.Table(
+    "team_member",
+    metadata,
+    sa.Column("team_id", sa.Uuid(), sa.ForeignKey("team.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("user_id", sa.Uuid(), sa.ForeignKey("user_account.id", ondelete="CASCADE"), primary_key=True, index=True),
+    sa.Column("role", sa.String(16), sa.CheckConstraint("role IN ('owner','admin','member')", name="role"), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False, comment="among the user's teams; lower first"),
+    sa.Column("added_by", sa.Uuid(), nullable=False),
+    sa.Column("accepted_at", UtcDateTime(), nullable=True, comment="NULL: invited, and a member in nothing yet"),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column"),
+    _created(),
+)
+
+secret_share = sa.Table(
+    "secret_share",
+    metadata,
+    sa.Column("secret_id", sa.Uuid(), primary_key=True),
+    sa.Column("team_id", sa.Uuid(), sa.ForeignKey("team.id", ondelete="CASCADE"), primary_key=True, index=True),
+    sa.Column("owner_id", sa.Uuid(), nullable=False, index=True, comment="whose secret it is"),
+    sa.Column("grade", sa.String(16), sa.CheckConstraint("grade IN ('use','manage')", name="grade"), nullable=False),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column"),
+    _created(),
+    sa.ForeignKeyConstraint(["owner_id", "secret_id"], ["secret.owner_id", "secret.id"], ondelete="CASCADE"),
 )
 
 audit_writer = sa.Table(

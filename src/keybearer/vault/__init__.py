@@ -3,11 +3,18 @@
 Secret        a value with its owner, provider, type, name and rules; ``Secret`` is all of it but the value
 Value         what is sealed; only this package and the gateway's credentials open one
 Egress set    the origins a value may be sent to, bound into its envelope when it is stored
+Version       one value in a secret's row of values; only the newest is in force, earlier ones can be put back for a while
+Overlap       after a rotation, the time in which the version before serves where the provider refuses the new one
+Trash         deleted secrets that can still be restored
+Standing      what a secret is good for at a moment: active, expiring, failed …
 Provider      a service that takes a key: predefined, the system's, or a person's own
 Resolution    which secrets may serve a call, in which order, and where to stop
 Credential    a secret resolved and opened for one call
 
-``values``     what a value must look like (pure)     ``secrets``    the only writer of secrets
+``values``     what a value must look like (pure)     ``secrets``    secrets stored, listed, changed, deleted
+``versions``   rotation, rolling back, pruning        ``trash``      restoring and purging
+``keeper``     what all writers of secrets share      ``retention``  how long what is kept (values)
+``oauth``      an OAuth token's other parts (pure)    ``standing``   what a secret is good for (pure)
 ``registry``   the providers that an owner can name   ``providers``  providers and models, made and changed
 ``resolve``    from a call to its credentials         ``views``      providers as one caller sees them (pure)
 ``sealed``     rows, sealing, opening                 ``drafts``     secrets as typed, checked (pure)

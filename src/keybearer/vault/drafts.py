@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from keybearer.access.fields import NAME_LIMIT, Fields
 from keybearer.catalog import MODEL_NAME_LIMIT, Catalog, Provider, Registry
 from keybearer.domain import SecretBytes, SecretType
 from keybearer.errors import ProviderUnknown
 from keybearer.vault import values
+from keybearer.vault.oauth import OAuth, changed
+from keybearer.vault.sealed import Content, Unreadable
 
 DEFAULT_NAME = "default"
 PRIORITY_LIMIT = 1000
 LIST_LIMIT = 100
-LIFTED_BY_NONE = frozenset({"allowed_models", "allowed_tokens", "expires_at"})
+ROTATION_LIMIT = 3650
+"""Days."""
+LIFTED_BY_NONE = frozenset({"allowed_models", "allowed_tokens", "expires_at", "rotation_period"})
 """Fields for which ``None`` is a value: no limit, never. For the others it means: as it is."""
 
 _PROVIDER = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -42,11 +47,19 @@ class NewSecret:
     allowed_tokens: tuple[str, ...] | None = None
     """Ids of access tokens; ``None``: all."""
     expires_at: datetime | None = None
+    rotation_period: int | None = None
+    """Days after which the value should be replaced; ``None``: whenever."""
+    oauth: Mapping[str, Any] | None = None
+    """Of an ``oauth_token``: see ``oauth.changed``."""
     is_active: bool = True
+    fallback_allowed: bool = False
+    """Whether a team's or the system's key may serve where this one cannot."""
     fetchable: bool = False
     """Whether the value may be fetched at all, with the scope ``secrets:read``."""
     system: bool = False
     """The deployment's own; administrators only."""
+    team_id: UUID | None = None
+    """A team's own; its owners and admins only."""
     save_anyway: bool = False
     """Save although the format looks wrong."""
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +73,7 @@ class Draft:
     provider: Provider | None
     """``None``: not in the registry."""
     columns: dict[str, Any]
-    value: SecretBytes
+    content: Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +81,12 @@ class Changes:
     """Changes of a secret, checked."""
 
     columns: dict[str, Any]
-    value: SecretBytes | None
+    content: Content | None
     """``None``: as it is."""
-    parameters: Mapping[str, str] | None = None
+    fields: tuple[str, ...]
+    """The names of what was given, for the record."""
+    parameters: Mapping[str, str] | None
     """``None``: as they are."""
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The names of what was given, for the record."""
-        named = {"value" if name == "preview" else name for name in self.columns}
-        if self.parameters is not None:
-            named.add("parameters")
-        return tuple(sorted(named))
 
 
 def provider_named(providers: Registry, name: str) -> Provider:
@@ -104,23 +111,46 @@ def checked_draft(providers: Registry, catalog: Catalog, new: NewSecret, now: da
     columns = _columns(catalog, given, now)
     text = values.text_of(new.value, secret_type)
     values.check(catalog, known, secret_type, text, save_anyway=new.save_anyway)
-    columns |= {"provider": new.provider, "secret_type": secret_type.value, "preview": values.preview_of(text, secret_type)}
-    return Draft(known, columns, SecretBytes(text.encode()))
+    parts = _oauth(secret_type, None, new.oauth)
+    content = Content(SecretBytes(text.encode()), values.preview_of(text, secret_type), parts)
+    columns |= {"provider": new.provider, "secret_type": secret_type.value, "preview": content.preview}
+    return Draft(known, columns | {"oauth": None if parts is None else parts.previews()}, content)
 
 
-def checked_changes(known: Provider | None, catalog: Catalog, row: Any, fields: Mapping[str, Any], now: datetime) -> Changes:
-    """The columns that a change of ``row`` writes. Raises ``Invalid`` and its kinds."""
+def checked_changes(
+    known: Provider | None, catalog: Catalog, row: Any, before: Content | None, fields: Mapping[str, Any], now: datetime
+) -> Changes:
+    """What a change of ``row`` writes. ``before``: what the secret holds; ``None``: it does not open.
+
+    Raises ``Invalid`` and its kinds, ``Unreadable`` where a part of what does not open is to be changed.
+    """
     given = {name: value for name, value in fields.items() if value is not None or name in LIFTED_BY_NONE}
-    value = given.pop("value", None)
+    value, oauth_given, parameters = (given.pop(name, None) for name in ("value", "oauth", "parameters"))
     save_anyway = bool(given.pop("save_anyway", False))
-    parameters = given.pop("parameters", None)
     columns = _columns(catalog, given, now)
     secret_type = SecretType(row.secret_type)
     text = "" if value is None else values.text_of(value, secret_type)
-    if not text.strip():
-        return Changes(columns, None, parameters)
-    values.check(catalog, known, secret_type, text, shown=row.preview, save_anyway=save_anyway)
-    return Changes(columns | {"preview": values.preview_of(text, secret_type)}, SecretBytes(text.encode()), parameters)
+    named = [*columns, *(name for name, part in (("oauth", oauth_given), ("parameters", parameters)) if part)]
+    if not text.strip() and not oauth_given:
+        return Changes(columns, None, tuple(sorted(named)), parameters)
+    parts = _oauth(secret_type, None if before is None else before.oauth, oauth_given)
+    if text.strip():
+        values.check(catalog, known, secret_type, text, shown=row.preview, save_anyway=save_anyway)
+        content = Content(SecretBytes(text.encode()), values.preview_of(text, secret_type), parts)
+        return Changes(columns, content, tuple(sorted([*named, "value"])), parameters)
+    if before is None:
+        raise Unreadable(row)
+    return Changes(columns, Content(before.value, before.preview, parts), tuple(sorted(named)), parameters)
+
+
+def _oauth(secret_type: SecretType, before: OAuth | None, given: Mapping[str, Any] | None) -> OAuth | None:
+    if not given:
+        return before
+    if secret_type is not SecretType.OAUTH_TOKEN:
+        fields = Fields()
+        fields.wrong("oauth", "belongs to secrets of the type oauth_token")
+        fields.check()
+    return changed(before, given)
 
 
 def _columns(catalog: Catalog, given: Mapping[str, Any], now: datetime) -> dict[str, Any]:
@@ -137,6 +167,12 @@ def _columns(catalog: Catalog, given: Mapping[str, Any], now: datetime) -> dict[
 def _priority(fields: Fields, value: int) -> int:
     if not 0 <= value <= PRIORITY_LIMIT:
         fields.wrong("priority", f"is not between 0 and {PRIORITY_LIMIT}")
+    return value
+
+
+def _rotation_period(fields: Fields, value: int | None) -> int | None:
+    if value is not None and not 1 <= value <= ROTATION_LIMIT:
+        fields.wrong("rotation_period", f"is not between 1 and {ROTATION_LIMIT} days")
     return value
 
 
@@ -170,6 +206,8 @@ _READERS: Mapping[str, Callable[[Fields, Any, datetime], Any]] = {
     "allowed_models": lambda fields, value, _: _models(fields, value),
     "allowed_tokens": lambda fields, value, _: _tokens(fields, value),
     "expires_at": lambda fields, value, now: fields.future("expires_at", value, now),
+    "rotation_period": lambda fields, value, _: _rotation_period(fields, value),
+    "fallback_allowed": lambda _fields, value, _now: bool(value),
     "is_active": lambda _fields, value, _now: bool(value),
     "fetchable": lambda _fields, value, _now: bool(value),
 }

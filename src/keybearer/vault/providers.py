@@ -35,12 +35,11 @@ from keybearer.domain import (
 )
 from keybearer.errors import Conflict, Forbidden, Invalid, NotFound
 from keybearer.gateway.egress import EgressPolicy
-from keybearer.store import changes
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import providers as rows
 from keybearer.store.queries import secrets as secret_rows
 from keybearer.store.queries import users as user_rows
-from keybearer.vault import registry
+from keybearer.vault import audience, reach, registry
 from keybearer.vault.addresses import check_base_url
 from keybearer.vault.resolve import NO_FALLBACK
 from keybearer.vault.secrets import Secrets
@@ -100,7 +99,7 @@ class Providers:
             return (await self._seen(tx, caller)).find(key)
 
     async def create(self, caller: Caller, new: NewProvider) -> ProviderView:
-        """Make a custom provider of the caller's, or the system's.
+        """Make a custom provider of the caller's, of a team that they lead, or the system's.
 
         Raises ``Invalid`` and its kinds, ``Conflict``, ``ScopeMissing``, ``Forbidden``.
         """
@@ -108,11 +107,12 @@ class Providers:
             policy.require(caller, Scope.PROVIDERS_WRITE)
             if new.system:
                 policy.require_admin(caller)
-            owner = SYSTEM_OWNER if new.system else Owner(OwnerKind.USER, caller.user_id)
-            made = self._made(new, owner)
             now, provider_id = datetime.now(UTC), uuid4()
             async with self._db.write(self._actor(caller)) as tx:
-                if made.name in (await self._seen(tx, caller)).registry.providers:
+                seen = await self._seen(tx, caller)
+                owner = _owner_of_new(caller, seen, new)
+                made = self._made(new, owner)
+                if made.name in seen.registry.providers:
                     raise Conflict("A provider of this name exists already.")
                 columns = self._row(provider_id, owner.id, made)
                 await rows.insert(tx, columns | {"created_at": now, "updated_at": now})
@@ -157,7 +157,7 @@ class Providers:
                 provider = seen.find(key)
                 if provider.is_predefined:
                     raise Forbidden("Predefined providers cannot be deleted.", hint="Leave it without a key instead.")
-                owner = self._may_change(caller, provider)
+                owner = self._may_change(caller, seen, provider)
                 row = seen.row_of(provider)
                 await rows.delete_models(tx, owner.id, provider.name)
                 await rows.delete(tx, owner.id, row.id)
@@ -182,10 +182,12 @@ class Providers:
             _check_model(fields, "name", name)
             shown = fields.line("display_name", display_name, NAME_LIMIT) or name
             fields.check()
-            owner_id, now = SYSTEM_OWNER_ID if system else caller.user_id, datetime.now(UTC)
+            now = datetime.now(UTC)
             async with self._db.write(self._actor(caller)) as tx:
                 seen = await self._seen(tx, caller)
                 provider = seen.find(key)
+                owner = SYSTEM_OWNER if system else _owner_of_models(caller, seen, provider)
+                owner_id = owner.id
                 if any(model.name == name for model in provider.models):
                     raise Conflict("The provider has a model of this name already.")
                 _check_count(sum(row.owner_id == owner_id and row.provider == provider.name for row in seen.models) + 1)
@@ -193,37 +195,49 @@ class Providers:
                 columns[0]["display_name"] = shown
                 await rows.insert_models(tx, columns)
                 model_id = str(columns[0]["id"])
-                await self._note_model(tx, caller, "model.create", model_id, owner_id, f"{provider.name}/{name}")
+                await self._note_model(tx, caller, "model.create", (model_id, owner), f"{provider.name}/{name}")
                 return ModelView(model_id, provider.name, name, shown, is_predefined=False)
 
     async def delete_model(self, caller: Caller, model_id: str) -> None:
         """Delete a model that was added: one's own, or (administrators) the system's. Raises ``NotFound``, ``ScopeMissing``."""
         async with attempt(self._db, "model.delete", caller, self._nameable(model_id)):
             policy.require(caller, Scope.MODELS_WRITE)
-            owners = (caller.user_id, SYSTEM_OWNER_ID) if caller.is_admin else (caller.user_id,)
             async with self._db.write(self._actor(caller)) as tx:
+                mine = await reach.load(tx, self._keyring, caller.user_id, shares=False)
+                led = {team.team_id: Owner(OwnerKind.TEAM, team.team_id) for team in mine.teams if team.leads}
+                owners = {caller.user_id: Owner(OwnerKind.USER, caller.user_id)} | led
+                if caller.is_admin:
+                    owners[SYSTEM_OWNER_ID] = SYSTEM_OWNER
                 row = await rows.get_model(tx, owners, _uuid(model_id))
                 if row is None:
                     raise NotFound
                 await rows.delete_model(tx, row.owner_id, row.id)
-                await self._note_model(tx, caller, "model.delete", str(row.id), row.owner_id, f"{row.provider}/{row.name}")
+                subject = str(row.id), owners[row.owner_id]
+                await self._note_model(tx, caller, "model.delete", subject, f"{row.provider}/{row.name}")
 
     def _actor(self, caller: Caller) -> Actor:
         """Whether there is a key of the system's that may be used is seen with the system's eyes."""
         return Actor.user(caller.user_id, admin=caller.is_admin, system_keys=caller.is_admin or self._falls_back)
 
     async def _seen(self, tx: AsyncConnection, caller: Caller) -> Seen:
-        owners = registry.owners_of(caller.user_id)
+        mine = await reach.load(tx, self._keyring, caller.user_id, shares=False)
+        owners = registry.owners_of(caller.user_id, (team.team_id for team in mine.teams))
         providers, models = await rows.of_owners(tx, owners), await rows.models_of_owners(tx, owners)
         ours = registry.written_here(self._keyring, providers)
-        return Seen(registry.build(self._catalog, ours, models, caller.user_id), providers, models)
+        return Seen(mine, registry.build(self._catalog, ours, models, owners), providers, models)
 
     async def _keys(self, tx: AsyncConnection, caller: Caller) -> Keys:
         now = datetime.now(UTC)
-        own = await secret_rows.usable(tx, caller.user_id, now)
+        own = await secret_rows.usable(tx, (caller.user_id,), now)
+        mine = await reach.load(tx, self._keyring, caller.user_id)
+        lent = [share for share in mine.shares if share.shared_by != caller.user_id]
+        ids = [team.team_id for team in mine.teams]
+        of_teams = await secret_rows.usable(tx, ids, now, [share.secret_id for share in lent]) if ids else ()
+        shared = {(share.secret_id, share.team_id) for share in lent}
+        teams = [(team_id, row) for row in of_teams for team_id in ids if row.owner_id == team_id or (row.id, team_id) in shared]
         user = await user_rows.get(tx, caller.user_id) if self._falls_back else None
-        system = await secret_rows.usable(tx, SYSTEM_OWNER_ID, now) if user is not None and user.fallback_allowed else ()
-        return Keys(own, system)
+        system = await secret_rows.usable(tx, (SYSTEM_OWNER_ID,), now) if user is not None and user.fallback_allowed else ()
+        return Keys(own, teams, system)
 
     async def _shown(self, tx: AsyncConnection, caller: Caller, key: str) -> ProviderView:
         seen = await self._seen(tx, caller)
@@ -246,7 +260,7 @@ class Providers:
     ) -> None:
         """Write what differs of a provider's own fields."""
         policy.require(caller, Scope.PROVIDERS_WRITE)
-        owner = self._may_change(caller, provider)
+        owner = self._may_change(caller, seen, provider)
         row, now = seen.row_of(provider), datetime.now(UTC)
         if provider.is_predefined:
             if set(changed) != {"base_url"}:
@@ -296,10 +310,12 @@ class Providers:
         columns |= {"is_predefined": provider.is_predefined, **columns_of(provider)}
         return columns | {"mac": self._keyring.row_mac(macs.PROVIDER, *macs.provider_fields(SimpleNamespace(**columns)))}
 
-    def _may_change(self, caller: Caller, provider: Provider) -> Owner:
+    def _may_change(self, caller: Caller, seen: Seen, provider: Provider) -> Owner:
         """Whose the provider is, if the caller may change it. Raises ``Forbidden``."""
         if provider.owner_id == caller.user_id:
             return Owner(OwnerKind.USER, caller.user_id)
+        if provider.owner_id not in {None, SYSTEM_OWNER_ID}:
+            return reach.led(seen.mine, provider.owner_id)
         policy.require_admin(caller)
         return SYSTEM_OWNER
 
@@ -313,7 +329,7 @@ class Providers:
         _check_models(fields, names)
         fields.check()
         is_systems = provider.owner_id == SYSTEM_OWNER_ID and caller.is_admin
-        owner = SYSTEM_OWNER if is_systems else Owner(OwnerKind.USER, caller.user_id)
+        owner = SYSTEM_OWNER if is_systems else _owner_of_models(caller, seen, provider)
         mine = {row.name for row in seen.models if row.provider == provider.name and row.owner_id == owner.id}
         others = {model.name for model in provider.models} - mine
         added = [name for name in names if name not in mine | others]
@@ -339,14 +355,25 @@ class Providers:
         subject_id, owner = subject
         record = ManagementRecord(action, caller, subject_id, owner=owner, detail=tuple(detail.items()))
         await management.record(self._db, tx, record)
-        await changes.note(self._db, tx, "provider", subject_id, None if owner == SYSTEM_OWNER else owner.id)
+        await audience.note_owned(self._db, tx, "provider", subject_id, owner)
 
-    async def _note_model(
-        self, tx: AsyncConnection, caller: Caller, action: str, model_id: str, owner_id: UUID, name: str
-    ) -> None:
-        owner = SYSTEM_OWNER if owner_id == SYSTEM_OWNER_ID else Owner(OwnerKind.USER, owner_id)
+    async def _note_model(self, tx: AsyncConnection, caller: Caller, action: str, subject: tuple[str, Owner], name: str) -> None:
+        model_id, owner = subject
         await management.record(self._db, tx, ManagementRecord(action, caller, model_id, owner=owner, detail=(("name", name),)))
-        await changes.note(self._db, tx, "model", model_id, None if owner == SYSTEM_OWNER else owner_id)
+        await audience.note_owned(self._db, tx, "model", model_id, owner)
+
+
+def _owner_of_new(caller: Caller, seen: Seen, new: NewProvider) -> Owner:
+    """Whose a new provider is to be. Raises ``NotFound``, ``Forbidden``."""
+    if new.system:
+        return SYSTEM_OWNER
+    return Owner(OwnerKind.USER, caller.user_id) if new.team_id is None else reach.led(seen.mine, new.team_id)
+
+
+def _owner_of_models(caller: Caller, seen: Seen, provider: Provider) -> Owner:
+    """Whose added models of a provider are: a team's, where the caller leads the team whose provider it is; else their own."""
+    team = None if provider.owner_id is None else seen.mine.team(provider.owner_id)
+    return Owner(OwnerKind.USER, caller.user_id) if team is None or not team.leads else Owner(OwnerKind.TEAM, team.team_id)
 
 
 def _model_rows(owner_id: UUID, provider_name: str, names: Iterable[str], now: datetime) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ Rows that were not written here count for nothing: an address put into the datab
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -18,15 +18,20 @@ from keybearer.crypto.keyring import Keyring
 from keybearer.domain import SYSTEM_OWNER_ID
 from keybearer.errors import EnvelopeError
 from keybearer.store.queries import providers as rows
+from keybearer.vault import reach
 
 log = structlog.get_logger(__name__)
 
 
 async def load(tx: AsyncConnection, keyring: Keyring, catalog: Catalog, owner_id: UUID) -> Registry:
-    """The registry of an owner; the system's own has nothing of any person's."""
-    owners = owners_of(owner_id)
+    """The registry of an owner: a person's has their teams'; the system's own has nothing of any person's."""
+    teams: tuple[UUID, ...] = ()
+    if owner_id != SYSTEM_OWNER_ID:
+        mine = await reach.load(tx, keyring, owner_id, shares=False)
+        teams = tuple(team.team_id for team in mine.teams)
+    owners = owners_of(owner_id, teams)
     known = written_here(keyring, await rows.of_owners(tx, owners))
-    return build(catalog, known, await rows.models_of_owners(tx, owners), owner_id)
+    return build(catalog, known, await rows.models_of_owners(tx, owners), owners)
 
 
 def written_here(keyring: Keyring, provider_rows: Iterable[Any]) -> list[Any]:
@@ -43,13 +48,16 @@ def _is_ours(keyring: Keyring, row: Any) -> bool:
     return True
 
 
-def owners_of(owner_id: UUID) -> tuple[UUID, ...]:
-    """Whose providers and models an owner sees."""
-    return tuple(dict.fromkeys((owner_id, SYSTEM_OWNER_ID)))
+def owners_of(owner_id: UUID, teams: Iterable[UUID] = ()) -> tuple[UUID, ...]:
+    """Whose providers and models an owner sees, in the order in which their names count.
+
+    A team's never hides the system's: what people send there must not go where a team's admin says.
+    """
+    return tuple(dict.fromkeys((owner_id, SYSTEM_OWNER_ID, *teams)))
 
 
-def build(catalog: Catalog, provider_rows: Iterable[Any], model_rows: Iterable[Any], owner_id: UUID) -> Registry:
-    """Put rows and catalogue together. An owner's own provider goes before the system's of the same name."""
+def build(catalog: Catalog, provider_rows: Iterable[Any], model_rows: Iterable[Any], owners: Sequence[UUID]) -> Registry:
+    """Put rows and catalogue together, ``owners`` in their order: of one name, one's own counts before the system's and a team's."""
     known = list(provider_rows)
     models = list(model_rows)
     edited = {row.name: row.base_url for row in known if row.is_predefined and row.owner_id == SYSTEM_OWNER_ID}
@@ -60,8 +68,8 @@ def build(catalog: Catalog, provider_rows: Iterable[Any], model_rows: Iterable[A
         )
         for name, provider in catalog.providers.items()
     ]
-    own_first = sorted(known, key=lambda row: row.owner_id != owner_id)
-    found.extend(_custom(row, models, owner_id) for row in own_first if not row.is_predefined)
+    own_first = sorted(known, key=lambda row: owners.index(row.owner_id))
+    found.extend(_custom(row, models, owners[0]) for row in own_first if not row.is_predefined)
     return Registry(found)
 
 

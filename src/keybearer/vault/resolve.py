@@ -1,14 +1,16 @@
 """Resolution: whose key serves a call, in which order, and where it stops (MISSION G3).
 
-The user's own secrets for the provider, by priority; then, where the deployment *and* the user allow it, the system's. Somebody
-who has own secrets is never silently served with another's key: if none of them can be used, that is the answer. All that can be
-used are given, in order, for failover inside the scope.
+The user's own secrets for the provider, by priority; then those of their teams, team by team in the user's order, each team's own
+and what is shared with it alike, by priority; then, where the deployment *and* the user allow it, the system's. Somebody who has
+own secrets is never silently served with another's key: if none of them can be used, that is the answer, unless they opted into
+fallback for it. A team's or the system's secret that cannot be used is as none. All that can be used of the first scope that has
+any (one's own, one team, the system) are given, in order, for failover inside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -22,9 +24,7 @@ from keybearer.errors import (
     EgressRefused,
     EnvelopeError,
     KeybearerError,
-    KeyExpired,
     KeyFailed,
-    KeyInactive,
     KeyMissing,
     KeyUnusable,
     ModelNotAllowed,
@@ -32,9 +32,12 @@ from keybearer.errors import (
 from keybearer.gateway.egress import placed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
-from keybearer.store.queries import users
+from keybearer.store.queries import users, versions
+from keybearer.vault import reach
+from keybearer.vault.keeper import State
+from keybearer.vault.reach import Alarms, Membership, Reach
 from keybearer.vault.sealed import Sealer, Unreadable, console_path, credential_of, egress_of
-from keybearer.vault.secrets import State
+from keybearer.vault.standing import named, stopped_by
 
 NO_FALLBACK = "none"
 
@@ -55,39 +58,77 @@ class _Call:
     now: datetime
 
 
+@dataclass(slots=True)
+class _Search:
+    """What was found so far: keys of the scope that serves, and why others do not; the first reason is what is told."""
+
+    usable: list[Credential] = field(default_factory=list)
+    problems: list[KeybearerError] = field(default_factory=list)
+    hidden: list[KeybearerError] = field(default_factory=list)
+    """Problems that are not the caller's to know."""
+    is_stopped: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next scope is to be asked."""
+        return not self.usable and not self.is_stopped
+
+
 class Resolver:
     """Finds and opens the keys for a call. ``fallback``: ``none``, ``system`` or ``openrouter`` (which includes ``system``)."""
 
     def __init__(self, db: Database, keyring: Keyring, secrets: Marks, fallback: str = NO_FALLBACK) -> None:
         self._db = db
         self._secrets = secrets
+        self._keyring = keyring
         self._sealer = Sealer(keyring)
+        self._alarms = Alarms(db)
         self._falls_back = fallback != NO_FALLBACK
 
     async def resolve(self, user_id: UUID, token_id: str | None, provider: Provider, model: str) -> tuple[Credential, ...]:
         """The credentials that may serve this call, best first; at least one.
 
         ``provider`` is the one of the user's registry, ``model`` the bare name, empty for calls that have none. Raises
-        ``KeyMissing``; where the user has own keys but none can be used, what is wrong with the first: ``KeyInactive``,
+        ``KeyMissing``; where the user or a team has keys but none can be used, what is wrong with the first: ``KeyInactive``,
         ``KeyExpired``, ``KeyFailed``, ``KeyUnreadable``, ``ModelNotAllowed``, ``EgressRefused``, ``KeyUnusable``. Every hint
         has the console's path to what can be done.
         """
         call = _Call(provider, model, token_id, datetime.now(UTC))
         async with self._db.read(Actor.user(user_id, system_keys=self._falls_back)) as tx:
-            found = await rows.for_provider(tx, user_id, provider.name, provider.secret_type.value)
-            usable, problems = await self._usable(tx, found, call, KeySource.USER)
-            if not found and await self._may_fall_back(tx, user_id, provider):
-                system = await rows.for_provider(tx, SYSTEM_OWNER_ID, provider.name, provider.secret_type.value)
-                usable, of_system = await self._usable(tx, system, call, KeySource.SYSTEM)
-                problems = [*problems, *of_system]
-        for problem in problems:
+            search = _Search()
+            await self._ask_own(tx, search, user_id, call)
+            mine = await reach.load(tx, self._keyring, user_id) if search.goes_on else Reach(user_id)
+            for team in mine.teams:
+                if search.goes_on and _is_for_team(provider, team.team_id):
+                    await self._ask_team(tx, search, mine, team, call)
+            if search.goes_on and await self._may_fall_back(tx, user_id, provider):
+                found = await rows.for_provider(tx, SYSTEM_OWNER_ID, provider.name, provider.secret_type.value)
+                search.usable, search.hidden = await self._usable(tx, found, call, KeySource.SYSTEM)
+        await self._alarms.raise_for(mine)
+        for problem in (*search.problems, *search.hidden):
             if isinstance(problem, Unreadable) and problem.is_news:
                 await self._secrets.mark(problem.secret_id, problem.version, "unreadable")
-        if usable:
-            return tuple(usable)
-        if found:
-            raise problems[0]
-        raise _missing(provider)
+        if search.usable:
+            return tuple(search.usable)
+        raise search.problems[0] if search.problems else _missing(provider)
+
+    async def _ask_own(self, tx: AsyncConnection, search: _Search, user_id: UUID, call: _Call) -> None:
+        """The user's own: any that cannot serve stops the call there, unless they said that others may instead."""
+        found = await rows.for_provider(tx, user_id, call.provider.name, call.provider.secret_type.value)
+        search.usable, search.problems = await self._usable(tx, found, call, KeySource.USER)
+        if search.usable:
+            return
+        stopping = [problem for row, problem in zip(found, search.problems, strict=True) if not row.fallback_allowed]
+        if stopping:
+            search.problems = [*stopping, *(problem for problem in search.problems if problem not in stopping)]
+            search.is_stopped = True
+
+    async def _ask_team(self, tx: AsyncConnection, search: _Search, mine: Reach, team: Membership, call: _Call) -> None:
+        """One team's, and what is shared with it by others."""
+        shared = [share.secret_id for share in mine.shares if share.team_id == team.team_id and share.shared_by != mine.user_id]
+        found = await rows.for_provider(tx, team.team_id, call.provider.name, call.provider.secret_type.value, shared)
+        search.usable, problems = await self._usable(tx, found, call, KeySource.TEAM, f" of your team {team.name}")
+        search.problems += problems
 
     async def _may_fall_back(self, tx: AsyncConnection, user_id: UUID, provider: Provider) -> bool:
         """The deployment and the user must both allow it; a provider of the user's own never gets a key of the system's."""
@@ -97,51 +138,68 @@ class Resolver:
         return user is not None and bool(user.fallback_allowed)
 
     async def _usable(
-        self, tx: AsyncConnection, found: Iterable[Any], call: _Call, source: KeySource
+        self, tx: AsyncConnection, found: Iterable[Any], call: _Call, source: KeySource, whose: str = ""
     ) -> tuple[list[Credential], list[KeybearerError]]:
         """The secrets that can serve the call, opened, and what is wrong with the others; both in their order."""
         usable: list[Credential] = []
         problems: list[KeybearerError] = []
         for row in found:
-            problem = _problem(row, call)
-            if problem is not None:
-                problems.append(problem)
-                continue
+            problem = _problem(row, call, whose) if self._sealer.is_intact(row) else Unreadable(row)
             try:
-                usable.append(credential_of(row, await self._sealer.open(tx, row), source))
+                if problem is None:
+                    usable.append(credential_of(row, (await self._sealer.open(tx, row)).value, source))
+                else:
+                    problems.append(problem)
+                if problem is None or isinstance(problem, KeyFailed):
+                    usable.extend(await self._fallback(tx, row, call, source))
             except Unreadable as error:
                 problems.append(error)
         return usable, problems
 
+    async def _fallback(self, tx: AsyncConnection, row: Any, call: _Call, source: KeySource) -> list[Credential]:
+        """After a rotation, the version before: for as long as the overlap lasts, behind the one in force."""
+        if row.fallback_until is None or row.fallback_until <= call.now or _not_allowed(row, call, "") is not None:
+            return []
+        earlier = await versions.get(tx, row.owner_id, row.id, row.fallback_version)
+        if earlier is None or placed(call.provider, egress_of(earlier)) is None:
+            return []
+        try:
+            value = (await self._sealer.open_version(tx, earlier)).value
+        except Unreadable:
+            return []
+        return [credential_of(earlier, value, source, is_fallback=True)]
 
-def _problem(row: Any, call: _Call) -> KeybearerError | None:
-    """Why a secret cannot serve the call, as far as its row tells."""
-    named = f"Your key '{row.name}' for {row.provider}"
-    look = f"Look at it at {console_path(row.id)}."
-    if not row.is_active:
-        return KeyInactive(f"{named} is switched off.", hint=f"Activate it at {console_path(row.id)}, or add another.")
-    if row.expires_at is not None and row.expires_at <= call.now:
-        return KeyExpired(f"{named} has expired.", hint=f"Enter a new value or change its expiry at {console_path(row.id)}.")
-    if row.state == "unreadable":
-        return Unreadable(row)
-    if row.state != "ok":
-        return KeyFailed(
-            f"{named} was refused by the provider.", hint=f"Test it and enter a new value at {console_path(row.id)}."
-        )
-    if row.allowed_tokens is not None and call.token_id not in row.allowed_tokens:
-        return KeyUnusable(f"{named} may not be used with this access token.", hint=look)
-    if row.allowed_models is not None and not {call.model, f"{row.provider}/{call.model}"} & set(row.allowed_models):
-        wanted = "this model" if call.model else "calls that name no model"
-        return ModelNotAllowed(f"{named} is not allowed for {wanted}.", hint=look)
+
+def _is_for_team(provider: Provider, team_id: UUID) -> bool:
+    """A key of a team's goes to providers of the catalogue, the system's and its own, and to nobody else's of the same name."""
+    return provider.owner_id in {None, SYSTEM_OWNER_ID, team_id}
+
+
+def _problem(row: Any, call: _Call, whose: str) -> KeybearerError | None:
+    """Why a secret cannot serve the call, as far as its row tells; ``whose``: it is another's than the user's."""
+    problem = stopped_by(row, call.now, whose) or _not_allowed(row, call, whose)
+    if problem is not None:
+        return problem
     try:
         bound = egress_of(row)
     except EnvelopeError:
         return Unreadable(row)
     if placed(call.provider, bound) is None:
         return EgressRefused(
-            f"{named} is not bound to {call.provider.base_url}, where the provider is now.",
+            f"{named(row, whose)} is not bound to {call.provider.base_url}, where the provider is now.",
             hint=f"If that is right, confirm the new address at {console_path(row.id)}.",
         )
+    return None
+
+
+def _not_allowed(row: Any, call: _Call, whose: str) -> KeybearerError | None:
+    """Why the token or the model may not use a secret."""
+    look = f"Look at it at {console_path(row.id)}."
+    if row.allowed_tokens is not None and call.token_id not in row.allowed_tokens:
+        return KeyUnusable(f"{named(row, whose)} may not be used with this access token.", hint=look)
+    if row.allowed_models is not None and not {call.model, f"{row.provider}/{call.model}"} & set(row.allowed_models):
+        wanted = "this model" if call.model else "calls that name no model"
+        return ModelNotAllowed(f"{named(row, whose)} is not allowed for {wanted}.", hint=look)
     return None
 
 

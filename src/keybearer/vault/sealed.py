@@ -5,20 +5,36 @@ What does not open names its row, so that it can be marked.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keybearer.access import macs
 from keybearer.catalog import Provider, places
 from keybearer.crypto.keyring import Binding, Keyring
 from keybearer.domain import Credential, KeySource, Owner, OwnerKind, Secret, SecretBytes, SecretType
 from keybearer.errors import EnvelopeError, FieldError, Invalid, KeyUnreadable
 from keybearer.gateway.egress import egress_set, placed
+from keybearer.vault import oauth
+from keybearer.vault.oauth import OAuth
 
-FIELD = "value"
+FIELD, OAUTH_FIELD = "value", "oauth"
+_MARKED = 7
+"""The version of ids (RFC 9562) of secrets that carry a MAC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What one version of a secret seals."""
+
+    value: SecretBytes
+    preview: str
+    oauth: OAuth | None = None
 
 
 class Unreadable(KeyUnreadable):
@@ -42,29 +58,82 @@ class Sealer:
         self._keyring = keyring
 
     async def seal(
-        self, tx: AsyncConnection, owner_id: UUID, binding: Binding, value: SecretBytes, at: datetime
+        self, tx: AsyncConnection, owner_id: UUID, bound: Binding, content: Content, at: datetime, by: UUID | None
     ) -> dict[str, Any]:
-        """The columns of a ``secret_version`` under the owner's active key."""
+        """The columns of a ``secret_version`` under the owner's active key. ``bound`` is made by ``binding``."""
         key = await self._keyring.sealing_key(tx, owner_id)
+        parts = None
+        if content.oauth is not None:
+            parts = self._keyring.seal(key, _of_oauth(bound), content.oauth.sealable().reveal())
         return {
-            "secret_id": binding.record,
-            "version": binding.version,
+            "secret_id": bound.record,
+            "version": bound.version,
             "owner_id": owner_id,
             "owner_key_id": key.id,
-            "envelope": self._keyring.seal(key, binding, value.reveal()),
+            "envelope": self._keyring.seal(key, bound, content.value.reveal()),
+            "oauth_envelope": parts,
+            "egress": list(bound.egress),
+            "fetchable": bound.fetchable,
+            "preview": content.preview,
+            "created_by": by,
             "created_at": at,
         }
 
-    async def open(self, tx: AsyncConnection, row: Any) -> SecretBytes:
-        """The value of a row of ``queries.secrets``. Raises ``Unreadable`` where anything about it is not as it was sealed."""
+    async def open(self, tx: AsyncConnection, row: Any) -> Content:
+        """What the version in force of a row of ``queries.secrets`` seals.
+
+        Raises ``Unreadable`` where anything about it, or about what may be done with it, is not as it was written here.
+        """
+        self.check(row)
+        return await self.open_version(tx, row)
+
+    async def open_version(self, tx: AsyncConnection, row: Any) -> Content:
+        """What a version seals: a row of ``queries.versions``, or of ``queries.secrets`` whose MAC is not asked for."""
         if row.envelope is None:
             raise Unreadable(row)
         try:
             bound = binding(row.id, row.version, egress_of(row), fetchable=row.fetchable)
             key = await self._keyring.opening_key(tx, row.owner_key_id, row.owner_id)
-            return self._keyring.unseal(key, bound, bytes(row.envelope))
+            value = self._keyring.unseal(key, bound, bytes(row.envelope))
+            parts = None
+            if row.oauth_envelope is not None:
+                parts = oauth.opened(self._keyring.unseal(key, _of_oauth(bound), bytes(row.oauth_envelope)))
         except EnvelopeError:
             raise Unreadable(row) from None
+        return Content(value, row.preview, parts)
+
+    def is_intact(self, row: Any) -> bool:
+        """Whether what may be done with a secret is as it was written here.
+
+        Secrets made before there were these MACs have none; the id, which the envelope is bound to, tells which.
+        """
+        if row.mac is None:
+            return bool(row.id.version != _MARKED)
+        try:
+            self._keyring.check_row_mac(bytes(row.mac), macs.SECRET, *macs.secret_fields(row))
+        except EnvelopeError:
+            return False
+        return True
+
+    def check(self, row: Any) -> None:
+        """Raise ``Unreadable`` unless the row is intact."""
+        if not self.is_intact(row):
+            raise Unreadable(row)
+
+    def mac(self, row: Any) -> bytes:
+        """The MAC of a row as it is about to be written."""
+        return self._keyring.row_mac(macs.SECRET, *macs.secret_fields(row))
+
+
+def new_id(now: datetime) -> UUID:
+    """An id for a secret: a UUIDv7 (RFC 9562), in the order of making, so that lists have an order that no change disturbs."""
+    random = int.from_bytes(os.urandom(10), "big")
+    number = int(now.timestamp() * 1000) << 80 | random
+    return UUID(int=number & ~(0xF << 76 | 0x3 << 62) | _MARKED << 76 | 0x2 << 62)
+
+
+def _of_oauth(bound: Binding) -> Binding:
+    return Binding(bound.record, bound.version, OAUTH_FIELD, bound.egress, bound.fetchable)
 
 
 def binding(secret_id: UUID, version: int, egress: Sequence[str], *, fetchable: bool) -> Binding:
@@ -119,7 +188,7 @@ def secret_of(row: Any) -> Secret:
         owner=owner_of(row),
         provider=row.provider,
         secret_type=SecretType(row.secret_type),
-        name=row.name,
+        name=row.name if row.deleted_name is None else row.deleted_name,
         preview=row.preview,
         description=row.description,
         tags=tuple(row.tags),
@@ -140,11 +209,19 @@ def secret_of(row: Any) -> Secret:
         last_used_at=row.last_used_at,
         usage_count=row.usage_count,
         last_used_in_workflow=row.last_used_in_workflow,
+        fallback_allowed=row.fallback_allowed,
+        rotation_period=row.rotation_period,
+        rotate_at=row.rotate_at,
+        oauth=None if row.oauth is None else tuple(row.oauth.items()),
+        fallback_version=row.fallback_version,
+        fallback_until=row.fallback_until,
+        deleted_at=row.deleted_at,
     )
 
 
-def credential_of(row: Any, value: SecretBytes, source: KeySource) -> Credential:
-    """The row and its opened value as the gateway uses them."""
+def credential_of(row: Any, value: SecretBytes, source: KeySource, *, is_fallback: bool = False) -> Credential:
+    """The row and its opened value as the gateway uses them; a fallback's time is over with the overlap."""
+    ends = [at for at in (row.expires_at, row.fallback_until if is_fallback else None) if at is not None]
     return Credential(
         secret_id=row.id,
         secret_version=row.version,
@@ -154,5 +231,6 @@ def credential_of(row: Any, value: SecretBytes, source: KeySource) -> Credential
         value=value,
         egress=egress_of(row),
         allowed_models=None if row.allowed_models is None else frozenset(row.allowed_models),
-        expires_at=row.expires_at,
+        expires_at=min(ends, default=None),
+        is_fallback=is_fallback,
     )

@@ -5,15 +5,11 @@ A value goes in sealed, bound to its owner, record, version, hosts and whether i
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,43 +28,39 @@ from keybearer.domain import (
     ManagementRecord,
     Owner,
     OwnerKind,
+    Revealed,
     Scope,
     Secret,
     SecretBytes,
     SecretType,
 )
-from keybearer.errors import FieldError, Invalid, NotFound
-from keybearer.store import changes
+from keybearer.errors import FieldError, Invalid, NotFetchable, NotFound
 from keybearer.store.db import Actor, Database
+from keybearer.store.queries import cursors, versions
 from keybearer.store.queries import secrets as rows
-from keybearer.vault import registry
+from keybearer.vault import reach, registry
 from keybearer.vault.drafts import DEFAULT_NAME, NewSecret, checked_changes, checked_draft, provider_named
-from keybearer.vault.sealed import (
-    Sealer,
-    Unreadable,
-    binding,
-    credential_of,
-    egress_for,
-    egress_now,
-    egress_of,
-    owner_of,
-    secret_of,
-)
+from keybearer.vault.keeper import Keeper, State, actor_of, require_owner, rotate_at
+from keybearer.vault.reach import Reach
+from keybearer.vault.retention import Retention
+from keybearer.vault.sealed import binding, credential_of, egress_for, egress_now, egress_of, new_id
+from keybearer.vault.standing import Standing, standing_of, stopped_by
+from keybearer.vault.trash import Trash
+from keybearer.vault.versions import Versions
 
-__all__ = ["NewSecret", "Page", "SecretFilter", "Secrets", "State"]
+__all__ = ["NewSecret", "Page", "SecretFilter", "Secrets", "Standing", "State", "actor_of"]
 
 PAGE_LIMIT = 200
-_REASON_LIMIT = 500
-
-State = Literal["ok", "failed", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
 class SecretFilter:
     """What a listing is narrowed to; ``None``: not by this."""
 
-    owner: Literal["own", "system", "everyone"] = "own"
-    """``system`` and ``everyone`` are for administrators."""
+    owner: Literal["own", "team", "all", "system", "everyone"] = "own"
+    """``team``: what teams own and what is shared with them; ``all``: one's own too. The last two are for administrators."""
+    team_id: UUID | None = None
+    """Only this team's, and what is shared with it."""
     provider: str | None = None
     secret_type: SecretType | None = None
     name: str | None = None
@@ -76,7 +68,8 @@ class SecretFilter:
     text: str | None = None
     """Part of name, provider or description, in any case."""
     is_active: bool | None = None
-    state: State | None = None
+    state: Standing | None = None
+    """``None``: any but ``deleted``."""
     expires_before: datetime | None = None
 
 
@@ -91,28 +84,28 @@ class Page:
 class Secrets:
     """Stores, shows, changes and deletes secrets; see the module."""
 
-    def __init__(self, db: Database, keyring: Keyring, catalog: Catalog) -> None:
-        self._db = db
+    def __init__(self, db: Database, keyring: Keyring, catalog: Catalog, retention: Retention | None = None) -> None:
+        self.retention = retention or Retention()
+        self._keeper = Keeper(db, keyring, self.retention)
         self._catalog = catalog
-        self._keyring = keyring
-        self._sealer = Sealer(keyring)
+        self.versions = Versions(self._keeper, catalog)
+        self.trash = Trash(self._keeper)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:
-        """Store a secret of the caller's, or the system's.
+        """Store a secret of the caller's, of a team that they lead, or the system's.
 
         Raises ``Invalid`` (and its kinds ``KeyRefused`` and ``KeyDoubtful``), ``ProviderUnknown``, ``Conflict``,
         ``ScopeMissing``, ``Forbidden``.
         """
         async with (
-            attempt(self._db, "secret.create", caller),
+            attempt(self._keeper.db, "secret.create", caller),
             taken("A secret with this name exists for this provider already.", "Choose another name, or change that secret."),
         ):
             policy.require(caller, Scope.SECRETS_WRITE)
             if new.system:
                 policy.require_admin(caller)
-            owner = SYSTEM_OWNER if new.system else Owner(OwnerKind.USER, caller.user_id)
-            async with self._db.write(actor_of(caller)) as tx:
-                return await self._insert(tx, caller, owner, new)
+            async with self._keeper.db.write(actor_of(caller)) as tx:
+                return await self._insert(tx, caller, await self._owner_of_new(tx, caller, new), new)
 
     async def list(self, caller: Caller, wanted: SecretFilter | None = None, cursor: str | None = None, limit: int = 50) -> Page:
         """One page of secrets without their values. Raises ``Invalid`` (cursor, limit), ``ScopeMissing``, ``Forbidden``."""
@@ -120,73 +113,92 @@ class Secrets:
         wanted = wanted or SecretFilter()
         if not 1 <= limit <= PAGE_LIMIT:
             raise _invalid("limit", f"is not between 1 and {PAGE_LIMIT}")
-        if wanted.owner != "own":
+        if wanted.owner in {"system", "everyone"}:
             policy.require_admin(caller)
-        search = _search(caller, wanted)
-        order = rows.order_of(search)
-        after = None if cursor is None else _place(cursor, len(order))
-        async with self._db.read(actor_of(caller)) as tx:
+        after = None if cursor is None else cursors.decode(cursor, tuple[UUID])[0]
+        async with self._keeper.db.read(actor_of(caller)) as tx:
+            mine = await reach.load(tx, self._keeper.keyring, caller.user_id)
+            search = _search(mine, wanted, datetime.now(UTC), self.retention.expiring)
             found = await rows.page(tx, search, after, limit + 1)
-        more = None if len(found) <= limit else _cursor([str(getattr(found[limit - 1], column.name)) for column in order])
-        return Page(tuple(secret_of(row) for row in found[:limit]), more)
+        more = cursors.encode((found[limit - 1].id,)) if len(found) > limit else None
+        return Page(tuple(mine.seen(self._keeper.secret(row)) for row in found[:limit]), more)
+
+    def standing(self, secret: Secret) -> Standing:
+        """What a secret is good for now."""
+        now = datetime.now(UTC)
+        return standing_of(secret, now, now + self.retention.expiring)
 
     async def get(self, caller: Caller, secret_id: UUID) -> Secret:
-        """One secret without its value; for an administrator anybody's.
+        """One secret without its value, also a team's or one shared with it; for an administrator anybody's.
 
         Raises ``NotFound`` for those of others as for unknown ids, ``ScopeMissing``.
         """
-        async with attempt(self._db, "secret.read", caller, str(secret_id)):
+        async with attempt(self._keeper.db, "secret.read", caller, str(secret_id)):
             policy.require(caller, *policy.READ_SECRETS)
-            async with self._db.read(actor_of(caller)) as tx:
-                row = await rows.get(tx, secret_id, None if caller.is_admin else (caller.user_id,))
+            async with self._keeper.db.read(actor_of(caller)) as tx:
+                mine = await reach.load(tx, self._keeper.keyring, caller.user_id)
+                row = await rows.get(tx, secret_id, None if caller.is_admin else mine.seen_owners(secret_id))
             if row is None:
                 raise NotFound
-            return secret_of(row)
+            return mine.seen(self._keeper.secret(row))
 
     async def update(self, caller: Caller, secret_id: UUID, fields: Mapping[str, Any]) -> Secret:
         """Change the fields given: those of ``NewSecret`` but provider, type and owner. A blank ``value`` keeps the old one.
 
-        A new value is a new version, bound to the same hosts, and makes the secret ``ok`` again; ``fetchable`` seals the value
-        anew. Raises ``NotFound``, ``Invalid`` and its kinds, ``Conflict``, ``KeyUnreadable``, ``ScopeMissing``.
+        A new value, or another part of ``oauth``, is a new version, bound to the same hosts, and makes the secret ``ok``
+        again; ``fetchable`` seals the value anew.
+
+        Raises ``NotFound``, ``Invalid`` and its kinds, ``Conflict``, ``KeyUnreadable``, ``ScopeMissing``.
         """
         async with (
-            attempt(self._db, "secret.update", caller, str(secret_id)),
+            attempt(self._keeper.db, "secret.update", caller, str(secret_id)),
             taken("Another secret has this name for this provider.", "Choose another name."),
-            self._marking(),
+            self._keeper.marking(),
         ):
             policy.require(caller, Scope.SECRETS_WRITE)
-            async with self._db.write(actor_of(caller)) as tx:
-                return await self._update(tx, caller, await self._own(tx, caller, secret_id), fields)
+            async with self._keeper.db.write(actor_of(caller)) as tx:
+                return await self._update(tx, caller, await self._keeper.own(tx, caller, secret_id), fields)
 
     async def delete(self, caller: Caller, secret_id: UUID) -> None:
-        """Delete a secret and its sealed value; it stops serving everywhere within a second.
+        """Delete a secret: it stops serving everywhere within a second, and for ``retention.restorable`` can be restored.
 
-        Raises ``NotFound``, ``ScopeMissing``.
+        Where that is no time, it is purged. Raises ``NotFound``, ``ScopeMissing``.
         """
-        async with attempt(self._db, "secret.delete", caller, str(secret_id)):
+        async with attempt(self._keeper.db, "secret.delete", caller, str(secret_id)):
             policy.require(caller, Scope.SECRETS_WRITE)
-            async with self._db.write(actor_of(caller)) as tx:
-                row = await self._own(tx, caller, secret_id)
-                await rows.delete(tx, row.owner_id, row.id)
-                await self._note(tx, caller, "secret.delete", row, provider=row.provider, name=row.name)
+            async with self._keeper.db.write(actor_of(caller)) as tx:
+                row = await self._keeper.own(tx, caller, secret_id)
+                now = datetime.now(UTC)
+                # Under its id nobody misses the name; to the version before this one, which knows of no deletion, it is failed.
+                columns = {
+                    "deleted_at": now,
+                    "deleted_name": row.name,
+                    "name": str(row.id),
+                    "state": "deleted",
+                    "updated_at": now,
+                }
+                await self._keeper.write(tx, row, columns)
+                await self._keeper.note(tx, caller, "secret.delete", row, provider=row.provider, name=row.name)
+        if not self.retention.restorable:
+            await self.trash.purge(caller, secret_id)
 
     async def confirm_egress(self, caller: Caller, secret_id: UUID) -> Secret:
         """Let the secret go where its provider is now: the owner's consent after a base URL was changed. Seals the value anew.
 
         Raises ``NotFound``, ``ProviderUnknown``, ``KeyUnreadable``, ``ScopeMissing``.
         """
-        async with attempt(self._db, "secret.confirm_egress", caller, str(secret_id)), self._marking():
+        async with attempt(self._keeper.db, "secret.confirm_egress", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_WRITE)
             now = datetime.now(UTC)
-            async with self._db.write(actor_of(caller)) as tx:
-                row = await self._own(tx, caller, secret_id)
-                known = provider_named(await registry.load(tx, self._keyring, self._catalog, row.owner_id), row.provider)
-                value = await self._sealer.open(tx, row)
-                egress = egress_now(known, value, egress_of(row))
-                await self._reseal(tx, row, value, egress, fetchable=row.fetchable)
-                await rows.update(tx, row.owner_id, row.id, {"egress": list(egress), "updated_at": now})
-                await self._note(tx, caller, "secret.confirm_egress", row, egress=" ".join(egress))
-                return await self._shown(tx, row)
+            async with self._keeper.db.write(actor_of(caller)) as tx:
+                row = await self._keeper.own(tx, caller, secret_id)
+                known = provider_named(await registry.load(tx, self._keeper.keyring, self._catalog, row.owner_id), row.provider)
+                content = await self._keeper.sealer.open(tx, row)
+                egress = egress_now(known, content.value, egress_of(row))
+                await self._keeper.reseal(tx, row, content, now, egress, fetchable=row.fetchable)
+                await self._keeper.write(tx, row, {"egress": list(egress), "updated_at": now})
+                await self._keeper.note(tx, caller, "secret.confirm_egress", row, egress=" ".join(egress))
+                return await self._keeper.shown(tx, caller, row)
 
     async def credential(self, caller: Caller, secret_id: UUID) -> Credential:
         """One of the caller's secrets, opened for a connection test, on record.
@@ -194,20 +206,46 @@ class Secrets:
         Raises ``NotFound``, ``KeyUnreadable``, ``ScopeMissing``. What a call may use is ``Resolver.resolve``'s business; a test
         is for secrets that do not work, too.
         """
-        async with attempt(self._db, "secret.test", caller, str(secret_id)), self._marking():
+        async with attempt(self._keeper.db, "secret.test", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_USE, Scope.SECRETS_WRITE)
-            async with self._db.write(actor_of(caller)) as tx:
-                row = await self._own(tx, caller, secret_id)
-                value = await self._sealer.open(tx, row)
-                await self._record(tx, caller, "secret.test", row, provider=row.provider)
-            return credential_of(row, value, KeySource.SYSTEM if row.owner_id == SYSTEM_OWNER_ID else KeySource.USER)
+            async with self._keeper.db.write(actor_of(caller)) as tx:
+                row = await self._keeper.own(tx, caller, secret_id)
+                content = await self._keeper.sealer.open(tx, row)
+                await self._keeper.record(tx, caller, "secret.test", row, provider=row.provider)
+            return credential_of(row, content.value, _source_of(row, caller))
 
-    async def note_test(self, caller: Caller, credential: Credential) -> None:
-        """Record that a resolved key is about to be tested. Raises ``Unavailable``: then it must not leave."""
+    async def reveal(self, caller: Caller, secret_id: UUID) -> Revealed:
+        """The value of a ``fetchable`` secret, on record before it is handed over.
+
+        For a signed-in person (the API asks for a fresh sign-in), and for tokens with ``secrets:read`` that may use this secret now.
+        Raises ``NotFound``, ``NotFetchable``, ``KeyInactive``, ``KeyExpired``, ``KeyFailed``, ``KeyUnreadable``, ``Forbidden``,
+        ``ProviderNotAllowed``, ``ScopeMissing``.
+        """
+        async with attempt(self._keeper.db, "secret.reveal", caller, str(secret_id)), self._keeper.marking():
+            policy.require(caller, Scope.SECRETS_READ)
+            async with self._keeper.db.write(actor_of(caller)) as tx:
+                row = await self._keeper.own(tx, caller, secret_id)
+                require_owner(caller, row)
+                policy.require_provider(caller, row.provider)
+                policy.require_among(caller, row.allowed_tokens)
+                if not row.fetchable:
+                    raise NotFetchable
+                stopped = stopped_by(row, datetime.now(UTC)) if caller.token_id is not None else None
+                if stopped is not None:
+                    raise stopped
+                content = await self._keeper.sealer.open(tx, row)
+                await self._keeper.record(tx, caller, "secret.reveal", row, provider=row.provider)
+            return Revealed(self._keeper.secret(row), content.value)
+
+    async def note_test(self, caller: Caller | None, credential: Credential) -> None:
+        """Record that a resolved key is about to be tested; ``None``: by the server itself, which was told that it is refused.
+
+        Raises ``Unavailable``: then it must not leave.
+        """
         detail = (("provider", credential.provider),)
         record = ManagementRecord("secret.test", caller, str(credential.secret_id), owner=credential.owner, detail=detail)
-        async with self._db.write(actor_of(caller)) as tx:
-            await management.record(self._db, tx, record)
+        async with self._keeper.db.write(Actor.system() if caller is None else actor_of(caller)) as tx:
+            await management.record(self._keeper.db, tx, record)
 
     async def mark(self, secret_id: UUID, version: int, state: State, reason: str = "") -> bool:
         """Note what became of a value in use: ``failed``, ``unreadable``, or ``ok`` again; whether that was news.
@@ -215,12 +253,7 @@ class Secrets:
         ``version`` is the one that was used: a value entered meanwhile keeps its state. ``reason`` is shown to the owner and
         must not repeat a provider's words unredacted.
         """
-        async with self._db.write(Actor.system()) as tx:
-            row = await rows.mark(tx, secret_id, version, state, reason[:_REASON_LIMIT])
-            if row is None:
-                return False
-            await self._note(tx, None, f"secret.{state}", row)
-        return True
+        return await self._keeper.mark(secret_id, version, state, reason)
 
     async def put_default(
         self,
@@ -237,19 +270,20 @@ class Secrets:
 
         ``rebind``: the caller has named the provider's address along with the value, which is bound to it.
         """
-        known = provider_named(await registry.load(tx, self._keyring, self._catalog, caller.user_id), provider)
+        known = provider_named(await registry.load(tx, self._keeper.keyring, self._catalog, caller.user_id), provider)
         found = await rows.named(tx, caller.user_id, provider, known.secret_type.value, DEFAULT_NAME)
         if found is None:
             new = NewSecret(provider, value, save_anyway=save_anyway, parameters=parameters or {})
             return await self._insert(tx, caller, Owner(OwnerKind.USER, caller.user_id), new)
-        row = await self._own(tx, caller, found)
+        row = await self._keeper.own(tx, caller, found)
         fields = {"value": value, "is_active": True, "save_anyway": save_anyway, "parameters": parameters}
         return await self._update(tx, caller, row, fields, rebind=rebind)
 
     async def _insert(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret) -> Secret:
         now = datetime.now(UTC)
-        draft = checked_draft(await registry.load(tx, self._keyring, self._catalog, owner.id), self._catalog, new, now)
-        secret_id, egress = uuid4(), egress_for(draft.provider, draft.value, new.parameters)
+        known = await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
+        draft = checked_draft(known, self._catalog, new, now)
+        secret_id, egress = new_id(now), egress_for(draft.provider, draft.content.value, new.parameters)
         columns = {
             "id": secret_id,
             "owner_id": owner.id,
@@ -258,134 +292,84 @@ class Secrets:
             "state": "ok",
             "state_reason": "",
             "version": 1,
+            "rotate_at": rotate_at(new.rotation_period, now),
             "created_by": caller.user_id,
             "created_at": now,
             "updated_at": now,
             "usage_count": 0,
         }
-        await rows.insert(tx, draft.columns | columns)
-        bound = binding(secret_id, 1, egress, fetchable=new.fetchable)
-        await rows.insert_version(tx, await self._sealer.seal(tx, owner.id, bound, draft.value, now))
+        await self._keeper.insert(tx, draft.columns | columns)
+        place = binding(secret_id, 1, egress, fetchable=new.fetchable)
+        await versions.insert(tx, await self._keeper.sealer.seal(tx, owner.id, place, draft.content, now, caller.user_id))
         row = await rows.get(tx, secret_id, (owner.id,))
-        await self._note(tx, caller, "secret.create", row, provider=new.provider, name=draft.columns["name"])
-        return secret_of(row)
+        await self._keeper.note(tx, caller, "secret.create", row, provider=new.provider, name=draft.columns["name"])
+        return self._keeper.secret(row)
+
+    async def _owner_of_new(self, tx: AsyncConnection, caller: Caller, new: NewSecret) -> Owner:
+        """Whose a new secret is to be. Raises ``NotFound``, ``Forbidden``."""
+        if new.system:
+            return SYSTEM_OWNER
+        if new.team_id is None:
+            return Owner(OwnerKind.USER, caller.user_id)
+        return reach.led(await reach.load(tx, self._keeper.keyring, caller.user_id, shares=False), new.team_id)
 
     async def _update(
         self, tx: AsyncConnection, caller: Caller, row: Any, fields: Mapping[str, Any], *, rebind: bool = False
     ) -> Secret:
-        now = datetime.now(UTC)
-        known = (await registry.load(tx, self._keyring, self._catalog, row.owner_id)).providers.get(row.provider)
-        change = checked_changes(known, self._catalog, row, fields, now)
+        now, keeper = datetime.now(UTC), self._keeper
+        known = (await registry.load(tx, keeper.keyring, self._catalog, row.owner_id)).providers.get(row.provider)
+        before = await keeper.current(tx, row)
+        change = checked_changes(known, self._catalog, row, before, fields, now)
+        if change.columns.get("fetchable"):
+            require_owner(caller, row)
         columns = change.columns | {"updated_at": now}
-        new = change.value
+        new = change.content
         if new is not None:
             rebound = rebind or change.parameters is not None or (known is not None and bool(known.places))
-            egress, fetchable = await self._proved(
-                tx, row, lambda: egress_for(known, new, change.parameters or {}), rebind=rebound
+            egress, fetchable = await keeper.agreed(
+                tx, row, lambda: egress_for(known, new.value, change.parameters or {}), rebind=rebound
             )
-            columns = {"fetchable": fetchable} | columns | {"egress": list(egress), "version": row.version + 1}
-            columns |= {"state": "ok", "state_reason": ""}
-            bound = binding(row.id, columns["version"], egress, fetchable=columns["fetchable"])
-            await rows.replace_versions(tx, await self._sealer.seal(tx, row.owner_id, bound, new, now))
+            bound = egress, columns.get("fetchable", fetchable)
+            columns = await keeper.put_version(tx, caller, row, new, now, bound=bound) | columns
         elif change.parameters is not None or columns.get("fetchable", row.fetchable) != row.fetchable:
-            value, fetchable = await self._sealer.open(tx, row), columns.get("fetchable", row.fetchable)
-            egress = egress_of(row) if change.parameters is None else egress_for(known, value, change.parameters)
-            columns |= {"egress": list(egress)}
-            await self._reseal(tx, row, value, egress, fetchable=fetchable)
-        await rows.update(tx, row.owner_id, row.id, columns)
-        await self._note(tx, caller, "secret.update", row, fields=" ".join(change.fields))
-        return await self._shown(tx, row)
-
-    async def _proved(
-        self, tx: AsyncConnection, row: Any, now_at: Callable[[], tuple[str, ...]], *, rebind: bool
-    ) -> tuple[tuple[str, ...], bool]:
-        """Egress set and fetchability for a new value: those that the owner agreed to, once the old value has proved them.
-
-        A row edited in the database must not get an edited egress set sealed. Where the old value does not open, and where the
-        owner has just named the address (or the new value itself does), the new one is bound to where the provider is now.
-        """
-        try:
-            await self._sealer.open(tx, row)
-        except Unreadable:
-            return now_at(), False
-        return now_at() if rebind else egress_of(row), bool(row.fetchable)
-
-    async def _reseal(
-        self, tx: AsyncConnection, row: Any, value: SecretBytes, egress: tuple[str, ...], *, fetchable: bool
-    ) -> None:
-        """Seal the same version of the value with another binding."""
-        bound = binding(row.id, row.version, egress, fetchable=fetchable)
-        await rows.replace_versions(tx, await self._sealer.seal(tx, row.owner_id, bound, value, datetime.now(UTC)))
-
-    async def _own(self, tx: AsyncConnection, caller: Caller, secret_id: UUID) -> Any:
-        """A secret that the caller may change, locked: their own, or the system's for an administrator. Raises ``NotFound``."""
-        owners = (caller.user_id, SYSTEM_OWNER_ID) if caller.is_admin else (caller.user_id,)
-        row = await rows.lock(tx, secret_id, owners)
-        if row is None:
-            raise NotFound
-        return row
-
-    async def _shown(self, tx: AsyncConnection, row: Any) -> Secret:
-        return secret_of(await rows.get(tx, row.id, (row.owner_id,)))
-
-    async def _record(self, tx: AsyncConnection, caller: Caller | None, action: str, row: Any, **detail: str) -> None:
-        record = ManagementRecord(action, caller, str(row.id), owner=owner_of(row), detail=tuple(detail.items()))
-        await management.record(self._db, tx, record)
-
-    async def _note(self, tx: AsyncConnection, caller: Caller | None, action: str, row: Any, **detail: str) -> None:
-        """Record the change, and tell every process: a person's secret concerns them, the system's everybody."""
-        await self._record(tx, caller, action, row, **detail)
-        concerned = None if row.owner_id == SYSTEM_OWNER_ID else row.owner_id
-        await changes.note(self._db, tx, "secret", str(row.id), concerned)
-
-    @asynccontextmanager
-    async def _marking(self) -> AsyncIterator[None]:
-        """Mark the secret whose value did not open, after the transaction that found out."""
-        try:
-            yield
-        except Unreadable as error:
-            await self.mark(error.secret_id, error.version, "unreadable")
-            raise
+            content, fetchable = await keeper.sealer.open(tx, row), columns.get("fetchable", row.fetchable)
+            egress = egress_of(row) if change.parameters is None else egress_for(known, content.value, change.parameters)
+            columns["egress"] = list(egress)
+            await keeper.reseal(tx, row, content, now, egress, fetchable=fetchable)
+        if "rotation_period" in columns:
+            since = row.value_at if change.content is None else now
+            columns["rotate_at"] = rotate_at(columns["rotation_period"], since or row.created_at)
+        await keeper.write(tx, row, columns, anew=change.content is not None)
+        await keeper.note(tx, caller, "secret.update", row, fields=" ".join(change.fields))
+        return await keeper.shown(tx, caller, row)
 
 
-def actor_of(caller: Caller) -> Actor:
-    """Whose eyes: an administrator's see the system's keys, to seal under them."""
-    return Actor.user(caller.user_id, admin=caller.is_admin, system_keys=caller.is_admin)
+def _source_of(row: Any, caller: Caller) -> KeySource:
+    """As whose a key is tested."""
+    if row.owner_id == SYSTEM_OWNER_ID:
+        return KeySource.SYSTEM
+    return KeySource.USER if row.owner_id == caller.user_id else KeySource.TEAM
 
 
-def _search(caller: Caller, wanted: SecretFilter) -> rows.Search:
-    owners = {"own": (caller.user_id,), "system": (SYSTEM_OWNER_ID,), "everyone": None}[wanted.owner]
+def _search(mine: Reach, wanted: SecretFilter, now: datetime, expiring: timedelta) -> rows.Search:
+    owners, shared = mine.searched(wanted.owner, wanted.team_id)
     for field in ("provider", "name", "tag", "text"):
         if has_control(getattr(wanted, field) or ""):
             raise _invalid(field, "has control or other invisible characters")
     return rows.Search(
         owners=owners,
+        shared=shared,
         provider=wanted.provider,
         secret_type=wanted.secret_type and wanted.secret_type.value,
         name=wanted.name,
         tag=wanted.tag,
         text=wanted.text,
         is_active=wanted.is_active,
-        state=wanted.state,
         expires_before=wanted.expires_before,
+        standing=wanted.state,
+        now=now,
+        soon=now + expiring,
     )
-
-
-def _cursor(place: list[str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
-
-
-def _place(cursor: str, length: int) -> list[Any]:
-    """The place a cursor names; the last of it is an id. Raises ``Invalid`` for what is no cursor of this listing."""
-    try:
-        place = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
-        if not isinstance(place, list) or len(place) != length or not all(isinstance(part, str) for part in place):
-            raise _invalid("cursor", "is not one of this listing")
-        if any(has_control(part) for part in place):
-            raise _invalid("cursor", "is not one of this listing")
-        return [*place[:-1], UUID(place[-1])]
-    except (ValueError, RecursionError, binascii.Error):
-        raise _invalid("cursor", "is not one of this listing") from None
 
 
 def _invalid(field: str, message: str) -> Invalid:

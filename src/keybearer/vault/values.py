@@ -40,7 +40,7 @@ def check(
     """
     if not text.strip():
         raise _wrong("is required")
-    if _is_masked(text, secret_type, shown):
+    if is_masked(text, secret_type, shown):
         raise KeyRefused(
             "This is a masked value, not the value itself.",
             fields=(FieldError("value", "is masked; leave it blank to keep the value"),),
@@ -63,7 +63,8 @@ def preview_of(text: str, secret_type: SecretType) -> str:
 _CONTROL = FieldError("value", "has control or other invisible characters")
 
 
-def _is_masked(text: str, secret_type: SecretType, shown: str) -> bool:
+def is_masked(text: str, secret_type: SecretType, shown: str) -> bool:
+    """Whether a text is what a listing shows of a value (``shown``: of the one so far) and not a value."""
     if shown and text == shown:
         return True
     if secret_type is SecretType.CUSTOM:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from keybearer.catalog import Parameter, Provider, Registry
 from keybearer.domain import SYSTEM_OWNER_ID, OwnerKind, SecretBytes, SecretType
 from keybearer.errors import ProviderUnknown
 from keybearer.gateway.egress import placed
+from keybearer.vault.reach import Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class NewProvider:
     auth_header: str = ""
     system: bool = False
     """For everybody; administrators only."""
+    team_id: UUID | None = None
+    """For this team; its owners and admins only."""
     save_anyway: bool = False
 
 
@@ -41,6 +45,8 @@ class ProviderView:
     base_url: str
     is_predefined: bool
     owner_kind: OwnerKind
+    team_id: UUID | None
+    """Whose it is, where a team's."""
     has_api_key: bool
     """This caller has a usable key."""
     auth_style: str
@@ -70,19 +76,23 @@ class ModelView:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Secrets that may be used at this moment: the caller's own, and the system's where they serve this caller."""
+    """Secrets that may be used at this moment: the caller's own, their teams', the system's where they serve this caller."""
 
     own: Sequence[Any]
+    teams: Sequence[tuple[UUID, Any]]
+    """Each with the team that owns it, or that it is shared with."""
     system: Sequence[Any]
 
     def serve(self, provider: Provider) -> bool:
         """Whether one of them is for this provider and may be sent to where it is."""
-        systems = self.system if provider.owner_id in {None, SYSTEM_OWNER_ID} else ()
+        is_everybodys = provider.owner_id in {None, SYSTEM_OWNER_ID}
+        systems = self.system if is_everybodys else ()
+        teams = (row for team_id, row in self.teams if is_everybodys or team_id == provider.owner_id)
         return any(
             row.provider == provider.name
             and row.secret_type == provider.secret_type.value
             and placed(provider, row.egress) is not None
-            for row in (*self.own, *systems)
+            for row in (*self.own, *teams, *systems)
         )
 
 
@@ -90,6 +100,7 @@ class Keys:
 class Seen:
     """All that one owner sees, as read in one transaction."""
 
+    mine: Reach
     registry: Registry
     providers: Sequence[Any]
     models: Sequence[Any]
@@ -111,13 +122,16 @@ class Seen:
 def view_of(seen: Seen, provider: Provider, keys: Keys) -> ProviderView:
     """A provider for an answer."""
     auth = provider.auth
+    team = None if provider.owner_id is None else seen.mine.team(provider.owner_id)
+    is_systems = provider.owner_id in {None, SYSTEM_OWNER_ID}
     return ProviderView(
         id=provider.name if provider.is_predefined else str(seen.row_of(provider).id),
         name=provider.name,
         display_name=provider.display_name,
         base_url=provider.base_url,
         is_predefined=provider.is_predefined,
-        owner_kind=OwnerKind.SYSTEM if provider.owner_id in {None, SYSTEM_OWNER_ID} else OwnerKind.USER,
+        owner_kind=OwnerKind.SYSTEM if is_systems else OwnerKind.USER if team is None else OwnerKind.TEAM,
+        team_id=None if team is None else team.team_id,
         has_api_key=keys.serve(provider),
         auth_style=auth.style,
         auth_header=auth.header,

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -58,6 +57,25 @@ class Record(NamedTuple):
     h: bytes
 
 
+class Spelled(NamedTuple):
+    """A ``Record`` as it is stored and as ``bulk`` takes it: ids as 32 hex digits, times as ISO text."""
+
+    writer_id: str
+    seq: int
+    at: str
+    kind: str
+    action: str
+    user_id: str | None
+    owner_id: str | None
+    secret_id: str | None
+    request_id: str | None
+    outcome: str
+    nonce: bytes
+    line: str
+    d: bytes
+    h: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which records to list. ``None``: any.
@@ -67,6 +85,8 @@ class Filter:
     """
 
     seen_by: UUID | None
+    led: tuple[UUID, ...] = ()
+    """Teams that whoever sees leads, as their row MACs prove: they see what was done with what these own, too."""
     secret_id: UUID | None = None
     user_id: UUID | None = None
     action: str | None = None
@@ -76,10 +96,6 @@ class Filter:
     until: datetime | None = None
     """Exclusive."""
     kinds: tuple[str, ...] = SHOWN_KINDS
-    provider: str | None = None
-    model: str | None = None
-    workflow: str | None = None
-    """These three are looked for in what the line says."""
 
 
 # --- writers
@@ -125,30 +141,21 @@ async def advance_writer(tx: AsyncConnection, writer_id: UUID, seq: int, h: byte
 # --- records
 
 
-async def add_records(tx: AsyncConnection, rows: Sequence[Record]) -> None:
-    """Insert records. Raises ``IntegrityError`` if one of them is there already."""
-    await bulk.insert(tx, audit_record, rows)
+async def add_records(tx: AsyncConnection, rows: Sequence[bulk.Row]) -> None:
+    """Insert records, spelled as ``bulk`` takes them. Raises ``IntegrityError`` if one of them is there already."""
+    await bulk.insert_spelled(tx, audit_record, rows)
 
 
-async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) -> list[Record]:
-    """Return the records of a writer that follow number ``after``, in order."""
-    rows = await tx.execute(
-        sa.select(audit_record)
-        .where(audit_record.c.writer_id == writer_id, audit_record.c.seq > after)
-        .order_by(audit_record.c.seq)
-        .limit(limit)
-    )
-    return [Record(*row) for row in rows]
+async def add_record(tx: AsyncConnection, record: Record) -> None:
+    """Insert one record. Raises ``IntegrityError`` if it is there already."""
+    await bulk.insert(tx, audit_record, [record])
 
 
-async def visible(tx: AsyncConnection, wanted: Filter, writer_id: UUID, seq: int) -> Record | None:
-    """Return one record, if whoever ``wanted.seen_by`` is may see it."""
-    c = audit_record.c
-    query = sa.select(audit_record).where(c.writer_id == writer_id, c.seq == seq)
-    if wanted.seen_by is not None:
-        query = query.where(sa.or_(c.user_id == wanted.seen_by, c.owner_id == wanted.seen_by))
-    row = (await tx.execute(query)).one_or_none()
-    return Record(*row) if row else None
+async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) -> list[Spelled]:
+    """Return the records of a writer that follow number ``after``, in order, as they are stored."""
+    condition = f"writer_id = ? AND seq > ? ORDER BY seq LIMIT {limit:d}"
+    rows = await bulk.select(tx, audit_record, condition, (bulk.hex_of(writer_id), after))
+    return list(map(Spelled._make, rows))
 
 
 async def hashes(tx: AsyncConnection, writer_id: UUID, first: int, last: int) -> dict[int, bytes]:
@@ -158,15 +165,18 @@ async def hashes(tx: AsyncConnection, writer_id: UUID, first: int, last: int) ->
             audit_record.c.writer_id == writer_id, audit_record.c.seq.between(first, last)
         )
     )
-    return {row.seq: row.h for row in rows}
+    return {seq: h for seq, h in rows}  # noqa: C416  # a row is no pair to the type checker
 
 
-async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str], before: int) -> dict[str, Record]:
-    """Return the last use before number ``before`` of each of these requests, as far as this writer recorded one."""
+async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str], before: int) -> dict[str, bulk.Row]:
+    """Return user, owner and secret of the last use before number ``before`` of each of these requests by this writer, if any.
+
+    Ids are spelled as ``bulk`` takes them.
+    """
     if not request_ids:
         return {}
     rows = await tx.execute(
-        sa.select(audit_record)
+        sa.select(audit_record.c.request_id, audit_record.c.user_id, audit_record.c.owner_id, audit_record.c.secret_id)
         .where(
             audit_record.c.request_id.in_(request_ids),
             audit_record.c.writer_id == writer_id,
@@ -176,7 +186,7 @@ async def uses(tx: AsyncConnection, writer_id: UUID, request_ids: Sequence[str],
         )
         .order_by(audit_record.c.seq)
     )
-    return {row.request_id: Record(*row) for row in rows}
+    return {row.request_id: tuple(map(bulk.hex_of, row[1:])) for row in rows}
 
 
 async def with_actions(tx: AsyncConnection, writer_id: UUID, actions: Sequence[str]) -> list[Record]:
@@ -201,7 +211,7 @@ async def records(
     )
     columns = [outcome.label("outcome") if column.name == "outcome" else column for column in audit_record.c]
     place = sa.tuple_(audit_record.c.at, audit_record.c.writer_id, audit_record.c.seq)
-    conditions = [*_conditions(wanted), *_said(tx, wanted)]
+    conditions = _conditions(wanted)
     if wanted.outcome is not None:
         conditions.append(outcome == wanted.outcome)
     if cursor is not None:
@@ -217,8 +227,8 @@ async def records(
         query: Any = base
     else:  # one index each for what they did and for what they own, instead of a scan for either
         did = base.where(audit_record.c.user_id == wanted.seen_by).subquery()
-        owned = base.where(audit_record.c.owner_id == wanted.seen_by).subquery()
-        both = sa.union(sa.select(did), sa.select(owned)).subquery()
+        owned = [base.where(audit_record.c.owner_id == owner_id).subquery() for owner_id in (wanted.seen_by, *wanted.led)]
+        both = sa.union(sa.select(did), *map(sa.select, owned)).subquery()
         query = sa.select(both).order_by(both.c.at.desc(), both.c.writer_id.desc(), both.c.seq.desc()).limit(limit + 1)
     found = [Record(*row) for row in await tx.execute(query)]
     page, rest = found[:limit], found[limit:]
@@ -242,11 +252,3 @@ def _conditions(wanted: Filter) -> list[sa.ColumnElement[bool]]:
     if wanted.until is not None:
         conditions.append(c.at < wanted.until)
     return conditions
-
-
-def _said(tx: AsyncConnection, wanted: Filter) -> list[sa.ColumnElement[bool]]:
-    """Look for what lines say. Quotes inside a line's text are escaped, so no text can pretend to be another field."""
-    contains = sa.func.strpos if tx.dialect.name == "postgresql" else sa.func.instr
-    named = {"provider": wanted.provider, "model": wanted.model, "workflow": wanted.workflow}
-    texts = [f'"{name}":{msgspec.json.encode(value).decode()}' for name, value in named.items() if value is not None]
-    return [contains(audit_record.c.line, text) > 0 for text in texts]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -19,7 +19,16 @@ from keybearer.store.schema import secret, secret_version
 
 Row = sa.Row[Any]
 
-_WITH_VERSION = sa.select(secret, secret_version.c.owner_key_id, secret_version.c.envelope).select_from(
+Standing = Literal["active", "inactive", "expiring", "expired", "failed", "unreadable", "deleted"]
+"""What a secret is good for at a moment; ``vault.standing`` says which comes first."""
+
+_WITH_VERSION = sa.select(
+    secret,
+    secret_version.c.owner_key_id,
+    secret_version.c.envelope,
+    secret_version.c.oauth_envelope,
+    secret_version.c.created_at.label("value_at"),
+).select_from(
     secret.outerjoin(
         secret_version,
         sa.and_(
@@ -37,6 +46,8 @@ class Search:
 
     owners: tuple[UUID, ...] | None = None
     """``None``: everybody's, for an administrator."""
+    shared: tuple[UUID, ...] = ()
+    """These secrets too, whosesoever they are: those that are shared with the caller's teams."""
     provider: str | None = None
     secret_type: str | None = None
     name: str | None = None
@@ -44,8 +55,12 @@ class Search:
     text: str | None = None
     """Part of name, provider or description, in any case."""
     is_active: bool | None = None
-    state: str | None = None
     expires_before: datetime | None = None
+    standing: Standing | None = None
+    """``None``: any but ``deleted``."""
+    now: datetime = datetime.min  # noqa: DTZ901  # always given with a standing; a naive one would be refused
+    soon: datetime = datetime.min  # noqa: DTZ901  # likewise
+    """What expires or is to be replaced by then is ``expiring``."""
 
 
 async def insert(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
@@ -53,31 +68,19 @@ async def insert(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
     await tx.execute(sa.insert(secret).values(**columns))
 
 
-async def insert_version(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
-    """A sealed value."""
-    await tx.execute(sa.insert(secret_version).values(**columns))
-
-
-async def replace_versions(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
-    """A sealed value in the place of all that the secret had."""
-    where = (secret_version.c.secret_id == columns["secret_id"], secret_version.c.owner_id == columns["owner_id"])
-    await tx.execute(sa.delete(secret_version).where(*where))
-    await insert_version(tx, columns)
-
-
-async def get(tx: AsyncConnection, secret_id: UUID, owners: Iterable[UUID] | None) -> Row | None:
-    """One secret of these owners (``None``: of anybody), with its current envelope."""
-    query = _WITH_VERSION.where(secret.c.id == secret_id)
+async def get(tx: AsyncConnection, secret_id: UUID, owners: Iterable[UUID] | None, *, deleted: bool | None = False) -> Row | None:
+    """One secret of these owners (``None``: of anybody), with its current envelope. ``deleted=None``: deleted or not."""
+    query = _WITH_VERSION.where(secret.c.id == secret_id, *_is_deleted(deleted))
     if owners is not None:
         query = query.where(secret.c.owner_id.in_(list(owners)))
     return (await tx.execute(query)).one_or_none()
 
 
-async def lock(tx: AsyncConnection, secret_id: UUID, owners: Iterable[UUID]) -> Row | None:
+async def lock(tx: AsyncConnection, secret_id: UUID, owners: Iterable[UUID], *, deleted: bool | None = False) -> Row | None:
     """One secret of these owners, which no other transaction changes until this one ends."""
     where = (secret.c.id == secret_id, secret.c.owner_id.in_(list(owners)))
     found = (await tx.execute(sa.select(secret.c.id).where(*where).with_for_update())).one_or_none()
-    return None if found is None else await get(tx, secret_id, owners)
+    return None if found is None else await get(tx, secret_id, owners, deleted=deleted)
 
 
 async def named(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type: str, name: str) -> UUID | None:
@@ -87,43 +90,38 @@ async def named(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type:
         secret.c.provider == provider,
         secret.c.secret_type == secret_type,
         secret.c.name == name,
+        *_is_deleted(False),
     )
     return (await tx.execute(query)).scalar_one_or_none()
 
 
-async def for_provider(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type: str) -> Sequence[Row]:
-    """An owner's secrets for a provider, by priority (lower first), then age: with their envelopes."""
-    query = _WITH_VERSION.where(secret.c.owner_id == owner_id, secret.c.provider == provider, secret.c.secret_type == secret_type)
+async def for_provider(
+    tx: AsyncConnection, owner_id: UUID, provider: str, secret_type: str, shared: Iterable[UUID] = ()
+) -> Sequence[Row]:
+    """An owner's secrets for a provider, and the ``shared`` ones, by priority (lower first), then age: with their envelopes."""
+    where = (_whose((owner_id,), shared), secret.c.provider == provider, secret.c.secret_type == secret_type)
+    query = _WITH_VERSION.where(*where, *_is_deleted(False))
     return (await tx.execute(query.order_by(secret.c.priority, secret.c.created_at, secret.c.id))).all()
 
 
-async def usable(tx: AsyncConnection, owner_id: UUID, now: datetime) -> Sequence[Any]:
-    """Provider, type and egress set of the owner's secrets that are neither off nor expired nor marked."""
-    query = sa.select(secret.c.provider, secret.c.secret_type, secret.c.egress).where(
-        secret.c.owner_id == owner_id,
+async def usable(tx: AsyncConnection, owners: Iterable[UUID], now: datetime, shared: Iterable[UUID] = ()) -> Sequence[Any]:
+    """Owner, provider, type and egress set of these secrets, if neither off nor expired nor marked."""
+    query = sa.select(secret.c.id, secret.c.owner_id, secret.c.provider, secret.c.secret_type, secret.c.egress).where(
+        _whose(owners, shared),
         secret.c.is_active.is_(True),
         secret.c.state == "ok",
+        *_is_deleted(False),
         sa.or_(secret.c.expires_at.is_(None), secret.c.expires_at > now),
     )
     return (await tx.execute(query)).all()
 
 
-async def page(tx: AsyncConnection, search: Search, after: Sequence[Any] | None, limit: int) -> Sequence[Row]:
-    """Secrets after a place in the order of ``order_of(search)``."""
-    order = order_of(search)
+async def page(tx: AsyncConnection, search: Search, after: UUID | None, limit: int) -> Sequence[Row]:
+    """Secrets after one of them in the order of their ids: that of their making, which no change disturbs."""
     query = _WITH_VERSION.where(*_conditions(tx, search))
     if after is not None:
-        query = query.where(
-            sa.tuple_(*order) > sa.tuple_(*(sa.literal(value, column.type) for value, column in zip(after, order, strict=True)))
-        )
-    return (await tx.execute(query.order_by(*order).limit(limit))).all()
-
-
-def order_of(search: Search) -> tuple[sa.Column[Any], ...]:
-    """What a listing is ordered by: each owner's by provider, type and name; everybody's by id, which has an index."""
-    if search.owners is None:
-        return (secret.c.id,)
-    return (secret.c.provider, secret.c.secret_type, secret.c.name, secret.c.id)
+        query = query.where(secret.c.id > after)
+    return (await tx.execute(query.order_by(secret.c.id).limit(limit))).all()
 
 
 async def update(tx: AsyncConnection, owner_id: UUID, secret_id: UUID, columns: Mapping[str, Any]) -> None:
@@ -134,7 +132,7 @@ async def update(tx: AsyncConnection, owner_id: UUID, secret_id: UUID, columns: 
 
 async def mark(tx: AsyncConnection, secret_id: UUID, version: int, state: str, reason: str) -> Row | None:
     """Change the state of a secret, if its value is still that version and its state another; its id and owner if so."""
-    where = (secret.c.id == secret_id, secret.c.version == version, secret.c.state != state)
+    where = (secret.c.id == secret_id, secret.c.version == version, secret.c.state != state, *_is_deleted(False))
     query = sa.update(secret).where(*where).values(state=state, state_reason=reason)
     return (await tx.execute(query.returning(secret.c.id, secret.c.owner_id, secret.c.owner_kind))).one_or_none()
 
@@ -144,20 +142,53 @@ async def delete(tx: AsyncConnection, owner_id: UUID, secret_id: UUID) -> None:
     await tx.execute(sa.delete(secret).where(secret.c.id == secret_id, secret.c.owner_id == owner_id))
 
 
+def _whose(owners: Iterable[UUID], shared: Iterable[UUID]) -> sa.ColumnElement[bool]:
+    """These owners' secrets, or these secrets. Without the latter no OR stands in the way of the owners' index."""
+    owned, lent = secret.c.owner_id.in_(list(owners)), list(shared)
+    return sa.or_(owned, secret.c.id.in_(lent)) if lent else owned
+
+
+def _is_deleted(deleted: bool | None) -> tuple[sa.ColumnElement[bool], ...]:  # noqa: FBT001  # a condition's value
+    if deleted is None:
+        return ()
+    return (secret.c.deleted_at.is_not(None) if deleted else secret.c.deleted_at.is_(None),)
+
+
 def _conditions(tx: AsyncConnection, search: Search) -> list[sa.ColumnElement[bool]]:
-    found: list[sa.ColumnElement[bool]] = []
+    found = _standing(search)
     if search.owners is not None:
-        found.append(secret.c.owner_id.in_(search.owners))
-    exact = ("provider", "secret_type", "name", "is_active", "state")
+        found.append(_whose(search.owners, search.shared))
+    shown_name = secret.c.deleted_name if search.standing == "deleted" else secret.c.name
+    if search.name is not None:
+        found.append(shown_name == search.name)
+    exact = ("provider", "secret_type", "is_active")
     found.extend(secret.c[name] == getattr(search, name) for name in exact if getattr(search, name) is not None)
     if search.expires_before is not None:
         found.append(secret.c.expires_at <= search.expires_before)
     if search.text:
-        columns = (secret.c.name, secret.c.provider, secret.c.description)
+        columns = (shown_name, secret.c.provider, secret.c.description)
         found.append(sa.or_(*(column.icontains(search.text, autoescape=True) for column in columns)))
     if search.tag is not None:
         found.append(_has_tag(tx, search.tag))
     return found
+
+
+def _standing(search: Search) -> list[sa.ColumnElement[bool]]:
+    """The conditions of one standing: each secret has exactly one at a moment, in the order of ``vault.standing``."""
+    if search.standing in {None, "deleted"}:
+        return [*_is_deleted(search.standing == "deleted")]
+    found = [*_is_deleted(False), secret.c.is_active.is_(search.standing != "inactive")]
+    if search.standing in {"unreadable", "failed"}:
+        return [*found, secret.c.state == search.standing]
+    if search.standing == "inactive":
+        return found
+    expired = sa.and_(secret.c.expires_at.is_not(None), secret.c.expires_at <= search.now)
+    due = (secret.c.expires_at, secret.c.rotate_at)
+    expiring = sa.or_(*(sa.and_(at.is_not(None), at <= search.soon) for at in due))
+    found.append(secret.c.state.not_in(("unreadable", "failed")))
+    if search.standing == "expired":
+        return [*found, expired]
+    return [*found, ~expired, expiring if search.standing == "expiring" else ~expiring]
 
 
 def _has_tag(tx: AsyncConnection, tag: str) -> sa.ColumnElement[bool]:

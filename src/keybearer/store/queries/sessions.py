@@ -10,6 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keybearer.store.queries import cursors
 from keybearer.store.schema import session
 
 Row = sa.Row[Any]
@@ -25,12 +26,22 @@ async def touch(tx: AsyncConnection, session_id: UUID, at: datetime) -> None:
     await tx.execute(sa.update(session).where(session.c.id == session_id).values(last_seen_at=at))
 
 
-async def live_of_user(tx: AsyncConnection, user_id: UUID, now: datetime, seen_after: datetime) -> Sequence[Row]:
-    """A person's sessions that have not timed out, last used first."""
+async def live_of_user(
+    tx: AsyncConnection, user_id: UUID, alive: tuple[datetime, datetime], cursor: str | None, limit: int
+) -> tuple[Sequence[Row], str | None]:
+    """A page of a person's sessions that end after, and were seen after, these times; newest first; the cursor of the next."""
+    now, seen_after = alive
     query = sa.select(session).where(
         session.c.user_id == user_id, session.c.expires_at > now, session.c.last_seen_at > seen_after
     )
-    return (await tx.execute(query.order_by(session.c.last_seen_at.desc(), session.c.id))).all()
+    return await cursors.page(tx, query, {session.c.created_at: datetime, session.c.id: UUID}, cursor, limit, descending=True)
+
+
+async def begun_at(tx: AsyncConnection, user_id: UUID, session_id: UUID) -> datetime | None:
+    """When a person's session began: when they proved who they are."""
+    query = sa.select(session.c.created_at).where(session.c.id == session_id, session.c.user_id == user_id)
+    found: datetime | None = (await tx.execute(query)).scalar_one_or_none()
+    return found
 
 
 async def delete(tx: AsyncConnection, user_id: UUID, session_id: UUID) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keybearer.store.queries import cursors
 from keybearer.store.schema import access_token
 
 Row = sa.Row[Any]
@@ -19,10 +21,11 @@ async def insert(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
     await tx.execute(sa.insert(access_token).values(**columns))
 
 
-async def of_user(tx: AsyncConnection, user_id: UUID) -> Sequence[Row]:
-    """A person's tokens, newest first."""
+async def of_user(tx: AsyncConnection, user_id: UUID, cursor: str | None, limit: int) -> tuple[Sequence[Row], str | None]:
+    """A page of a person's tokens, newest first, and the cursor of the next."""
     query = sa.select(access_token).where(access_token.c.user_id == user_id)
-    return (await tx.execute(query.order_by(access_token.c.created_at.desc(), access_token.c.id))).all()
+    order = {access_token.c.created_at: datetime, access_token.c.id: str}
+    return await cursors.page(tx, query, order, cursor, limit, descending=True)
 
 
 async def get(tx: AsyncConnection, user_id: UUID | None, token_id: str, *, lock: bool = False) -> Row | None:

@@ -170,12 +170,6 @@ async def sealed(tx: AsyncConnection, writer_id: UUID) -> tuple[int, int]:
     return (row.seq, row.redacted_seq) if row else (0, 0)
 
 
-async def ends(tx: AsyncConnection) -> dict[UUID, tuple[int, bytes]]:
-    """Return the last sealed record of each writer: its number and ``h``."""
-    c = audit_sealed.c
-    return {row.writer_id: (row.seq, row.h) for row in await tx.execute(sa.select(c.writer_id, c.seq, c.h))}
-
-
 # --- tiles
 
 
@@ -198,11 +192,9 @@ async def tiles(tx: AsyncConnection, names: Iterable[TileName]) -> dict[TileName
     return {(row.level, row.number): row.hashes for row in rows}
 
 
-async def tile_range(tx: AsyncConnection, level: int, first: int, last: int) -> dict[int, bytes]:
-    """Return the tiles of a level from number ``first`` to ``last``, by number."""
-    c = audit_tile.c
-    rows = await tx.execute(sa.select(c.number, c.hashes).where(c.level == level, c.number.between(first, last)))
-    return {row.number: row.hashes for row in rows}
+async def tile_count(tx: AsyncConnection) -> int:
+    """Count the tiles."""
+    return (await tx.execute(sa.select(sa.func.count()).select_from(audit_tile))).scalar_one()
 
 
 # --- checkpoints
@@ -219,8 +211,8 @@ async def latest_note(tx: AsyncConnection) -> Note | None:
     return Note(*row) if row else None
 
 
-async def notes(tx: AsyncConnection, after: int, last: int) -> list[Note]:
-    """Return checkpoints of more than ``after`` leaves and up to ``last``, in order."""
+async def notes(tx: AsyncConnection, after: int, limit: int) -> list[Note]:
+    """Return checkpoints of more than ``after`` leaves, in order."""
     c = audit_note.c
-    rows = await tx.execute(sa.select(audit_note).where(c.size > after, c.size <= last).order_by(c.size))
+    rows = await tx.execute(sa.select(audit_note).where(c.size > after).order_by(c.size).limit(limit))
     return [Note(*row) for row in rows]

@@ -67,6 +67,8 @@ class Filter:
     """Which usage to look at. ``None``: any. ``seen_by``: as in ``queries.audit.Filter``."""
 
     seen_by: UUID | None
+    led: tuple[UUID, ...] = ()
+    """Teams that whoever sees leads, as their row MACs prove: they see what was done with what these own, too."""
     user_id: UUID | None = None
     secret_id: UUID | None = None
     token_id: str | None = None
@@ -101,15 +103,15 @@ class UsageSum:
 # --- written by the shipper
 
 
-async def put_uses(tx: AsyncConnection, rows: Sequence[UsageRecord]) -> None:
-    """Insert what uses say, with their outcomes where those are known already.
+async def put_uses(tx: AsyncConnection, rows: Sequence[bulk.Row]) -> None:
+    """Insert what uses say, spelled as ``bulk`` takes it, with their outcomes where those are known already.
 
     A second use of the same request (another key was tried) takes its place: the last key is the one that served.
     """
     # Request ids are the server's own and unique; if they ever were not, nobody may write over another's record.
     sets = ", ".join(f"{name} = excluded.{name}" for name in UsageRecord._fields[1:])
     clause = f"ON CONFLICT (request_id) DO UPDATE SET {sets} WHERE usage_record.user_id = excluded.user_id"
-    await bulk.insert(tx, usage_record, rows, on_conflict=clause)
+    await bulk.insert_spelled(tx, usage_record, rows, on_conflict=clause)
 
 
 async def put_outcomes(tx: AsyncConnection, outcomes: Mapping[str, tuple[Any, ...]]) -> None:
@@ -171,10 +173,15 @@ async def touch_tokens(tx: AsyncConnection, used: Mapping[str, datetime]) -> Non
 # --- read
 
 
-async def by_request(tx: AsyncConnection, request_ids: Sequence[str]) -> dict[str, UsageRecord]:
-    """Return the records of these requests."""
-    rows = await tx.execute(sa.select(usage_record).where(usage_record.c.request_id.in_(request_ids)))
-    return {row.request_id: UsageRecord(*row) for row in rows}
+async def by_request(tx: AsyncConnection, request_ids: Sequence[str]) -> dict[str, bulk.Row]:
+    """Return the records of these requests, as they are stored."""
+    if not request_ids:
+        return {}
+    if tx.dialect.name == "postgresql":
+        rows = await bulk.select(tx, usage_record, "request_id = ANY(?)", (list(request_ids),))
+    else:
+        rows = await bulk.select(tx, usage_record, f"request_id IN ({', '.join('?' * len(request_ids))})", tuple(request_ids))
+    return {row[0]: row for row in rows}
 
 
 async def unaccounted(tx: AsyncConnection, limit: int) -> list[str]:
@@ -204,8 +211,8 @@ async def records(
         query: Any = base
     else:  # one index each for what they did and for what they own, instead of a scan for either
         did = base.where(usage_record.c.user_id == wanted.seen_by).subquery()
-        owned = base.where(usage_record.c.owner_id == wanted.seen_by).subquery()
-        both = sa.union(sa.select(did), sa.select(owned)).subquery()
+        owned = [base.where(usage_record.c.owner_id == owner_id).subquery() for owner_id in (wanted.seen_by, *wanted.led)]
+        both = sa.union(sa.select(did), *map(sa.select, owned)).subquery()
         query = sa.select(both).order_by(both.c.at.desc(), both.c.request_id.desc()).limit(limit + 1)
     found = [UsageRecord(*row) for row in await tx.execute(query)]
     page, rest = found[:limit], found[limit:]

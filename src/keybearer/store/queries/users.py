@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.domain import OwnerKind, Role
+from keybearer.store.queries import cursors
 from keybearer.store.schema import one_time_link, owner, user
 
 Row = sa.Row[Any]
@@ -33,9 +34,9 @@ async def by_email(tx: AsyncConnection, email: str) -> Row | None:
     return (await tx.execute(sa.select(user).where(user.c.email == email))).one_or_none()
 
 
-async def all_users(tx: AsyncConnection) -> Sequence[Row]:
-    """All accounts, by address."""
-    return (await tx.execute(sa.select(user).order_by(user.c.email))).all()
+async def all_users(tx: AsyncConnection, cursor: str | None, limit: int) -> tuple[Sequence[Row], str | None]:
+    """A page of all accounts, by address, and the cursor of the next."""
+    return await cursors.page(tx, sa.select(user), {user.c.email: str}, cursor, limit)
 
 
 async def count_active_admins(tx: AsyncConnection, *, but: UUID) -> int:
