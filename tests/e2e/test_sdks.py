@@ -59,6 +59,28 @@ def assert_borne(world: World, provider: str, header: str, value: str) -> None:
         assert KEYS[provider] in value
 
 
+OURS = {
+    "cookie": "keybearer_session=kbtest",
+    "x-keybearer-workflow": "wf-7",
+    "x-keybearer-node": "ask",
+    "x-keybearer-made-up": "1",
+}
+
+
+def test_what_is_for_us_alone_goes_no_further(
+    world: World, openai_client: openai.OpenAI, anthropic_client: anthropic.Anthropic, gemini_client: genai.Client
+) -> None:
+    openai_client.chat.completions.create(model="gpt-4o-mini", messages=QUESTION, extra_headers=OURS)
+    assert_borne(world, "openai", "authorization", f"Bearer {KEYS['openai']}")
+    world.provider.forget()
+    anthropic_client.messages.create(model="claude-sonnet-4-6", max_tokens=64, messages=QUESTION, extra_headers=OURS)
+    assert_borne(world, "anthropic", "x-api-key", KEYS["anthropic"])
+    world.provider.forget()
+    config = types.GenerateContentConfig(http_options=types.HttpOptions(headers=OURS))
+    gemini_client.models.generate_content(model="gemini-2.5-flash", contents="Hello", config=config)
+    assert_borne(world, "gemini", "x-goog-api-key", KEYS["gemini"])
+
+
 def test_openai_chat(world: World, openai_client: openai.OpenAI) -> None:
     raw = openai_client.chat.completions.with_raw_response.create(model="gpt-4o-mini", messages=QUESTION)
     answer = raw.parse()

@@ -21,7 +21,7 @@ from tests.support.server import PASSWORD, Person
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 TELLING_S = 0.0005
 """A difference in time that would tell. Half of a millisecond: if there is none, one of a whole millisecond is seen either way."""
-MOST_PAIRS = 3_000
+MOST_PAIRS = 2_000
 HERS = "sk-proj-kbtest-hers-0123456789abcdefghijklmno"
 
 
@@ -88,6 +88,40 @@ def test_foreign_tokens_and_records_do_not_exist(workers: World, bob: Person) ->
     assert by_ada == ["user.create"], "what was done to bob's own account, and nothing else of hers"
     assert workers.admin.http.get("/api/v1/users").status_code == 200
     assert bob.http.get("/api/v1/users").status_code == 403
+
+
+def test_foreign_providers_and_sessions_are_as_unknown_ones(workers: World, bob: Person) -> None:
+    draft = {
+        "name": "hers",
+        "display_name": "Hers",
+        "base_url": "https://llm.example.com/v1",
+        "models": ["her-model"],
+        "api_key": HERS,
+        "save_anyway": True,
+    }
+    hers = workers.admin.call("POST", "/providers", json=draft)
+    asked = [("GET", "", None), ("PUT", "", {"display_name": "Mine"}), ("DELETE", "", None), ("GET", "/models", None)]
+    asked += [("POST", "/models", {"name": "more"}), ("POST", "/test", None)]
+    for method, path, body in asked:
+        for foreign, unknown in ((hers["id"], str(uuid4())), ("hers", "nobodys")):
+            answer = bob.http.request(method, f"/api/v1/providers/{foreign}{path}", json=body)
+            expected = bob.http.request(method, f"/api/v1/providers/{unknown}{path}", json=body)
+            assert masked(answer) == masked(expected), (method, path, foreign)
+            assert answer.status_code == 404
+    assert "hers" not in bob.http.get("/api/v1/providers").text
+    token = bob.token("bob-foreign")
+    told = []
+    for model in ("hers/her-model", "nobodys/her-model"):
+        headers = {"authorization": f"Bearer {token}"}
+        answer = httpx2.post(f"{workers.server.url}/v1/chat/completions", json={"model": model, **CHAT}, headers=headers)
+        told.append((answer.status_code, masked(answer)[1].replace(model.partition("/")[0], "…")))
+    assert told[0] == told[1]
+    session = workers.admin.call("GET", "/me/sessions")["items"][0]["id"]
+    for method in ("GET", "DELETE"):
+        answer = bob.http.request(method, f"/api/v1/me/sessions/{session}")
+        assert masked(answer) == masked(bob.http.request(method, f"/api/v1/me/sessions/{uuid4()}"))
+    assert workers.admin.call("GET", f"/providers/{hers['id']}")["display_name"] == "Hers"
+    workers.admin.call("DELETE", f"/providers/{hers['id']}")
 
 
 def test_nobody_spends_anothers_key(workers: World, bob: Person) -> None:
