@@ -5,11 +5,13 @@ A type that bears secret material redacts itself in ``repr``, ``str``, ``format`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import NoReturn
 from uuid import UUID
+
+import msgspec
 
 SYSTEM_OWNER_ID = UUID(int=0)
 """The owner of system secrets: one per deployment, so its id need not be random."""
@@ -278,11 +280,10 @@ class Credential:
     """The version before a rotation: serves only where the one in force is refused."""
 
 
-# The three that are made for every call are not frozen: a frozen UseRecord takes 4.3 µs to make, this one 1.0.
+# The three that are made for every call are structs: made in C, a UseRecord takes 0.2 µs, as a dataclass 1.0, as a frozen one 4.3.
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct):
     """What one answer consumed. ``None``: the provider did not say. ``input_tokens`` includes cached ones."""
 
     input_tokens: int | None = None
@@ -300,8 +301,7 @@ class Usage:
     """Part of ``cache_write_tokens``: kept for an hour instead of minutes, at a higher price (Anthropic)."""
 
 
-@dataclass(slots=True)
-class UseRecord:
+class UseRecord(msgspec.Struct):
     """The journal's line written before a key leaves."""
 
     request_id: str
@@ -323,8 +323,7 @@ class UseRecord:
     client: Client
 
 
-@dataclass(slots=True)
-class OutcomeRecord:
+class OutcomeRecord(msgspec.Struct):
     """The journal's line written after an answer ended, however it ended."""
 
     request_id: str
@@ -335,7 +334,7 @@ class OutcomeRecord:
     """``ok``, ``refused``, ``upstream_error``, ``aborted`` or ``failed``."""
     duration_ms: float
     first_byte_ms: float | None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = msgspec.field(default_factory=Usage)
     cost_micro_usd: int | None = None
     """Millionths of a US dollar; ``None``: unknown, never shown as 0."""
 

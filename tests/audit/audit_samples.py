@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from keybearer.domain import Client, KeySource, OutcomeRecord, Owner, OwnerKind, Usage, UseRecord
 from keybearer.store import schema

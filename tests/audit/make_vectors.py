@@ -47,7 +47,7 @@ def entries() -> list[bytes]:
     made, h = [], GENESIS
     for number, text in enumerate(texts, 1):
         nonce = sha256(b"kbtest nonce %d" % number).digest()[:16]
-        h, entry = lines.next_entry(lines.entry_head(WRITER), number, nonce, h, text)
+        h, entry = lines.next_entries(lines.entry_head(WRITER), number - 1, nonce, h, [text])
         made.append(entry)
     return made
 

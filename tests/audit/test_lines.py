@@ -31,7 +31,7 @@ HOSTILE = st.one_of(
 
 
 def entry_of(line: bytes) -> bytes:
-    return lines.next_entry(lines.entry_head(WRITER), 1, os.urandom(16), GENESIS, line)[1]
+    return lines.next_entries(lines.entry_head(WRITER), 0, os.urandom(16), GENESIS, [line])[1]
 
 
 @given(model=HOSTILE, workflow=HOSTILE, node=HOSTILE, agent=HOSTILE, operation=HOSTILE)

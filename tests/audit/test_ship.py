@@ -385,7 +385,7 @@ async def test_a_cloned_journal_raises_an_alarm_and_is_left_alone(
     shutil.copytree(journal.path, tmp_path / "clone" / journal.path.name)
     clone = Journal(journal.writer, tmp_path / "clone" / journal.path.name, os.dup(journal._lock), "journal")
     clone._descriptor = os.open(segments.segments(clone.path)[0].path, os.O_WRONLY | os.O_APPEND)
-    clone._seq, clone._written, clone._h, clone._size = journal._seq, journal._written, journal._h, journal._size
+    clone._seq, clone._h, clone._size = journal._seq, journal._h, journal._size
     other = Shipper(database, tmp_path / "clone", clone)
     journal.use(who.use("here"))
     clone.use(who.use("there"))

@@ -315,7 +315,7 @@ async def test_lines_out_of_order_repeated_or_missing_are_found(trail: Trail, or
 
 async def test_a_journal_that_goes_on_after_its_end_is_found(trail: Trail) -> None:
     last = lines.parse(trail.segment.path.read_bytes().splitlines()[-1])
-    extra = lines.next_entry(lines.entry_head(trail.writer), 9, os.urandom(16), last.h, lines.close_line(1.0))[1]
+    extra = lines.next_entries(lines.entry_head(trail.writer), 8, os.urandom(16), last.h, [lines.close_line(1.0)])[1]
     trail.segment.path.write_bytes(trail.segment.path.read_bytes() + extra)
     problem = await trail.first_problem()
     assert (problem.seq, problem.where) == (9, "journal")

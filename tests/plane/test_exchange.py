@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,9 +17,9 @@ from tests.plane.wire import Answer, Received, fixed, until
 
 from keybearer.access.tokens import generate
 from keybearer.domain import Credential, KeySource, Scope
-from keybearer.errors import JournalFailed, KeyExpired, Unavailable
+from keybearer.errors import KeyExpired, Unavailable
+from keybearer.gateway.exchange import Exchange
 from keybearer.gateway.limits import Limits
-from keybearer.gateway.plan import Plan
 from keybearer.store.db import Actor
 from keybearer.store.schema import deployment
 
@@ -434,13 +435,18 @@ async def test_a_frozen_deployment_sends_nothing_until_it_is_thawed(house: House
 
 
 async def test_a_use_that_cannot_be_written_down_is_no_use(house: House) -> None:
-    def fail(record: object) -> int:
-        raise JournalFailed("The disk is full.")
-
-    house.services.journal.use = fail
+    await house.ask(house.request())
+    house.services.journal.flush()
+    journal = house.services.journal
+    whole, journal._descriptor = journal._descriptor, os.open("/dev/full", os.O_WRONLY)
     answer = await house.ask(house.request())
+    os.close(journal._descriptor)
+    journal._descriptor = whole
     assert (answer.status, code(answer)) == (503, "journal_failed")
-    assert house.provider.received == []
+    assert len(house.provider.received) == 1
+    assert (await house.ask(house.request())).status == 200
+    await until(lambda: len(house.lines()) == 4)
+    assert [line["kind"] for line in house.lines()] == ["use", "outcome"] * 2, "the refused use left nothing in the chain"
 
 
 async def test_the_use_is_on_disk_before_the_provider_hears_of_it(open_house: Opener) -> None:
@@ -779,6 +785,8 @@ async def test_a_stream_does_not_hold_on_to_the_request_that_began_it(house: Hou
     assert house.plane.budget.held == 0
     house.provider.received.clear()
     gc.collect()
-    held = [found for found in gc.get_objects() if isinstance(found, Plan) and marker in found.body]
+    held = [
+        found for found in gc.get_objects() if isinstance(found, Exchange) and marker in b"".join([*found._parts, found._sent])
+    ]
     assert held == []
     go_on.set()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import resource
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ from keybearer.errors import (
     UnsupportedMediaType,
 )
 from keybearer.gateway import body as bodies
-from keybearer.gateway.plan import Plan, plan, route
+from keybearer.gateway.plan import Route, compose, plan, read, route
 
 PREDEFINED = Catalog.load().providers
 MINE = custom(
@@ -34,11 +36,19 @@ REGISTRY = Registry([*PREDEFINED.values(), MINE])
 JSON = b"application/json"
 
 
-def _plan(line: str, body: Any = b"", content_type: bytes = JSON, **headers: str) -> Plan:
+def _decided(found: Route, body: bytes, content_type: bytes = JSON, registry: Registry = REGISTRY) -> Any:
+    """The plan, with the body as it goes on."""
+    document = read(found, body, content_type)
+    decided = plan(found, document, registry)
+    sent, hide_usage = compose(decided, body, document)
+    return SimpleNamespace(**msgspec.structs.asdict(decided), body=sent, hide_usage=hide_usage)
+
+
+def _plan(line: str, body: Any = b"", content_type: bytes = JSON, **headers: str) -> Any:
     method, target = line.encode().split(b" ")
     raw = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return plan(route(method, target, named), raw, content_type, REGISTRY)
+    return _decided(route(method, target, named), raw, content_type)
 
 
 # request, model in the body → provider, upstream path, model in the body sent
@@ -110,7 +120,7 @@ def test_so_does_a_model_in_the_path(line: str, provider: str, path: str) -> Non
 
 def test_an_administrators_base_url_moves_the_upstream_path() -> None:
     registry = Registry([with_base_url(PREDEFINED["openai"], "https://proxy.example/llm")])
-    decided = plan(route(b"POST", b"/v1/embeddings", []), b'{"model":"openai/e"}', JSON, registry)
+    decided = _decided(route(b"POST", b"/v1/embeddings", []), b'{"model":"openai/e"}', registry=registry)
     assert decided.path == b"/llm/v1/embeddings"
 
 
@@ -423,7 +433,7 @@ def test_unknown_and_ambiguous_models() -> None:
     with pytest.raises(ModelAmbiguous):
         _plan("POST /v1/chat/completions", {"model": "gpt-5"})
     with pytest.raises(ProviderUnknown):
-        plan(route(b"POST", b"/openai/v1/embeddings", []), b'{"model":"x"}', JSON, Registry([MINE]))
+        _decided(route(b"POST", b"/openai/v1/embeddings", []), b'{"model":"x"}', registry=Registry([MINE]))
 
 
 @given(st.binary(max_size=60) | _VALUES.map(lambda value: json.dumps(value).encode()))

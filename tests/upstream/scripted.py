@@ -58,7 +58,10 @@ class Sink:
         self.events.append("response")
         self.status, self.headers = status, headers
 
-    def on_data(self, data: bytes) -> None:
+    def on_wait(self) -> None:
+        assert self.events[-1] == "response"
+
+    def on_data(self, data: bytes, ended: bool) -> None:  # noqa: FBT001
         assert data
         self.events.append("data")
         self.body += data

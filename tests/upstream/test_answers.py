@@ -233,7 +233,7 @@ async def test_a_sink_that_raises_loses_its_connection_and_nobody_elses(serve: S
     loop.set_exception_handler(lambda _, context: seen.append(context))
 
     class Broken(Sink):
-        def on_data(self, data: bytes) -> None:
+        def on_data(self, data: bytes, ended: bool) -> None:  # noqa: FBT001
             raise ZeroDivisionError
 
     sink = Broken()

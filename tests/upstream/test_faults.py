@@ -172,7 +172,10 @@ class Bounded(Sink):
             assert not {0, 10, 13} & set(name + value)
         self.events.append("response")
 
-    def on_data(self, data: bytes) -> None:
+    def on_wait(self) -> None:
+        assert self.events[-1] == "response"
+
+    def on_data(self, data: bytes, ended: bool) -> None:  # noqa: FBT001
         assert self.events[1] == "response"
         assert not self.ends
         assert data

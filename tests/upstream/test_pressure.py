@@ -27,8 +27,8 @@ async def test_a_paused_call_makes_the_provider_wait(serve: Serve, make_upstream
     upstream = make_upstream()
 
     class Pausing(Sink):
-        def on_data(self, data: bytes) -> None:
-            super().on_data(data)
+        def on_data(self, data: bytes, ended: bool) -> None:  # noqa: FBT001
+            super().on_data(data, ended)
             if len(self.body) == len(data):
                 call.pause_reading()
 

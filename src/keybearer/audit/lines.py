@@ -15,8 +15,7 @@ written as an escape, so that it can neither break a line nor play tricks on a t
 from __future__ import annotations
 
 from binascii import hexlify, unhexlify
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -46,6 +45,7 @@ Kind = Literal["use", "outcome", "open", "close", "manage"]
 
 _MOST = 2**63 - 1
 _ENTRY = b'%b%d,"x":"%b","d":"%b","h":"%b","line":%b}\n'
+_UNTIMED = b'{"request_id":"","at":0.0,'
 _encode = msgspec.json.Encoder().encode
 
 
@@ -182,11 +182,18 @@ def clean(text: str, limit: int) -> str:
 
 
 def use_line(record: UseRecord) -> bytes:
-    """Return the line of a use. On the hot path: one look at all its text, one pass of the encoder."""
-    text = f"{record.model}{record.workflow}{record.node}{record.client.user_agent}{record.provider}{record.operation}"
-    if len(text) > _SHORT or not text.isprintable():
-        record = _clean_use(record)
-    return b'{"kind":"use",' + _encode(record)[1:]
+    """Return the line of a use."""
+    return repeated_use_line(clean(record.request_id, REQUEST_ID), record.at, use_tail(record))
+
+
+def use_tail(record: UseRecord) -> bytes:
+    """Return the end of a use's line, which is the same for all uses that differ in request id and time only."""
+    return _encode(msgspec.structs.replace(_clean_use(record), request_id="", at=0.0)).removeprefix(_UNTIMED)
+
+
+def repeated_use_line(request_id: str, at: float, tail: bytes) -> bytes:
+    """Return the line of a use. ``tail`` is a ``use_tail``."""
+    return b'{"kind":"use","request_id":%b,"at":%b,%b' % (_encode(request_id), _encode(at), tail)
 
 
 def outcome_line(record: OutcomeRecord) -> bytes:
@@ -234,11 +241,21 @@ def entry_head(writer: UUID) -> bytes:
     return b'{"w":"%b","n":' % writer.hex.encode()
 
 
-def next_entry(head: bytes, seq: int, nonce: bytes, before: bytes, line: bytes) -> tuple[bytes, bytes]:
-    """Return the entry of ``line`` after the one whose ``h`` is ``before``: its own ``h``, and its bytes with the line feed."""
-    d = sha256(nonce + line).digest()
-    h = sha256(before + d).digest()
-    return h, _ENTRY % (head, seq, hexlify(nonce), hexlify(d), hexlify(h), line)
+def next_entries(head: bytes, seq: int, nonces: bytes, before: bytes, lines: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return the entries of ``lines`` that follow entry ``seq``, whose ``h`` is ``before``: the last ``h``, and all bytes.
+
+    ``nonces`` has ``NONCE_BYTES`` for each line. Each entry ends with its line feed.
+    """
+    entries: list[bytes] = []
+    at = 0
+    for line in lines:
+        nonce = nonces[at : at + NONCE_BYTES]
+        at += NONCE_BYTES
+        seq += 1
+        d = sha256(nonce + line).digest()
+        before = sha256(before + d).digest()
+        entries.append(_ENTRY % (head, seq, hexlify(nonce), hexlify(d), hexlify(before), line))
+    return before, b"".join(entries)
 
 
 def _clean_client(client: Client) -> Client:
@@ -246,9 +263,8 @@ def _clean_client(client: Client) -> Client:
 
 
 def _clean_use(record: UseRecord) -> UseRecord:
-    return replace(
+    return msgspec.structs.replace(
         record,
-        request_id=clean(record.request_id, REQUEST_ID),
         token_id=clean(record.token_id, TOKEN_ID),
         provider=clean(record.provider, PROVIDER),
         model=clean(record.model, MODEL),
@@ -261,12 +277,12 @@ def _clean_use(record: UseRecord) -> UseRecord:
 
 def _clean_outcome(record: OutcomeRecord) -> OutcomeRecord:
     usage = record.usage
-    return replace(
+    return msgspec.structs.replace(
         record,
         request_id=clean(record.request_id, REQUEST_ID),
         outcome=clean(record.outcome, USAGE_OUTCOME),
         cost_micro_usd=count(record.cost_micro_usd),
-        usage=Usage(**{part.name: _bounded(getattr(usage, part.name)) for part in fields(Usage)}),
+        usage=Usage(**{name: _bounded(getattr(usage, name)) for name in Usage.__struct_fields__}),
     )
 
 

@@ -33,7 +33,7 @@ Request = bytes | Sequence[bytes]
 class Sink(Protocol):
     """Who receives a response, called from the event loop.
 
-    The order is ``may_send`` · (``on_response`` · ``on_data``* · ``on_complete`` | ``on_failure``).
+    The order is ``may_send`` · (``on_response`` · ``on_wait``? · ``on_data``* · ``on_complete`` | ``on_failure``).
 
     ``may_send`` is called right before request bytes are written, once for each connection tried, possibly inside ``send``;
     it raises a ``KeybearerError`` to refuse. Everything else comes after ``send`` has returned. ``on_failure`` may come at
@@ -49,7 +49,11 @@ class Sink(Protocol):
         come until ``on_complete``.
         """
 
-    def on_data(self, data: bytes) -> None: ...
+    def on_wait(self) -> None:
+        """The head is all there is for now."""
+
+    def on_data(self, data: bytes, ended: bool) -> None:  # noqa: FBT001  # the seam's shape
+        """``ended``: nothing comes after it but ``on_complete``. Where only the connection's end ends the body, nobody can tell."""
 
     def on_complete(self) -> None: ...
 
@@ -216,15 +220,19 @@ class Connection(asyncio.Protocol):
         except UpstreamMalformed as error:
             self.shut(error)
             return
-        if not was_answered and reader.status:
+        is_complete = reader.is_complete
+        is_begun = not was_answered and reader.status
+        if is_begun:
             call.sink.on_response(reader.status, reader.headers)
-        if reader.pieces:
-            pieces = reader.pieces
+        pieces = reader.pieces
+        if pieces:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             if not call.is_ended:
-                call.sink.on_data(body)
-        if reader.is_complete and not call.is_ended:
+                call.sink.on_data(body, is_complete)
+        elif is_begun and not (is_complete or call.is_ended):
+            call.sink.on_wait()
+        if is_complete and not call.is_ended:
             self._finish(call)
 
     def eof_received(self) -> bool:

@@ -77,7 +77,19 @@ class Wanted(NamedTuple):
 class Ready:
     """A key, ready to be sent to one target for one token: header bytes and receipt are made once."""
 
-    __slots__ = ("auth_name", "credential", "defaults", "head", "is_dropped", "lines", "provider", "receipt", "target", "until")
+    __slots__ = (
+        "__weakref__",
+        "auth_name",
+        "credential",
+        "defaults",
+        "head",
+        "is_dropped",
+        "lines",
+        "provider",
+        "receipt",
+        "target",
+        "until",
+    )
 
     def __init__(self, credential: Credential, target: Target, head: SecretBytes, *, until: float) -> None:
         self.credential = credential

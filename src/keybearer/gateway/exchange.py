@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
+from keybearer.audit.lines import repeated_use_line
 from keybearer.catalog import Registry
 from keybearer.domain import Client, Grant, OutcomeRecord, Usage, UseRecord
 from keybearer.errors import (
@@ -29,10 +30,10 @@ from keybearer.errors import (
 from keybearer.gateway import dialect
 from keybearer.gateway.allowance import check_address, check_model, check_scope
 from keybearer.gateway.answer import CONTINUE, answer, error_headers
-from keybearer.gateway.credentials import Admission, Ready, Wanted
+from keybearer.gateway.course import Course, key_of
+from keybearer.gateway.credentials import Admission, Ready, Wanted, now
 from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
-from keybearer.gateway.forwarded import Request, forwarded_request
-from keybearer.gateway.plan import Plan, Route, dialect_of, plan, route
+from keybearer.gateway.plan import Document, Plan, compose, dialect_of, plan, read, route
 from keybearer.gateway.relay import CLIENT_GONE, NO_USAGE, Relay
 from keybearer.gateway.request import Head, refuse_token_in_target
 from keybearer.gateway.turns import Connection
@@ -43,6 +44,8 @@ log = logging.getLogger("keybearer.gateway")
 _ATTEMPTS = 8
 """Times that ``proceed`` may begin anew before the server owns up to being overtaken by changes."""
 _RETRY_SECONDS = 0.25
+_COURSES = 16
+"""Courses kept for one head of one connection."""
 
 
 class _Wait(Exception):  # no error: how a step says what it needs
@@ -57,16 +60,20 @@ class Exchange:
 
     __slots__ = (
         "_attempts",
+        "_course",
         "_fault",
         "_head",
+        "_hides_usage",
         "_is_admitted",
         "_is_over",
         "_is_received",
         "_is_started",
         "_is_waiting",
+        "_length",
         "_parts",
         "_relay",
-        "_route",
+        "_sent",
+        "_use_at",
         "buffered",
         "connection",
         "is_head",
@@ -81,7 +88,8 @@ class Exchange:
         "used_at",
     )
 
-    def __init__(self, connection: Connection, head: Head, fault: KeybearerError | None = None) -> None:
+    def __init__(self, connection: Connection, head: Head, length: int | None, fault: KeybearerError | None = None) -> None:
+        """``length``: the body's, as declared; ``None``: chunked. ``fault``: what it is to be refused with, when its turn comes."""
         self.connection = connection
         self.plane = connection.plane
         self.request_id = self.plane.request_id()
@@ -92,13 +100,20 @@ class Exchange:
         self.used_at = 0.0
         """Unix time of the journal's line; 0: no use is on record that wants an outcome."""
         self.buffered = 0
-        self.keep_alive = head.fields.keep_alive
-        self.is_http10 = head.fields.is_http10
+        fields = head.fields
+        self.keep_alive = fields.keep_alive
+        self.is_http10 = fields.is_http10
         self.is_head = head.method == b"HEAD"
         self._head = head
+        self._length = length
         self._fault = fault
-        self._route: Route | None = None
         self._parts: list[bytes] = []
+        self._course: Course | None = None
+        self._sent = b""
+        """The body that goes to the provider, until it has gone."""
+        self._hides_usage = False
+        self._use_at = 0.0
+        """``used_at``, from the moment the journal has been told."""
         self._relay: Relay | None = None
         self._attempts = 0
         self._is_started = False
@@ -110,23 +125,24 @@ class Exchange:
     # --- the six steps --------------------------------------------------------------------------------------------------
 
     def proceed(self) -> None:
-        """From the token to the provider; step 6, meter, settle and note the outcome, is ``Relay``'s."""
+        """From the token to the journal, which calls ``depart``; step 6, meter, settle and note the outcome, is ``Relay``'s."""
         try:
             admission = self._authenticate()
             if not self._is_received:
                 self._take_body()
                 return
-            planned = self._plan(admission)
-            if planned.provider is None:
-                self._answer_locally(admission.grant)
-                return
-            ready = self._credentials(admission, Wanted(planned.provider, planned.dialect, planned.model))
-            request = forwarded_request(planned, ready, self._head.fields.forwarded)
-            seq = self._note_use(admission.grant, planned, ready)
-            if self.plane.journal.needs_wait:
-                self._wait(self._forward_when_durable(seq, planned, ready, request))
-            else:
-                self._forward(planned, ready, request)
+            document = self._read()
+            course = self._head.courses.get(key_of(document))
+            ready = course.ready() if course is not None and course.admission is admission else None
+            if course is None or ready is None or ready.is_stale():
+                planned = self._plan(admission, document)
+                if planned.provider is None:
+                    self._answer_locally(admission.grant)
+                    return
+                ready = self._credentials(admission, Wanted(planned.provider, planned.dialect, planned.model))
+                course = self._set_course(admission, planned, ready, document)
+            self._sent, self._hides_usage = compose(course.plan, self._body(), document)
+            self._note_use(course, ready)
         except _Wait as wait:
             self._wait(self._proceed_after(wait.work))
         except KeybearerError as error:
@@ -139,6 +155,9 @@ class Exchange:
         plane, head = self.plane, self._head
         if not plane.feed.is_trusted():
             raise _Wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
+        admission = head.admission
+        if admission is not None and not admission.is_dropped and admission.until > now():
+            return admission  # found to be so before, for this very head on this very connection
         refuse_token_in_target(head.target)
         fields = head.fields
         admission = plane.credentials.admission(fields.digest)
@@ -147,18 +166,26 @@ class Exchange:
         check_scope(admission.grant, fields.acts_as)
         if admission.networks:
             check_address(admission.networks, self._client().ip)
-        if self._route is None:
-            self._route = route(head.method, head.target, fields.headers)
+        if head.route is None:
+            head.route = route(head.method, head.target, fields.headers)
+        head.admission = admission
+        head.courses.clear()
         return admission
 
-    def _plan(self, admission: Admission) -> Plan:
-        """2. Which provider, which model, what bytes; all of them allowed to this token."""
+    def _read(self) -> Document | None:
+        """2. What the body says of it: model and stream."""
+        head = self._head
+        if head.route is None:
+            raise Unavailable
+        return read(head.route, self._body(), head.fields.content_type)
+
+    def _plan(self, admission: Admission, document: Document | None) -> Plan:
+        """2. Which provider, which model, which path; all of them allowed to this token."""
         grant, credentials = admission.grant, self.plane.credentials
         self.registry = credentials.registry(grant.user_id)
-        if self.registry is None or self._route is None:
+        if self.registry is None or self._head.route is None:
             raise _Wait(credentials.fill_registry(grant.user_id))
-        planned = plan(self._route, self._body(), self._head.fields.content_type, self.registry)
-        self.model = planned.model
+        planned = plan(self._head.route, document, self.registry)
         if planned.provider is not None:
             check_model(grant, planned.provider, planned.model, planned.operation)
         return planned
@@ -170,44 +197,73 @@ class Exchange:
             raise _Wait(credentials.fill_frozen())
         if credentials.is_frozen:
             raise Frozen
-        self.ready = ready = credentials.ready(admission, wanted)
+        ready = credentials.ready(admission, wanted)
         if ready is None:
             raise _Wait(credentials.fill_ready(admission, wanted))
+        ready.check_egress()
         return ready
 
-    def _note_use(self, grant: Grant, planned: Plan, ready: Ready) -> int:
-        """4. The journal's line, before the key leaves. Raises ``JournalFailed``: then it does not."""
-        fields, credential = self._head.fields, ready.credential
-        used_at = time.time()
-        seq = self.plane.journal.use(
-            UseRecord(
-                request_id=self.request_id,
-                at=used_at,
-                user_id=grant.user_id,
-                token_id=grant.token_id,
-                secret_id=credential.secret_id,
-                secret_version=credential.secret_version,
-                owner=credential.owner,
-                source=credential.source,
-                provider=ready.provider,
-                model=planned.model,
-                operation=planned.operation,
-                streamed=planned.streamed,
-                workflow=fields.workflow,
-                node=fields.node,
-                client=fields.client or self._client(),
-            )
+    def _set_course(self, admission: Admission, planned: Plan, ready: Ready, document: Document | None) -> Course:
+        """For this call and those that look like it."""
+        head, grant, credential = self._head, admission.grant, ready.credential
+        use = UseRecord(
+            request_id="",
+            at=0.0,
+            user_id=grant.user_id,
+            token_id=grant.token_id,
+            secret_id=credential.secret_id,
+            secret_version=credential.secret_version,
+            owner=credential.owner,
+            source=credential.source,
+            provider=ready.provider,
+            model=planned.model,
+            operation=planned.operation,
+            streamed=planned.streamed,
+            workflow=head.fields.workflow,
+            node=head.fields.node,
+            client=self._client(),
         )
-        self.used_at = used_at
-        return seq
+        course = Course(admission, planned, ready, head.fields.forwarded, use)
+        if len(head.courses) >= _COURSES:
+            head.courses.clear()
+        head.courses[key_of(document)] = course
+        return course
 
-    def _forward(self, planned: Plan, ready: Ready, request: Request) -> None:
+    def _note_use(self, course: Course, ready: Ready) -> None:
+        """4. The journal's line, before the key leaves; then ``depart``, or ``stay``."""
+        self._course = course
+        self.ready = ready
+        self.model = course.plan.model
+        self._use_at = time.time()
+        self.plane.journal.depart(repeated_use_line(self.request_id, self._use_at, course.use_tail), self)
+
+    def depart(self, seq: int) -> None:
+        """The use is on record as entry ``seq``."""
+        self.used_at = self._use_at
+        if self._is_over:  # the client left meanwhile: the key stays here
+            self.note_outcome(CLIENT_GONE, "aborted")
+        elif self.plane.journal.needs_wait:
+            self._wait(self._forward_when_durable(seq))
+        else:
+            self._forward()
+
+    def stay(self, error: KeybearerError) -> None:
+        """The use could not be recorded."""
+        self.refuse(error)
+
+    def _forward(self) -> None:
         """5. To the provider; the answer comes to the relay, which does step 6."""
-        ready.check_egress()
-        relay = self._relay = Relay(self, planned)
-        relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self.is_head)
-        if self.connection.is_write_paused:
-            relay.pause()
+        course, ready = self._course, self.ready
+        if course is None or ready is None:
+            return
+        try:
+            relay = self._relay = Relay(self, course.plan, hides_usage=self._hides_usage)
+            request, self._sent = course.request(ready, self._sent), b""
+            relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self.is_head)
+            if self.connection.is_write_paused:
+                relay.pause()
+        except Exception as error:  # noqa: BLE001  # as in proceed
+            self._fail(error)
 
     # --- the body -------------------------------------------------------------------------------------------------------
 
@@ -215,7 +271,7 @@ class Exchange:
         """The caller is known and the route exists: now the body is welcome, up to the route's limit."""
         self._is_admitted = True
         limit = self._body_limit()
-        declared = self._head.length
+        declared = self._length
         if (declared is not None and declared > limit) or self.buffered > limit:
             raise _too_large(limit)
         if self._head.fields.expects_continue and not self.buffered:
@@ -224,8 +280,9 @@ class Exchange:
 
     def _body_limit(self) -> int:
         limit = self.plane.body_limit
-        if self._route is not None and self._route.body_limit is not None:
-            limit = min(limit, self._route.body_limit)
+        route = self._head.route
+        if route is not None and route.body_limit is not None:
+            limit = min(limit, route.body_limit)
         return limit
 
     def _body(self) -> bytes:
@@ -256,16 +313,17 @@ class Exchange:
         if not self._is_over:
             self._again()
 
-    async def _forward_when_durable(self, seq: int, planned: Plan, ready: Ready, request: Request) -> None:
+    async def _forward_when_durable(self, seq: int) -> None:
         try:
             await self.plane.journal.durable(seq)
-            self._is_waiting = False
-            if not self._is_over:
-                self._forward(planned, ready, request)
         except KeybearerError as error:
             self.refuse(error)
         except Exception as error:  # noqa: BLE001  # as in proceed
             self._fail(error)
+        else:
+            self._is_waiting = False
+            if not self._is_over:
+                self._forward()
 
     def _again(self) -> None:
         if self._attempts > _ATTEMPTS:
@@ -282,7 +340,7 @@ class Exchange:
     def restart(self) -> None:
         """The key did not leave, because trust was lost or something changed: that use ends refused, and a new one may begin."""
         self.note_outcome(TrustLost.status, "refused")
-        self._relay = self.ready = None
+        self._relay = self.ready = self._course = None
         self.request_id = self.plane.request_id()
         self._attempts += 1
         self._again()
@@ -332,7 +390,8 @@ class Exchange:
     def _end(self) -> None:
         self._is_over = True
         self.release_body()
-        self.ready = self._relay = None  # no reference cycle is left for the collector
+        self.ready = self._relay = self._course = None  # no reference cycle is left for the collector
+        self._sent = b""
 
     def release_body(self) -> None:
         """The request's body is no longer held."""
@@ -393,6 +452,22 @@ class Exchange:
             if self._is_waiting:
                 self.connection.flow.pause_reading()
 
+    def take(self, body: bytes) -> None:
+        """The whole request has come in one piece, and it is its turn."""
+        self._is_started = self._is_received = True
+        try:
+            if self._fault is not None:
+                raise self._fault
+            if len(body) > self._body_limit():
+                raise _too_large(self._body_limit())
+            self.plane.budget.take(len(body))
+        except KeybearerError as error:
+            self.refuse(error)
+            return
+        self.buffered = len(body)
+        self._parts = [body]
+        self.proceed()
+
     def on_end(self) -> None:
         self._is_received = True
         if self._is_started and not self._is_waiting and not self._is_over:
@@ -439,8 +514,8 @@ class Exchange:
         return fields.client
 
     def _dialect(self) -> str:
-        if self._route is not None:
-            return self._route.dialect
+        if self._head.route is not None:
+            return self._head.route.dialect
         return dialect_of(self._head.target, self._head.fields.headers)
 
 

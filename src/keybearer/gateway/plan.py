@@ -1,4 +1,8 @@
-"""One request, decided: which provider, which API, which model, what bytes. Pure: values in, a ``Plan`` or an error out."""
+"""One request, decided: which provider, which API, which model, what bytes. Pure: values in, a ``Plan`` or an error out.
+
+``read`` takes from the body what decides, ``plan`` decides, ``compose`` gives the body that goes on. A plan knows nothing of the body
+but that: all requests to one route that name the same model, streamed or not, have the same plan.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,11 @@ from keybearer.errors import FieldError, Invalid, InvalidRequest, ModelUnknown, 
 from keybearer.gateway.body import Document, check_object, rename_inside
 from keybearer.gateway.paths import Headers, Route, dialect_of, is_gateway_path, route
 
-__all__ = ["Headers", "Plan", "Route", "dialect_of", "is_gateway_path", "plan", "route"]
+__all__ = ["Document", "Headers", "Plan", "Route", "compose", "dialect_of", "is_gateway_path", "plan", "read", "route"]
 
 _JSON_TYPES: Final = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
 _JSON_TYPE: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*"?utf-?8"?[ \t]*)?;?[ \t]*', re.IGNORECASE)
+_NAMED_INSIDE: Final = frozenset({"embedContent", "batchEmbedContents", "countTokens"})  # their bodies repeat the path's model
 _ASKABLE: Final = frozenset({"chat.completions", "completions"})  # where OpenAI defines stream_options.include_usage
 
 
@@ -29,77 +34,70 @@ class Plan(msgspec.Struct, frozen=True):
     provider: Provider | None
     """``None`` where the gateway answers itself (``local``)."""
     api: Api | None
+    asked: str
+    """The model as the client names it; empty where the request names none."""
     model: str
-    """As the provider names it; empty where the request names none."""
+    """As the provider names it."""
     streamed: bool
     path: bytes
     """The upstream request target: path and query."""
-    body: bytes
-    hide_usage: bool
-    """The client did not ask for the usage event that the stream will end with: take it out (``dialect.UsageHider``)."""
+    asks_usage: bool
+    """The provider must be asked for the usage event at the stream's end."""
     local: Literal["models"] | None = None
 
 
-def plan(route: Route, body: bytes, content_type: bytes, registry: Registry) -> Plan:
-    """Decide one request. ``body`` is whole, ``content_type`` the header's value (empty: none).
+def read(route: Route, body: bytes, content_type: bytes) -> Document | None:
+    """What decides in a body, where something does. ``body`` is whole, ``content_type`` the header's value (empty: none).
 
-    Raises ``InvalidJson``, ``UnsupportedMediaType``, ``Invalid``, ``InvalidRequest``, ``ModelUnknown``, ``ModelAmbiguous``.
+    Raises ``InvalidJson``, ``UnsupportedMediaType``, ``Invalid``, ``InvalidRequest``.
     """
-    if route.needs_body:
-        if content_type not in _JSON_TYPES:
-            _check_content_type(content_type)
-    elif body:
-        raise InvalidRequest("This request takes no body.", hint="Send it without a body.")
-    if route.is_local:
-        return Plan(route.dialect, route.operation, route.method, None, None, "", False, b"", b"", False, "models")
-    if route.model is not None:
-        return _plan_by_path(route, body, registry, route.model)
     if not route.needs_body:
-        provider, api = _api(route, registry.get(route.provider or OPENAI))
-        return _sent(route, provider, api, "", body)
-    return _plan_by_body(route, body, registry)
+        if body:
+            raise InvalidRequest("This request takes no body.", hint="Send it without a body.")
+        return None
+    if content_type not in _JSON_TYPES:
+        _check_content_type(content_type)
+    if route.model is None:
+        return Document(body)
+    check_object(body)
+    return None
 
 
-def _plan_by_body(route: Route, body: bytes, registry: Registry) -> Plan:
-    """The model stands in the body: OpenAI's and Anthropic's operations."""
-    document = Document(body)
-    name = document.head.model
+def plan(route: Route, document: Document | None, registry: Registry) -> Plan:
+    """Decide one request. ``document``: what ``read`` gave. Raises ``ModelUnknown``, ``ModelAmbiguous``, ``Invalid``."""
+    if route.is_local:
+        return Plan(route.dialect, route.operation, route.method, None, None, "", "", False, b"", False, "models")
+    name = route.model if document is None else document.head.model
     if isinstance(name, str):
         found, model = registry.locate(name, route.provider)
-    elif route.needs_model:
+    elif route.needs_body and route.needs_model:
         raise Invalid("The body names no model.", fields=(FieldError("model", "is missing"),))
     else:
-        found, model = registry.get(route.provider or OPENAI), ""
+        found, name, model = registry.get(route.provider or OPENAI), "", ""
     provider, api = _api(route, found)
-    if isinstance(name, str) and model != name:
-        document.rename(model)
-    return _sent(route, provider, api, model, document)
-
-
-def _plan_by_path(route: Route, body: bytes, registry: Registry, name: str) -> Plan:
-    """The model stands in the path: Gemini's operations, and one model's description."""
-    found, model = registry.locate(name, route.provider)
-    provider, api = _api(route, found)
-    if route.needs_body:
-        check_object(body)
-        if model != name and route.operation in {"embedContent", "batchEmbedContents", "countTokens"}:
-            body = rename_inside(body, name, model)
-    return _sent(route, provider, api, model, body)
-
-
-def _sent(route: Route, provider: Provider, api: Api, model: str, body: bytes | Document) -> Plan:
-    streamed, hide_usage = route.streamed, False
-    if isinstance(body, Document):
-        streamed = body.head.stream is True
-        if streamed and api.asks_usage and route.operation in _ASKABLE:
-            hide_usage = body.ask_usage()
-        body = body.spliced()
+    streamed = route.streamed if document is None else document.head.stream is True
     path = provider.roots[api.dialect] + route.suffix
     if route.model is not None:
         path += quote(model, safe="/:@").encode("ascii") + route.tail
     if route.query:
         path += b"?" + route.query
-    return Plan(route.dialect, route.operation, route.method, provider, api, model, streamed, path, body, hide_usage)
+    asks_usage = streamed and api.asks_usage and route.operation in _ASKABLE
+    return Plan(route.dialect, route.operation, route.method, provider, api, name, model, streamed, path, asks_usage)
+
+
+def compose(planned: Plan, body: bytes, document: Document | None) -> tuple[bytes, bool]:
+    """The body that goes on, and whether the stream will end with a usage event that the client did not ask for.
+
+    Such an event is taken out on the way back (``dialect.UsageHider``). Raises ``Invalid``.
+    """
+    if document is None:
+        if planned.model != planned.asked and planned.operation in _NAMED_INSIDE:
+            body = rename_inside(body, planned.asked, planned.model)
+        return body, False
+    if planned.model != planned.asked:
+        document.rename(planned.model)
+    hide_usage = planned.asks_usage and document.ask_usage()
+    return document.spliced(), hide_usage
 
 
 def _api(route: Route, provider: Provider) -> tuple[Provider, Api]:

@@ -141,7 +141,9 @@ class _Answer:
     def on_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:  # noqa: ARG002  # the seam's shape
         self.status = status
 
-    def on_data(self, data: bytes) -> None:
+    def on_wait(self) -> None: ...
+
+    def on_data(self, data: bytes, ended: bool) -> None:  # noqa: ARG002, FBT001  # the seam's shape
         self.body += data
         if len(self.body) > MAX_BODY_BYTES and not self.done.done():
             self.done.set_exception(UpstreamMalformed(f"The provider's answer is longer than {MAX_BODY_BYTES} bytes."))

@@ -28,10 +28,10 @@ from uvicorn.server import ServerState
 from keybearer.errors import InvalidRequest, KeybearerError, Overloaded, RequestTimeout, TooLarge
 from keybearer.gateway.answer import dialect_error, problem
 from keybearer.gateway.exchange import Exchange
-from keybearer.gateway.fields import Fields, Headers
+from keybearer.gateway.fields import Headers
 from keybearer.gateway.plan import dialect_of, is_gateway_path
 from keybearer.gateway.plane import Plane
-from keybearer.gateway.request import Head, read_head
+from keybearer.gateway.request import Head, Spelling, read_head
 from keybearer.gateway.turns import AsgiTurn, Http10Cycle, Refusal, Turn
 
 log = logging.getLogger("keybearer.gateway")
@@ -39,6 +39,8 @@ log = logging.getLogger("keybearer.gateway")
 NEVER = math.inf
 _READ_BYTES = 384 * 1024
 """More than one read (256 kB on uvloop) and the headers' limit together: so much without an end of headers is too much."""
+_WHOLE_BYTES = 64 * 1024
+"""Requests up to this size are recognised by their head's spelling; larger ones come in pieces anyway."""
 _RAW_OVERHEAD = 512 * 1024
 """Bytes of chunk framing and trailers that a request may have beyond eight per byte of its body."""
 
@@ -64,8 +66,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self.peer = ""
         self.turns: deque[Turn] = deque()
         self.receiving: Turn | None = None
-        self.fields: Fields | None = None
-        """What the last request's headers said."""
+        self.head: Head | None = None
+        """The last request's."""
+        self.spelling: Spelling | None = None
+        """How ``head`` was spelled, where it was the gateway's and came a second time."""
         self.is_in_head = False
         self._is_last_queued = False
         self.is_stopped = False  # nothing more is parsed
@@ -157,6 +161,15 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.is_stopped:
             self._discard(data)
             return
+        is_between = not (self.turns or self.is_in_head or self.is_discarding or self.receiving)
+        if is_between and self.spelling is not None and self._take(self.spelling, data):
+            return
+        known, self.spelling = self.head, None
+        self._parse(data)
+        if is_between and known is self.head and known is not None and not self.is_stopped:
+            self._learn(known, data)
+
+    def _parse(self, data: bytes) -> None:
         self.raw_bytes += len(data)
         self.chunk_bytes = len(data)
         try:
@@ -172,6 +185,23 @@ class GatewayProtocol(HttpToolsProtocol):
             self._on_partial_body(len(data))
         elif self.is_discarding:
             self._discard(data)
+
+    def _learn(self, head: Head, data: bytes) -> None:
+        """The same head came twice in a row: remember how it is spelled."""
+        fields = head.fields
+        if head.admission is not None and fields.keep_alive and not fields.expects_continue and len(data) <= _WHOLE_BYTES:
+            self.spelling = Spelling.of(data, self.body_bytes)
+
+    def _take(self, spelling: Spelling, data: bytes) -> bool:
+        """Whether ``data`` is one whole request with the head that came before, nothing else being under way: then it is acted on."""
+        head, body = self.head, spelling.body(data) if len(data) <= _WHOLE_BYTES else None
+        if head is None or body is None:
+            return False
+        self.read_due = NEVER
+        turn = Exchange(self, head, len(body), Overloaded(retry_after=1.0) if self.is_overloaded() else None)
+        self.turns.append(turn)
+        turn.take(body)
+        return True
 
     def _head_is_too_large(self) -> bool:
         """Exact where it matters: the pieces are added up only if what has arrived could be too much."""
@@ -264,9 +294,8 @@ class GatewayProtocol(HttpToolsProtocol):
             if self._head_is_too_large():
                 raise _head_too_large(self.plane.limits.head_bytes)
             first = parser.get_method(), parser.get_http_version(), self.url
-            head = read_head(first, self.headers, self.fields, self.plane.limits)
-            self.fields = head.fields
-            turn = self._turn_for(head)
+            head = self.head = read_head(first, self.headers, self.head, self.plane.limits)
+            turn = self._turn_for(head, head.fields.read_length(self.headers))
         except KeybearerError as error:
             self._refuse(error, self.url)
             raise _StopParsing from None
@@ -296,20 +325,20 @@ class GatewayProtocol(HttpToolsProtocol):
 
     # --- the queue ------------------------------------------------------------------------------------------------------
 
-    def _turn_for(self, head: Head) -> Turn:
+    def _turn_for(self, head: Head, length: int | None) -> Turn:
         """Who answers this request. Raises what refuses it."""
         if is_gateway_path(head.path):  # under any decoding: the ASGI app sees none of them
-            return Exchange(self, head, Overloaded(retry_after=1.0) if self.is_overloaded() else None)
+            return Exchange(self, head, length, Overloaded(retry_after=1.0) if self.is_overloaded() else None)
         limit = self.plane.limits.api_body_bytes
-        if head.length is not None and head.length > limit:
+        if length is not None and length > limit:
             raise TooLarge(f"The body is larger than {limit} bytes.")
-        return self._asgi_turn(head)
+        return self._asgi_turn(head, length)
 
-    def _asgi_turn(self, head: Head) -> AsgiTurn:
+    def _asgi_turn(self, head: Head, length: int | None) -> AsgiTurn:
         app: ASGI3Application = service_unavailable if self.is_overloaded() else self.app
         cycle_class = Http10Cycle if head.fields.is_http10 else RequestResponseCycle
         cycle = cycle_class(
-            scope=self._scope(head),
+            scope=self._scope(head, length),
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,
@@ -323,7 +352,7 @@ class GatewayProtocol(HttpToolsProtocol):
         )
         return AsgiTurn(self, head, cycle, app)
 
-    def _scope(self, head: Head) -> HTTPScope:
+    def _scope(self, head: Head, length: int | None) -> HTTPScope:
         """The ASGI scope as the base builds it, with the client's address and scheme from declared proxies only."""
         proxies, fields = self.plane.proxies, head.fields
         scheme, client = self.scheme, self.client
@@ -339,7 +368,7 @@ class GatewayProtocol(HttpToolsProtocol):
             "client": client,
             "scheme": scheme or "http",
             "root_path": self.root_path,
-            "headers": head.headers(),
+            "headers": head.headers(length),
             "state": self.app_state.copy(),
             "method": head.method.decode("ascii"),
             "path": self.root_path + urllib.parse.unquote(head.path.decode("ascii")),

@@ -1,10 +1,9 @@
 """The way back: a provider's answer to the client, byte for byte as it comes; then meter, settle, note the outcome.
 
-A ``Relay`` is the ``Sink`` of one upstream call, which has taken cookies, hop-by-hop and ``x-keybearer-*`` headers out. The head is
-held until the end of the callback it came in, so that head and body leave in one write when both are at hand. What is not relayed as
-it came: errors, which are scrubbed of the key, and the usage event that the client did not ask for. A stream that breaks off between
-two events ends with an error event in the dialect's own shape, and the connection is closed without the last chunk, so that nobody
-takes it for whole.
+A ``Relay`` is the ``Sink`` of one upstream call, which has taken cookies, hop-by-hop and ``x-keybearer-*`` headers out. Head, body and
+the end of the body leave in one write when they come together: a write is a system call. What is not relayed as it came: errors,
+which are scrubbed of the key, and the usage event that the client did not ask for. A stream that breaks off between two events ends
+with an error event in the dialect's own shape, and the connection is closed without the last chunk, so that nobody takes it for whole.
 """
 
 from __future__ import annotations
@@ -57,14 +56,14 @@ class Relay:
         "call",
     )
 
-    def __init__(self, exchange: Exchange, planned: Plan) -> None:
+    def __init__(self, exchange: Exchange, planned: Plan, *, hides_usage: bool) -> None:
         self.call: Call | None = None
         """Set by the exchange as soon as ``send`` returns; nothing but ``may_send`` is called before."""
         self._exchange = exchange
-        self._dialect = planned.dialect  # not the plan itself: it holds the request's body
+        self._dialect = planned.dialect
         self._operation = planned.operation
         self._meter: Meter | None = Meter(planned.dialect, planned.operation, planned.streamed)
-        self._filter: UsageHider | Scrubber | None = UsageHider() if planned.hide_usage else None
+        self._filter: UsageHider | Scrubber | None = UsageHider() if hides_usage else None
         self._head = b""
         """The answer's head, as long as it is not written."""
         self._status = 0
@@ -98,24 +97,27 @@ class Relay:
         elif exchange.ready is not None:
             self._begin_error(status, headers, exchange.ready.credential)
 
-    def on_data(self, data: bytes) -> None:
+    def on_wait(self) -> None:
+        head, self._head = self._head, b""
+        self._exchange.connection.write(head)
+
+    def on_data(self, data: bytes, ended: bool) -> None:  # noqa: FBT001  # the seam's shape
         if self._meter is not None:
             self._meter.feed(data)
         if self._filter is not None:
             data = self._filter.feed(data)
-        if data:
-            self._write(data)
+            if ended:
+                data += self._filter.finish()
+                self._filter = None
+        if data or ended:
+            self._write(data, ended=ended)
 
     def on_complete(self) -> None:
         exchange = self._exchange
         rest = self._filter.finish() if self._filter is not None else b""
-        if rest:
-            self._write(rest)
+        if rest or self._head or self._is_chunked:
+            self._write(rest, ended=True)
         self._is_over = True
-        last = b"0\r\n\r\n" if self._is_chunked else b""
-        if self._head or last:
-            head, self._head = self._head, b""
-            exchange.connection.write(head + last)
         self._settle("ok" if self._status < _FIRST_ERROR else "upstream_error")
         exchange.finish(keep_alive=exchange.keep_alive)
 
@@ -183,7 +185,6 @@ class Relay:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self._head = b"".join(lines)
-        exchange.connection.loop.call_soon(self._flush)
 
     def _begin_error(self, status: int, headers: Headers, credential: Credential) -> None:
         """A provider's error: it may quote the key, and says nothing of what was used."""
@@ -201,21 +202,22 @@ class Relay:
         self._meter = None
         self._begin(status, [(name, scrubber.whole(value)) for name, value in headers])
 
-    def _flush(self) -> None:
-        """The body is not at hand yet: the head goes alone."""
-        if self._head and not self._is_over:
-            head, self._head = self._head, b""
-            self._exchange.connection.write(head)
-
-    def _write(self, data: bytes) -> None:
-        self._has_written = True
-        head = self._head
-        if head:
-            self._head = b""
+    def _write(self, data: bytes, *, ended: bool = False) -> None:
+        head, self._head = self._head, b""
         if self._is_chunked:
-            self._exchange.connection.write(b"%b%x\r\n%b\r\n" % (head, len(data), data))
+            if data:
+                self._has_written = True
+                data = b"%b%x\r\n%b\r\n" % (head, len(data), data)
+            else:
+                data = head
+            if ended:
+                self._is_chunked = False
+                data += b"0\r\n\r\n"
         else:
-            self._exchange.connection.write(head + data if head else data)
+            self._has_written = True
+            data = head + data if head else data
+        if data:
+            self._exchange.connection.write(data)
 
     def _break_off(self, error: KeybearerError, outcome: str) -> None:
         """The answer has begun and cannot be finished."""

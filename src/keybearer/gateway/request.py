@@ -9,40 +9,52 @@ Transfer-Encoding on HTTP/1.0, Upgrade, and sizes (RFC 9112 §3, §5, §6). Test
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from keybearer.errors import CredentialsConflict, InvalidRequest, TooLarge
 from keybearer.gateway.fields import Fields, Headers
 from keybearer.gateway.limits import Limits
+from keybearer.gateway.paths import Route
+
+if TYPE_CHECKING:
+    from keybearer.gateway.course import Course, CourseKey
+    from keybearer.gateway.credentials import Admission
 
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*\Z")  # origin form, no fragment
 _TOKEN = re.compile(rb"kb_[0-9A-Za-z]{12}_[0-9A-Za-z]")
 
 
 class Head:
-    """One request's head after the checks. Nothing changes it after headers-complete: trailers never reach it."""
+    """A request's head after the checks, all but the body's length. Nothing changes what it says: trailers never reach it.
 
-    __slots__ = ("fields", "length", "method", "path", "query", "target")
+    Programs send the same head over and over, so a connection keeps the last one, and with it what the gateway found out for it:
+    which token this is, where its calls go. None of that is secret, and none is followed without a look at whether it still holds.
+    """
 
-    def __init__(self, method: bytes, target: bytes, fields: Fields, length: int | None) -> None:
+    __slots__ = ("admission", "courses", "fields", "method", "path", "query", "route", "target")
+
+    def __init__(self, method: bytes, target: bytes, fields: Fields) -> None:
         self.method = method
         self.target = target
         self.path, _, self.query = target.partition(b"?")
         self.fields = fields
-        self.length = length
-        """Declared body length; ``None``: chunked."""
+        self.admission: Admission | None = None
+        self.route: Route | None = None
+        self.courses: dict[CourseKey, Course] = {}
 
-    def headers(self) -> Headers:
-        """All headers for the ASGI app, as its own list: names lower-cased, in the order sent."""
+    def headers(self, length: int | None) -> Headers:
+        """All headers for the ASGI app, as its own list: names lower-cased, in the order sent. ``length``: the body's, declared."""
         found = self.fields.headers.copy()
         if self.fields.length_at >= 0:
-            found[self.fields.length_at] = (b"content-length", b"%d" % (self.length or 0))
+            found[self.fields.length_at] = (b"content-length", b"%d" % (length or 0))
         return found
 
 
-def read_head(first: tuple[bytes, str, bytes], sent: Headers, known: Fields | None, limits: Limits) -> Head:
+def read_head(first: tuple[bytes, str, bytes], sent: Headers, known: Head | None, limits: Limits) -> Head:
     """The head of a request from what the parser gave. Raises ``InvalidRequest`` or ``TooLarge``.
 
-    ``first``: method, version, target; ``sent``: headers with names as sent; ``known``: what the last request's said.
+    ``first``: method, version, target; ``sent``: headers with names as sent; ``known``: the last request's, which is given again if
+    this one says the same.
     """
     method, version, target = first
     if version not in ("1.1", "1.0"):
@@ -54,8 +66,48 @@ def read_head(first: tuple[bytes, str, bytes], sent: Headers, known: Fields | No
     if _TARGET.match(target) is None or method == b"CONNECT":
         raise InvalidRequest("The request target must be a path: absolute, authority and asterisk form are not served.")
     is_http10 = version == "1.0"
-    fields = known if known is not None and known.says(sent, is_http10=is_http10) else Fields(sent, is_http10=is_http10)
-    return Head(method, target, fields, fields.read_length(sent))
+    if known is None or not known.fields.says(sent, is_http10=is_http10):
+        return Head(method, target, Fields(sent, is_http10=is_http10))
+    return known if known.target == target and known.method == method else Head(method, target, known.fields)
+
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*(?=\r\n)", re.IGNORECASE)
+_MAX_DIGITS = 8
+
+
+class Spelling:
+    """How a head that was read and acted on was spelled: the same bytes, but for the length, mean the same again.
+
+    Recognising them costs five look-ups in C instead of some twenty callbacks of the parser.
+    """
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        self._before = before
+        self._after = after
+
+    @classmethod
+    def of(cls, data: bytes, length: int) -> Spelling | None:
+        """The spelling of the head in ``data`` if that is one whole request with a body of ``length`` bytes, framed by its length."""
+        end = data.find(b"\r\n\r\n") + 4
+        found = _LENGTH.search(data, 0, end)
+        if found is None or int(found[1]) != length or end + length != len(data):
+            return None
+        return cls(data[: found.start(1)], data[found.end(1) : end])
+
+    def body(self, data: bytes) -> bytes | None:
+        """The body, if ``data`` is one whole request with this head; ``None``: read it."""
+        before = self._before
+        if not data.startswith(before):
+            return None
+        at = len(before)
+        end = data.find(b"\r", at, at + _MAX_DIGITS + 1)
+        digits = data[at:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(self._after, end):
+            return None
+        body = data[end + len(self._after) :]
+        return body if len(body) == int(digits) else None
 
 
 def refuse_token_in_target(target: bytes) -> None:
