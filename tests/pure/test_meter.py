@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keybearer.domain import Usage
-from keybearer.usage.meter import Meter
+from keybearer.usage.meter import Meter, usage_of
 from keybearer.usage.skim import Skimmer
 
 ANSWERS = Path(__file__).parent / "answers"
@@ -55,6 +55,30 @@ RECORDED: dict[str, tuple[str, str, Usage]] = {
     "gemini-count.json": ("gemini", "countTokens", NOTHING),
     "gemini-error.json": ("gemini", "streamGenerateContent", NOTHING),
 }
+
+
+TOKENS = st.none() | st.integers(-1, 10**13) | st.integers(0, 20) | st.floats(0, 9) | st.booleans() | st.text(max_size=2)
+DETAILS = st.none() | st.integers(0, 3) | st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens", "x"]), TOKENS)
+COUNTS = st.fixed_dictionaries(
+    {"prompt_tokens": TOKENS, "completion_tokens": TOKENS, "total_tokens": TOKENS},
+    optional={
+        "prompt_tokens_details": DETAILS,
+        "completion_tokens_details": DETAILS,
+        "input_tokens": TOKENS,
+        "cost": TOKENS,
+        "cost_in_usd_ticks": TOKENS,
+    },
+)
+
+
+@given(COUNTS | st.none(), st.text(max_size=3) | st.none() | st.integers())
+@example({"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}, "m")
+def test_the_quick_look_at_a_chat_sees_what_the_close_one_sees(counts: dict[str, Any] | None, model: Any) -> None:
+    answer = json.dumps(
+        {"id": "c", "model": model, "usage": counts, "choices": [{"message": {"content": '"usage": {'}}]}
+    ).encode()
+    quick = usage_of("openai", "chat.completions", answer)
+    assert quick == usage_of("openai", "completions", answer)
 
 
 def _pieces(answer: bytes, cuts: list[int]) -> list[bytes]:

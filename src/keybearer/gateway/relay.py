@@ -20,7 +20,7 @@ from keybearer.gateway.fields import Headers
 from keybearer.gateway.plan import Plan
 from keybearer.gateway.scrubber import Scrubber
 from keybearer.gateway.upstream import Call
-from keybearer.usage.meter import Meter
+from keybearer.usage.meter import Meter, usage_of
 
 if TYPE_CHECKING:
     from keybearer.gateway.exchange import Exchange
@@ -49,10 +49,13 @@ class Relay:
         "_head",
         "_is_chunked",
         "_is_event_stream",
+        "_is_metered",
         "_is_over",
         "_meter",
         "_operation",
         "_status",
+        "_streamed",
+        "_usage",
         "call",
     )
 
@@ -62,7 +65,11 @@ class Relay:
         self._exchange = exchange
         self._dialect = planned.dialect
         self._operation = planned.operation
-        self._meter: Meter | None = Meter(planned.dialect, planned.operation, planned.streamed)
+        self._streamed = planned.streamed
+        self._meter: Meter | None = None
+        """Of an answer that comes in pieces."""
+        self._usage = NO_USAGE
+        self._is_metered = True
         self._filter: UsageHider | Scrubber | None = UsageHider() if hides_usage else None
         self._head = b""
         """The answer's head, as long as it is not written."""
@@ -102,8 +109,14 @@ class Relay:
         self._exchange.connection.write(head)
 
     def on_data(self, data: bytes, ended: bool) -> None:  # noqa: FBT001  # the seam's shape
-        if self._meter is not None:
-            self._meter.feed(data)
+        if self._is_metered:
+            if self._meter is not None:
+                self._meter.feed(data)
+            elif ended and not self._streamed:
+                self._usage = usage_of(self._dialect, self._operation, data)
+            else:
+                self._meter = Meter(self._dialect, self._operation, self._streamed)
+                self._meter.feed(data)
         if self._filter is not None:
             data = self._filter.feed(data)
             if ended:
@@ -199,7 +212,7 @@ class Relay:
             exchange.refuse(UpstreamMalformed(f"The provider answered {status} in an encoding that was not asked for."))
             return
         scrubber = self._filter = Scrubber(credential.value)
-        self._meter = None
+        self._is_metered = False
         self._begin(status, [(name, scrubber.whole(value)) for name, value in headers])
 
     def _write(self, data: bytes, *, ended: bool = False) -> None:
@@ -235,5 +248,5 @@ class Relay:
     def _settle(self, outcome: str) -> None:
         """6. Meter, settle, note the outcome."""
         self.call = None
-        usage = NO_USAGE if self._meter is None else self._meter.finish()
+        usage = self._usage if self._meter is None else self._meter.finish()
         self._exchange.note_outcome(self._status or CLIENT_GONE, outcome, self._first_byte, usage)

@@ -52,6 +52,44 @@ class _Answer(msgspec.Struct):
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
 
 
+class _InputDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _ChatCounts(msgspec.Struct):
+    """What OpenAI itself says of a chat; the others are here to be noticed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    cost: msgspec.Raw = msgspec.Raw(b"")
+    cost_in_usd_ticks: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Chat(msgspec.Struct):
+    usage: _ChatCounts
+    model: str
+
+
+_CHAT: Final = msgspec.json.Decoder(_Chat)
+
+
+def usage_of(dialect: str, operation: str, answer: bytes) -> Usage:
+    """What a whole answer says it consumed. Never raises."""
+    if operation == "chat.completions":
+        plain = _plain_chat(answer)
+        if plain is not None:
+            return plain
+    return _usage(dialect, operation, (_decode(answer),))
+
+
 class Meter:
     """Watches one answer. ``feed`` each piece as it passes, ``finish`` once, however the answer ended."""
 
@@ -90,7 +128,7 @@ class Meter:
     def finish(self) -> Usage:
         """What the answer says it consumed. Never raises."""
         if self._mode == _WHOLE:
-            return _usage(self._dialect, self._operation, (_decode(b"".join(self._kept)),))
+            return usage_of(self._dialect, self._operation, b"".join(self._kept))
         if self._skimmer is not None and self._mode == _SKIMMED:
             return _usage(self._dialect, self._operation, (_skimmed(self._skimmer),))
         return _usage(self._dialect, self._operation, self._answers())
@@ -229,6 +267,26 @@ def _usage(dialect: str, operation: str, answers: Iterable[_Answer]) -> Usage:
     if dialect == ANTHROPIC:
         return _anthropic(said, model)
     return _gemini(said, operation, model) if dialect == GEMINI else _openai(said, model)
+
+
+def _plain_chat(answer: bytes) -> Usage | None:
+    """What ``_openai`` would make of an answer in OpenAI's own form, in a third of the time; ``None``: look closer."""
+    try:
+        chat = _CHAT.decode(answer)
+    except (ValueError, RecursionError):
+        return None
+    said, model = chat.usage, chat.model
+    given, made, total = said.prompt_tokens, said.completion_tokens, said.total_tokens
+    if total != given + made or given < 0 or made < 0 or total > _COUNT_LIMIT or said.cost or said.cost_in_usd_ticks:
+        return None
+    cached = written = reasoning = None
+    if said.prompt_tokens_details is not None:
+        cached, written = said.prompt_tokens_details.cached_tokens, said.prompt_tokens_details.cache_write_tokens
+    if said.completion_tokens_details is not None:
+        reasoning = said.completion_tokens_details.reasoning_tokens
+    if not (0 <= (cached or 0) <= total and 0 <= (written or 0) <= total and 0 <= (reasoning or 0) <= total):
+        return None
+    return Usage(given, made, cached, written, reasoning, model[:_MODEL_LIMIT])
 
 
 def _openai(said: Mapping[str, Any], model: str | None) -> Usage:
