@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.plane.conftest import House
 from tests.plane.wire import until
 
-from keybearer.gateway import protocol
+from keybearer.gateway.exchange import Exchange
 from keybearer.gateway.request import Spelling
 
 HEAD = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: %b\r\nX: content-length: 5\r\n\r\n"
@@ -108,8 +108,13 @@ async def test_a_program_that_repeats_itself_is_answered_without_the_parser(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[bytes] = []
-    take = protocol.Exchange.take
-    monkeypatch.setattr(protocol.Exchange, "take", lambda self, body: (taken.append(body), take(self, body)))
+    take = Exchange.take
+
+    def noted(exchange: Exchange, body: bytes) -> None:
+        taken.append(body)
+        take(exchange, body)
+
+    monkeypatch.setattr(Exchange, "take", noted)
     connection = await house.connect()
     bodies = [json.dumps({"model": "gpt-4o-mini", "messages": [], "user": "x" * number}).encode() for number in range(40)]
     for body in bodies:

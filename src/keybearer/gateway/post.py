@@ -55,7 +55,9 @@ class _Status:
     def on_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:  # noqa: ARG002  # the seam's shape
         self.status = status
 
-    def on_data(self, data: bytes) -> None:
+    def on_wait(self) -> None: ...
+
+    def on_data(self, data: bytes, ended: bool) -> None:  # noqa: FBT001  # the seam's shape
         """Ignore what it says."""
 
     def on_complete(self) -> None:
