@@ -219,7 +219,7 @@ def test_a_time_of_our_days_is_spelled_as_its_datetime_is(at: float) -> None:
 
 def test_no_byte_of_an_entry_can_be_another() -> None:
     head, before = lines.entry_head(WRITER), os.urandom(32)
-    h, entry = lines.next_entry(head, 12, os.urandom(16), before, lines.use_line(person().use("r1", node="ünïcode")))
+    h, entry = lines.next_entries(head, 11, os.urandom(16), before, [lines.use_line(person().use("r1", node="ünïcode"))])
     raw = entry[:-1]
     found = lines.following(raw, head, 12, before)
     read = lines.parse(raw)
@@ -238,7 +238,7 @@ def test_no_byte_of_an_entry_can_be_another() -> None:
 
 def test_a_line_that_is_no_text_is_none_though_its_digests_fit() -> None:
     head = lines.entry_head(WRITER)
-    _, entry = lines.next_entry(head, 1, os.urandom(16), GENESIS, b'{"kind":"close","at":"\xff"}')
+    _, entry = lines.next_entries(head, 0, os.urandom(16), GENESIS, [b'{"kind":"close","at":"\xff"}'])
     assert lines.following(entry[:-1], head, 1, GENESIS) is None
     with pytest.raises(LineError):
         lines.parse(entry[:-1])
