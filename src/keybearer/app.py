@@ -46,6 +46,7 @@ from keybearer.gateway.egress import EgressPolicy
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.post import PostTarget
 from keybearer.gateway.protocol import PLANE, GatewayProtocol
+from keybearer.gateway.refused import RefusedKeys
 from keybearer.gateway.upstream import Upstream
 from keybearer.services import ServerOptions, Services
 from keybearer.store.changes import Feed
@@ -153,7 +154,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         stack.push_async_callback(upstream.close)
         credentials = Credentials(db, feed, tokens, providers, resolver)
         stack.callback(credentials.close)
-        stack.callback(credentials.close)
+        stack.push_async_callback(RefusedKeys(credentials, upstream, providers, secrets).close)
         await feed.start()
         stack.push_async_callback(feed.stop)
         yield Services(

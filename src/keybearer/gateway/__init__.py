@@ -18,5 +18,5 @@ Upstream     the provider's side of an exchange
 ``exchange``  one gateway request in six steps                          ``allowance`` what a token allows
 ``forwarded`` the request as the provider gets it                       ``relay``    the answer's way back
 ``answer``    answers of our own, as bytes                              ``plane``    what all connections share
-``client_address``  where a request comes from
+``refused``   keys a provider refused, tested and marked               ``client_address``  where a request comes from
 """
