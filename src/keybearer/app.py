@@ -217,6 +217,7 @@ def server_options(settings: Settings) -> ServerOptions:
         max_body_bytes=settings.max_body_bytes,
         max_buffered_bytes=settings.max_buffered_bytes,
         fallback=settings.fallback.value,
+        audit_seal_seconds=settings.audit_seal_seconds,
     )
 
 

@@ -117,6 +117,9 @@ class Settings(BaseSettings):
         repr=False,
         description="Where signed checkpoints of the audit trail go: a file to append to, or an `https://` URL to post to.",
     )
+    audit_seal_seconds: float = Field(
+        30.0, ge=1, le=3600, description="Seconds until what has arrived in the audit trail is sealed and a checkpoint signed."
+    )
     outage_grace: float = Field(
         0.0, ge=0, le=3600, description="Seconds for which cached keys serve on without a database; delays revocation by as much."
     )

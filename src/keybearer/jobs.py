@@ -32,7 +32,7 @@ def jobs_of(services: Services) -> tuple[Job, ...]:
     """The jobs of one process. Each is safe to run in every process at once."""
     return (
         Job("ship the journal", 0.25, services.shipper.ship_in_turn),
-        Job("seal the audit trail", 10.0, services.sealer.turn),
+        Job("seal the audit trail", services.options.audit_seal_seconds, services.sealer.turn),
         Job("prune changes", 3600.0, lambda: changes.prune(services.db)),
         Job("prune versions of secrets", 600.0, services.secrets.versions.prune),
         Job("purge deleted secrets", 60.0, services.secrets.trash.purge_due),

@@ -36,6 +36,8 @@ class ServerOptions:
     max_body_bytes: int
     max_buffered_bytes: int
     fallback: str
+    audit_seal_seconds: float
+    """Between two turns of the sealer."""
 
 
 @dataclass(frozen=True, slots=True)

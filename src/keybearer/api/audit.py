@@ -22,10 +22,14 @@ async def list_records(
     caller: CurrentCaller,
     services: CurrentServices,
     *,
+    user_id: UUID | None = None,
     secret_id: UUID | None = None,
     action: Annotated[str | None, Query(max_length=64)] = None,
     outcome: Annotated[str | None, Query(max_length=40)] = None,
     request_id: Annotated[str | None, Query(max_length=40)] = None,
+    provider: Annotated[str | None, Query(max_length=64)] = None,
+    model: Annotated[str | None, Query(max_length=200)] = None,
+    workflow: Annotated[str | None, Query(max_length=200)] = None,
     since: datetime | None = None,
     until: datetime | None = None,
     limit: Limit = 50,
@@ -33,9 +37,10 @@ async def list_records(
 ) -> Page[AuditAnswer]:
     """List uses and changes."""
     policy.require(caller, Scope.AUDIT_READ)
-    wanted = {"secret_id": secret_id, "action": action, "outcome": outcome, "request_id": request_id}
+    wanted = {"user_id": user_id, "secret_id": secret_id, "action": action, "outcome": outcome, "request_id": request_id}
+    said = {"provider": provider, "model": model, "workflow": workflow}
     times = {"since": aware(since), "until": aware(until)}
-    return await audit_answer(services, caller, limit=limit, cursor=cursor, **wanted, **times)
+    return await audit_answer(services, caller, limit=limit, cursor=cursor, **wanted, **said, **times)
 
 
 def aware(moment: datetime | None) -> datetime | None:

@@ -22,5 +22,8 @@ Terms
 ``tree``        what its leaves are, and proofs from what the database holds
 ``seal``        appending to it, signing its sizes, pushing what was signed
 ``publish``     checkpoints in a file
+``sealed``      proving records, tree, checkpoints and what was pushed against each other
+``archive``     the whole sealed log in a file that proves itself
+``export``      the access log as JSON lines and CSV
 ``access_log``  what a caller may read of it
 """

@@ -62,7 +62,7 @@ async def inclusion(tx: AsyncConnection, writer: UUID, seq: int, d: bytes) -> In
     """
     run, note = await queries.run_of(tx, writer, seq), await queries.latest_note(tx)
     if run is None or note is None:
-        raise NotFound("The record is not sealed yet.", hint="Records are sealed within seconds; ask again.")
+        raise NotFound("The record is not sealed yet.", hint="Records are sealed within a minute; ask again.")
     index = run.first_index + seq - run.first_seq
     leaf = leaf_hash(writer, seq, d)
     spans = merkle.inclusion(index, note.size)

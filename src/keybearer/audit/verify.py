@@ -9,7 +9,7 @@ signed checkpoints, are for; a writer without a closing line is reported as ``lo
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +32,8 @@ _CHUNK = 1000
 """Entries looked at together."""
 _MOST_PROBLEMS = 20
 """Problems named for one writer; the first is what counts."""
-_NOBODY = UUID(int=0)
+NOBODY = UUID(int=0)
+"""Whose the records are that are nobody's."""
 _OF_USE = len(usage_queries.UsageRecord._fields) - len(usage_queries.OUTCOME_COLUMNS)
 """Columns of a usage record that the use tells; those after them are the outcome's, of which the first is how it ended."""
 _SECRET = usage_queries.UsageRecord._fields.index("secret_id")
@@ -50,7 +51,8 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"entry {self.seq} of writer {self.writer}, {self.where}: {self.what}"
+        place = self.where if self.writer == NOBODY else f"entry {self.seq} of writer {self.writer}, {self.where}"
+        return f"{place}: {self.what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,11 @@ class _Walk:
             self.problems.append(Problem(self.writer, seq, where, what))
 
 
-async def verify(db: Database, directory: Path) -> Report:
-    """Verify the database and the journals in ``directory``. Raises ``Unavailable``, never for what it finds."""
+async def verify(db: Database, directory: Path, progress: Callable[[int], None] | None = None) -> Report:
+    """Verify the database and the journals in ``directory``. Raises ``Unavailable``, never for what it finds.
+
+    ``progress`` is told how many records more were checked.
+    """
     journals = segments.journals(directory)
     async with db.read(Actor.system()) as tx:
         # The management records first: whether a journal is missing depends on them.
@@ -147,7 +152,7 @@ async def verify(db: Database, directory: Path) -> Report:
     notes: list[str] = list(told.alarms)
     for row in writers:
         walk = _Walk(row.id)
-        writer = await _verify_database(db, walk, row)
+        writer = await _verify_database(db, walk, row, progress)
         if writer.id != management.WRITER:
             _check_registered(walk, writer, told)
         reports.append(await _verify_journal(db, walk, writer, journals.get(writer.id)))
@@ -164,7 +169,7 @@ async def verify(db: Database, directory: Path) -> Report:
         for stranger in sorted(journals.keys() - known)
         if any(segment.path.stat().st_size for segment in segments.segments(journals[stranger]))
     ]
-    problems += [Problem(_NOBODY, 0, "usage", f"added: no record tells of {request_id}") for request_id in unaccounted]
+    problems += [Problem(NOBODY, 0, "usage", f"added: no record tells of {request_id}") for request_id in unaccounted]
     return Report(tuple(reports), tuple(problems), tuple(notes))
 
 
@@ -200,7 +205,7 @@ async def _told(tx: AsyncConnection) -> _Told:
 # --- the database
 
 
-async def _verify_database(db: Database, walk: _Walk, writer: Writer) -> Writer:
+async def _verify_database(db: Database, walk: _Walk, writer: Writer, progress: Callable[[int], None] | None) -> Writer:
     """Walk what the database has of ``writer``; return its row as it is at the end, more having been shipped perhaps."""
     while True:
         async with db.read(Actor.system()) as tx:
@@ -209,6 +214,8 @@ async def _verify_database(db: Database, walk: _Walk, writer: Writer) -> Writer:
                 writer = await queries.writer(tx, writer.id) or writer
                 break
             await _check_meaning(tx, walk, rows, _check_chain(walk, writer, rows))
+        if progress is not None:
+            progress(len(rows))
     if (writer.shipped_seq, writer.shipped_hash) != (walk.seq, walk.h):
         wrong = walk.seq + 1 if writer.shipped_seq > walk.seq else max(1, min(walk.seq, writer.shipped_seq + 1))
         walk.blame(wrong, "database", f"truncated or changed: its writer's row tells of {writer.shipped_seq} entries")

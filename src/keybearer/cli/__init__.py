@@ -1,7 +1,8 @@
 """The command line.
 
 ``serving``  ``serve``, ``demo``, ``mock-provider``
-``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``, ``key``, ``audit``
+``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``, ``key``
+``trail``    the audit trail, likewise: ``audit``
 ``use``      commands that talk HTTP with ``KEYBEARER_URL`` and ``KEYBEARER_TOKEN``: ``secret``, ``provider``, ``usage``
 ``run``      ``keybearer run -- CMD``
 ``output``   tables, JSON, ``error:`` and ``hint:``
@@ -18,7 +19,7 @@ import typer
 
 from keybearer.errors import KeybearerError
 
-ROOMS = ("serving", "operate", "use", "run")
+ROOMS = ("serving", "operate", "trail", "use", "run")
 ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
 """Commands that start a server import their own room alone: the others bring an HTTP client that a server does not need."""
 

@@ -17,7 +17,7 @@ from keybearer import config
 from keybearer.cli.output import AsJson, print_json, print_rows, say
 from keybearer.cli.serving import need_server_extra
 from keybearer.domain import SYSTEM_OWNER_ID, Caller, Client, Role, Scope
-from keybearer.errors import AuditBroken, Invalid
+from keybearer.errors import Invalid
 
 if TYPE_CHECKING:
     from keybearer.cli.operator import Operator
@@ -28,7 +28,6 @@ admins = typer.Typer(help="Administrators.", no_args_is_help=True)
 people = typer.Typer(help="Accounts.", no_args_is_help=True)
 tokens = typer.Typer(help="Access tokens.", no_args_is_help=True)
 keys = typer.Typer(help="The root key.", no_args_is_help=True)
-audits = typer.Typer(help="The audit trail.", no_args_is_help=True)
 
 OPERATOR = Caller(SYSTEM_OWNER_ID, Role.ADMIN, frozenset(Scope), client=Client("", "keybearer command line"))
 """Whoever runs commands on the server and acts in nobody's name."""
@@ -46,7 +45,6 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(people, name="user")
     app.add_typer(tokens, name="token")
     app.add_typer(keys, name="key")
-    app.add_typer(audits, name="audit")
 
 
 def operate(data_dir: Path | None, work: Callable[[Operator], Awaitable[Result]]) -> Result:
@@ -204,24 +202,3 @@ async def _root_keys(operator: Operator) -> list[dict[str, Any]]:
 
     async with operator.db.read(Actor.system()) as tx:
         return [dict(row._mapping) for row in await queries.root_key_status(tx)]  # noqa: SLF001  # SQLAlchemy's public name
-
-
-@audits.command("verify")
-def audit_verify(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Prove that no record is missing, changed or reordered; exits 1 and names the first wrong one otherwise."""
-    report = operate(data_dir, _verify)
-    if as_json:
-        print_json(report)
-    else:
-        for writer in report["writers"]:
-            say(f"{writer['writer']}  {writer['records']} records  {writer['state']}")
-        say("The audit trail verifies." if report["ok"] else f"The audit trail does NOT verify: {report['problem']}")
-    if not report["ok"]:
-        raise AuditBroken(str(report["problem"]))
-
-
-async def _verify(operator: Operator) -> dict[str, Any]:
-    from keybearer.audit import verify  # noqa: PLC0415  # the server extra
-
-    report: dict[str, Any] = (await verify.verify(operator.db, operator.settings.journal_dir)).as_dict()
-    return report

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -96,6 +97,10 @@ class Filter:
     until: datetime | None = None
     """Exclusive."""
     kinds: tuple[str, ...] = SHOWN_KINDS
+    provider: str | None = None
+    model: str | None = None
+    workflow: str | None = None
+    """These three are looked for in what the line says."""
 
 
 # --- writers
@@ -158,6 +163,16 @@ async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) ->
     return list(map(Spelled._make, rows))
 
 
+async def visible(tx: AsyncConnection, wanted: Filter, writer_id: UUID, seq: int) -> Record | None:
+    """Return one record, if whoever ``wanted.seen_by`` is may see it."""
+    c = audit_record.c
+    query = sa.select(audit_record).where(c.writer_id == writer_id, c.seq == seq)
+    if wanted.seen_by is not None:
+        query = query.where(sa.or_(c.user_id == wanted.seen_by, c.owner_id == wanted.seen_by))
+    row = (await tx.execute(query)).one_or_none()
+    return Record(*row) if row else None
+
+
 async def hashes(tx: AsyncConnection, writer_id: UUID, first: int, last: int) -> dict[int, bytes]:
     """Return ``h`` by number, of the records of a writer from ``first`` to ``last`` that are here."""
     rows = await tx.execute(
@@ -211,7 +226,7 @@ async def records(
     )
     columns = [outcome.label("outcome") if column.name == "outcome" else column for column in audit_record.c]
     place = sa.tuple_(audit_record.c.at, audit_record.c.writer_id, audit_record.c.seq)
-    conditions = _conditions(wanted)
+    conditions = [*_conditions(wanted), *_said(tx, wanted)]
     if wanted.outcome is not None:
         conditions.append(outcome == wanted.outcome)
     if cursor is not None:
@@ -252,3 +267,11 @@ def _conditions(wanted: Filter) -> list[sa.ColumnElement[bool]]:
     if wanted.until is not None:
         conditions.append(c.at < wanted.until)
     return conditions
+
+
+def _said(tx: AsyncConnection, wanted: Filter) -> list[sa.ColumnElement[bool]]:
+    """Look for what lines say. Quotes inside a line's text are escaped, so no text can pretend to be another field."""
+    contains = sa.func.strpos if tx.dialect.name == "postgresql" else sa.func.instr
+    named = {"provider": wanted.provider, "model": wanted.model, "workflow": wanted.workflow}
+    texts = [f'"{name}":{msgspec.json.encode(value).decode()}' for name, value in named.items() if value is not None]
+    return [contains(audit_record.c.line, text) > 0 for text in texts]

@@ -137,6 +137,28 @@ async def digests(tx: AsyncConnection, writer_id: UUID, first: int, last: int) -
     return [Digest(*row) for row in rows]
 
 
+class Evidence(NamedTuple):
+    """What of a record an archive holds."""
+
+    seq: int
+    nonce: bytes
+    line: str
+    d: bytes
+    h: bytes
+
+
+async def evidence(tx: AsyncConnection, writer_id: UUID, first: int, last: int, limit: int) -> list[Evidence]:
+    """Return the evidence of the records from ``first`` to ``last``, in order, ``limit`` of them at most."""
+    c = audit_record.c
+    rows = await tx.execute(
+        sa.select(c.seq, c.nonce, c.line, c.d, c.h)
+        .where(c.writer_id == writer_id, c.seq.between(first, last))
+        .order_by(c.seq)
+        .limit(limit)
+    )
+    return [Evidence(*row) for row in rows]
+
+
 async def append(tx: AsyncConnection, runs: Sequence[Run], ends: Mapping[UUID, tuple[int, bytes]]) -> None:
     """Say what the new leaves are; ``ends``: the last record sealed of each writer, its number and ``h``."""
     await bulk.insert(tx, audit_run, runs)
@@ -170,6 +192,12 @@ async def sealed(tx: AsyncConnection, writer_id: UUID) -> tuple[int, int]:
     return (row.seq, row.redacted_seq) if row else (0, 0)
 
 
+async def ends(tx: AsyncConnection) -> dict[UUID, tuple[int, bytes]]:
+    """Return the last sealed record of each writer: its number and ``h``."""
+    c = audit_sealed.c
+    return {row.writer_id: (row.seq, row.h) for row in await tx.execute(sa.select(c.writer_id, c.seq, c.h))}
+
+
 # --- tiles
 
 
@@ -192,9 +220,11 @@ async def tiles(tx: AsyncConnection, names: Iterable[TileName]) -> dict[TileName
     return {(row.level, row.number): row.hashes for row in rows}
 
 
-async def tile_count(tx: AsyncConnection) -> int:
-    """Count the tiles."""
-    return (await tx.execute(sa.select(sa.func.count()).select_from(audit_tile))).scalar_one()
+async def tile_range(tx: AsyncConnection, level: int, first: int, last: int) -> dict[int, bytes]:
+    """Return the tiles of a level from number ``first`` to ``last``, by number."""
+    c = audit_tile.c
+    rows = await tx.execute(sa.select(c.number, c.hashes).where(c.level == level, c.number.between(first, last)))
+    return {row.number: row.hashes for row in rows}
 
 
 # --- checkpoints
@@ -211,8 +241,8 @@ async def latest_note(tx: AsyncConnection) -> Note | None:
     return Note(*row) if row else None
 
 
-async def notes(tx: AsyncConnection, after: int, limit: int) -> list[Note]:
-    """Return checkpoints of more than ``after`` leaves, in order."""
+async def notes(tx: AsyncConnection, after: int, last: int) -> list[Note]:
+    """Return checkpoints of more than ``after`` leaves and up to ``last``, in order."""
     c = audit_note.c
-    rows = await tx.execute(sa.select(audit_note).where(c.size > after).order_by(c.size).limit(limit))
+    rows = await tx.execute(sa.select(audit_note).where(c.size > after, c.size <= last).order_by(c.size))
     return [Note(*row) for row in rows]
