@@ -40,7 +40,8 @@ def test_whoever_lists_tokens_finds_all_of_them(tmp_path: Path) -> None:
         listed = servers.json_of(server.cli("token", "list", "--user", "ada@example.com", "--json"))
         assert {token["id"] for token in listed} == made
 
-        for path in ("/tokens", "/users", "/me/sessions"):
+        team = ada.call("POST", "/teams", json={"name": "Research"})["id"]
+        for path in ("/tokens", "/users", "/me/sessions", "/teams", f"/teams/{team}/members"):
             for wrong in ({"limit": 0}, {"limit": 201}, {"cursor": "kbtest"}):
                 answer = ada.http.get(f"/api/v1{path}", params=wrong)
                 assert (answer.status_code, answer.json()["code"]) == (422, "invalid"), (path, wrong, answer.text)

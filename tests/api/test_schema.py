@@ -26,6 +26,7 @@ def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
             "secrets:write",
             "models:write",
             "providers:write",
+            "teams:write",
             "tokens:write",
             "usage:read",
             "audit:read",

@@ -107,8 +107,12 @@ async def test_a_key_lent_for_use_is_used_and_nothing_else(lab: Lab) -> None:
 
 async def test_a_key_lent_for_management_is_managed_under_its_owners_key(lab: Lab) -> None:
     await lab.lend(Grade.MANAGE)
-    for make in [make for what, make in CHANGES.items() if what not in {"switch off", "delete"}]:
+    for make in [make for what, make in CHANGES.items() if what not in {"make fetchable", "switch off", "delete"}]:
         await make(lab, lab.bob)
+    with pytest.raises(Forbidden, match="Only whose secret"):  # what cannot be undone is its owner's: a value once shown is known
+        await CHANGES["make fetchable"](lab, lab.bob)
+    with pytest.raises(Forbidden, match="Only whose secret"):
+        await lab.world.secrets.reveal(lab.bob, lab.lent.id)
     managed = await lab.world.secrets.get(lab.bob, lab.lent.id)
     assert (managed.name, managed.version, managed.access, managed.owner.id) == ("changed", 2, Grade.MANAGE, lab.ada.user_id)
     assert managed.key_id == lab.lent.key_id

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -13,8 +14,11 @@ from keybearer.api.authentication import CurrentCaller, CurrentServices
 from keybearer.api.schemas import Answer, Limit, Name, Page, Request, SecretAnswer, ShareAnswer
 from keybearer.api.secrets import answer_of
 from keybearer.domain import Grade, TeamRole
+from keybearer.store.queries import cursors
 from keybearer.vault.secrets import SecretFilter
 from keybearer.vault.teams import PRIORITY_LIMIT
+
+Shown = TypeVar("Shown")
 
 router = APIRouter(prefix="/teams", tags=["teams"])
 shares = APIRouter(prefix="/secrets", tags=["teams"])
@@ -79,11 +83,24 @@ class NewShare(Request):
     grade: Grade = Grade.USE
 
 
+def page_of(answers: Sequence[Shown], ids: Sequence[UUID], limit: int, cursor: str | None) -> Page[Shown]:
+    """Cut a page out of a list that is short by its own limits. Raises ``Invalid`` for a foreign cursor."""
+    start = 0
+    if cursor is not None:
+        (last,) = cursors.decode(cursor, tuple[UUID])
+        start = ids.index(last) + 1 if last in ids else len(ids)
+    end = start + limit
+    return Page(items=list(answers[start:end]), next_cursor=cursors.encode((ids[end - 1],)) if end < len(ids) else None)
+
+
 @router.get("")
-async def list_teams(caller: CurrentCaller, services: CurrentServices) -> Page[TeamAnswer]:
+async def list_teams(
+    caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[TeamAnswer]:
     """List one's teams, in the order in which their keys serve, then invitations."""
     found = await services.teams.list(caller)
-    return Page(items=[TeamAnswer.model_validate(team) for team in found], next_cursor=None)
+    shown = [TeamAnswer.model_validate(team) for team in found]
+    return page_of(shown, [team.team_id for team in found], limit, cursor)
 
 
 @router.post("", status_code=201)
@@ -128,10 +145,13 @@ async def leave(team_id: UUID, caller: CurrentCaller, services: CurrentServices)
 
 
 @router.get("/{team_id}/members")
-async def list_members(team_id: UUID, caller: CurrentCaller, services: CurrentServices) -> Page[MemberAnswer]:
+async def list_members(
+    team_id: UUID, caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[MemberAnswer]:
     """List who is in a team, or invited to it."""
     found = await services.teams.members(caller, team_id)
-    return Page(items=[MemberAnswer.model_validate(member) for member in found], next_cursor=None)
+    shown = [MemberAnswer.model_validate(member) for member in found]
+    return page_of(shown, [member.user_id for member in found], limit, cursor)
 
 
 @router.post("/{team_id}/members", status_code=201)
@@ -164,10 +184,13 @@ async def list_team_secrets(
 
 
 @shares.get("/{secret_id}/shares")
-async def list_shares(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> Page[ShareAnswer]:
+async def list_shares(
+    secret_id: UUID, caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[ShareAnswer]:
     """List with which of one's teams a secret is shared."""
-    secret = await services.secrets.get(caller, secret_id)
-    return Page(items=[ShareAnswer.model_validate(share) for share in secret.shares], next_cursor=None)
+    found = (await services.secrets.get(caller, secret_id)).shares
+    shown = [ShareAnswer.model_validate(share) for share in found]
+    return page_of(shown, [share.team_id for share in found], limit, cursor)
 
 
 @shares.post("/{secret_id}/shares", status_code=201)
