@@ -20,6 +20,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,15 @@ from keybearer.gateway.protocol import PLANE, GatewayProtocol
 from keybearer.gateway.refused import RefusedKeys
 from keybearer.gateway.upstream import Upstream
 from keybearer.services import ServerOptions, Services
-from keybearer.store.changes import Feed
+from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Database, migrate
 from keybearer.telemetry import configure_logging
 from keybearer.usage import prices
+from keybearer.vault.holders import KeyHolder
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.retention import Retention
+from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.shares import Shares
 from keybearer.vault.teams import Teams
@@ -133,7 +136,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     async with contextlib.AsyncExitStack() as stack:
         db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
         stack.push_async_callback(db.close)
+        holder = KeyHolder(db)
+        await holder.register()
+        stack.push_async_callback(holder.close)
         keyring = await root_keys.open_keyring(db, wrappers)
+        await holder.turn(keyring)
         feed = Feed(db, grace=settings.outage_grace)
         journal = await Journal.open(db, settings.journal_dir, settings.audit_durability.value)
         stack.push_async_callback(journal.close)
@@ -155,13 +162,17 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         credentials = Credentials(db, feed, tokens, providers, resolver)
         stack.callback(credentials.close)
         stack.push_async_callback(RefusedKeys(credentials, upstream, providers, secrets).close)
+        feed.subscribe(partial(forget_deleted, keyring))
         await feed.start()
         stack.push_async_callback(feed.stop)
+        rotations = Rotations(db, keyring, wrappers.get)
         yield Services(
             options=server_options(settings),
             db=db,
             feed=feed,
             keyring=keyring,
+            holder=holder,
+            rotations=rotations,
             journal=journal,
             shipper=shipper,
             sealer=Sealer(db, keyring, checkpoint_target(settings, upstream)),
@@ -177,6 +188,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             credentials=credentials,
             upstream=upstream,
         )
+
+
+def forget_deleted(keyring: Keyring, change: Change) -> None:
+    """Drop the owner keys of a person who was changed, or is gone, from this process's memory; they are read again on need."""
+    if change.subject == "user" and change.user_id is not None:
+        keyring.forget_owner(change.user_id)
 
 
 def checkpoint_target(settings: Settings, upstream: Upstream) -> CheckpointTarget | None:

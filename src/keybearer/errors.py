@@ -54,6 +54,7 @@ KeybearerError
 │   ├── JournalFailed           journal_failed       (a use could not be recorded, so nothing was sent)
 │   ├── Frozen                  frozen
 │   ├── Overloaded              overloaded
+│   ├── RotationBlocked         rotation_blocked     (waits for other processes)
 │   └── KmsUnreachable          kms_unreachable      (timed out or does not answer)
 └── OperatorError (500)         start-up and command-line errors
     ├── SettingsInvalid         settings_invalid
@@ -459,6 +460,15 @@ class Overloaded(Unavailable):
     """The server has too much to do at the moment."""
 
     code = "overloaded"
+
+
+class RotationBlocked(Unavailable):
+    """The rotation has to wait."""
+
+    code = "rotation_blocked"
+    default_hint = (
+        "Nothing is lost: 'keybearer key rotate --resume' goes on where it stopped. 'keybearer key status' tells who holds what."
+    )
 
 
 class KmsUnreachable(Unavailable):

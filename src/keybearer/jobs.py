@@ -33,6 +33,8 @@ def jobs_of(services: Services) -> tuple[Job, ...]:
     return (
         Job("ship the journal", 0.25, services.shipper.ship_in_turn),
         Job("seal the audit trail", services.options.audit_seal_seconds, services.sealer.turn),
+        Job("hold the root keys", 1.0, lambda: services.holder.turn(services.keyring)),
+        Job("rotate keys", 2.0, services.rotations.turn),
         Job("prune changes", 3600.0, lambda: changes.prune(services.db)),
         Job("prune versions of secrets", 600.0, services.secrets.versions.prune),
         Job("purge deleted secrets", 60.0, services.secrets.trash.purge_due),

@@ -16,8 +16,10 @@ from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.upstream import Upstream
 from keybearer.store.changes import Feed
 from keybearer.store.db import Database
+from keybearer.vault.holders import KeyHolder
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
+from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.shares import Shares
 from keybearer.vault.teams import Teams
@@ -48,6 +50,8 @@ class Services:
     db: Database
     feed: Feed
     keyring: Keyring
+    holder: KeyHolder
+    rotations: Rotations
     journal: Journal
     shipper: Shipper
     sealer: Sealer

@@ -36,10 +36,20 @@ owner           a with system keys   r:asTUV d:aT D:2
 owner           admin c              r:abcsdTUVWX i:abcdTUVWX d:abcd D:4
 owner           system               r:abcsdTUVWX i:abcsdTUVWX
 owner_key       nobody
-owner_key       a                    r:adTUV i:aTU
-owner_key       a with system keys   r:asdTUV i:aTU
-owner_key       admin c              r:cs i:cs
-owner_key       system               r:abcsdTUVWX i:abcsdTUVWX u:abcsdTUVWX m:abcsdTUVWX
+owner_key       a                    r:adTUV k:adTUV i:aTU
+owner_key       a with system keys   r:asdTUV k:asdTUV i:aTU
+owner_key       admin c              r:cs k:cs i:cs
+owner_key       system               r:abcsdTUVWX k:abcsdTUVWX i:abcsdTUVWX u:abcsdTUVWX m:abcsdTUVWX
+key_rotation    nobody
+key_rotation    a
+key_rotation    a with system keys
+key_rotation    admin c
+key_rotation    system               r:. i:. u:.
+key_holder      nobody
+key_holder      a
+key_holder      a with system keys
+key_holder      admin c
+key_holder      system               r:. i:. u:. d:. D:1
 user_account    nobody               l1
 user_account    a                    r:a u:a d:a D:1 l1
 user_account    a with system keys   r:a u:a d:a D:1 l1
@@ -89,7 +99,7 @@ secret_version  nobody
 secret_version  a                    r:aefhTUV i:afTU u:afTU d:afTU D:4
 secret_version  a with system keys   r:asefhTUV i:afTU u:afTU d:afTU D:4
 secret_version  admin c              r:cs i:cs u:cs d:cs D:2
-secret_version  system               r:b d:b D:1
+secret_version  system               r:abcsdefghTUVWX d:b D:1
 secret_share    nobody
 secret_share    a                    r:aefh i:a u:a d:ah D:2
 secret_share    a with system keys   r:aefh i:a u:a d:ah D:2

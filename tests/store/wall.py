@@ -109,6 +109,8 @@ LABELS: Mapping[str, str] = {
     "root_key": ".",
     "owner": "abcsdTUVWX",
     "owner_key": "abcsdTUVWX",
+    "key_rotation": ".",
+    "key_holder": ".",
     "user_account": "abcd",
     "one_time_link": ".",
     "session": "abc",
@@ -145,7 +147,7 @@ _OWNED_BY = {
     "usage_record": "owner_id",
     "change": "user_id",
 }
-_LOCKED: Mapping[str, LiteralString] = {"root_key": " FOR SHARE", "audit_writer": " FOR UPDATE"}
+_LOCKED: Mapping[str, LiteralString] = {"root_key": " FOR SHARE", "owner_key": " FOR SHARE", "audit_writer": " FOR UPDATE"}
 _UPDATED = {
     "access_token": "last_used_at",
     "team_member": "priority",
@@ -177,8 +179,8 @@ def row(table: str, label: str) -> Row:
         "token_hash": label.encode(),
         "root_key_id": ROOT_KEY,
         "owner_key_id": _id("owner_key", "d" if label in "efgh" else label),
-        "kind": {"owner": _kind(label), "audit_writer": "process"}.get(table, "manage"),
-        "state": "active",
+        "kind": {"owner": _kind(label), "audit_writer": "process", "key_rotation": "root"}.get(table, "manage"),
+        "state": "running" if table == "key_rotation" else "active",
         # What jobs may take away: b's.
         **({"deleted_at": _PLAIN[UtcDateTime], "retired_at": _PLAIN[UtcDateTime]} if label == "b" else {}),
         "role": MEMBERS[label][2] if table == "team_member" else "member",

@@ -1,8 +1,9 @@
 """The command line.
 
 ``serving``  ``serve``, ``demo``, ``mock-provider``
-``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``, ``key``
+``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``
 ``trail``    the audit trail, likewise: ``audit``
+``keys``     ``key``: the root key and the owners' keys
 ``use``      commands that talk HTTP with ``KEYBEARER_URL`` and ``KEYBEARER_TOKEN``: ``secret``, ``provider``, ``usage``
 ``run``      ``keybearer run -- CMD``
 ``output``   tables, JSON, ``error:`` and ``hint:``
@@ -19,7 +20,7 @@ import typer
 
 from keybearer.errors import KeybearerError
 
-ROOMS = ("serving", "operate", "trail", "use", "run")
+ROOMS = ("serving", "operate", "keys", "trail", "use", "run")
 ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
 """Commands that start a server import their own room alone: the others bring an HTTP client that a server does not need."""
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import secrets
 import sys
-from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -27,7 +25,6 @@ Result = TypeVar("Result")
 admins = typer.Typer(help="Administrators.", no_args_is_help=True)
 people = typer.Typer(help="Accounts.", no_args_is_help=True)
 tokens = typer.Typer(help="Access tokens.", no_args_is_help=True)
-keys = typer.Typer(help="The root key.", no_args_is_help=True)
 
 OPERATOR = Caller(SYSTEM_OWNER_ID, Role.ADMIN, frozenset(Scope), client=Client("", "keybearer command line"))
 """Whoever runs commands on the server and acts in nobody's name."""
@@ -44,7 +41,6 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(admins, name="admin")
     app.add_typer(people, name="user")
     app.add_typer(tokens, name="token")
-    app.add_typer(keys, name="key")
 
 
 def operate(data_dir: Path | None, work: Callable[[Operator], Awaitable[Result]]) -> Result:
@@ -181,24 +177,3 @@ def token_revoke(
 
     operate(data_dir, work)
     say("Revoked.")
-
-
-@keys.command("generate")
-def key_generate() -> None:
-    """Print a new root key for KEYBEARER_ROOT_KEY. Keep a copy: without it nothing can be read."""
-    say(b64encode(secrets.token_bytes(32)).decode())
-
-
-@keys.command("status")
-def key_status(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show the root keys and how many owner keys each seals."""
-    rows = operate(data_dir, _root_keys)
-    print_rows(rows, ("id", "provider", "reference", "state", "owner_keys", "created_at"), as_json=as_json)
-
-
-async def _root_keys(operator: Operator) -> list[dict[str, Any]]:
-    from keybearer.store.db import Actor  # noqa: PLC0415  # the server extra
-    from keybearer.store.queries import keys as queries  # noqa: PLC0415  # likewise
-
-    async with operator.db.read(Actor.system()) as tx:
-        return [dict(row._mapping) for row in await queries.root_key_status(tx)]  # noqa: SLF001  # SQLAlchemy's public name

@@ -18,6 +18,7 @@ from keybearer.errors import NotFound
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.store.db import Database, migrate
 from keybearer.vault.providers import Providers
+from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
 
 
@@ -30,6 +31,7 @@ class Operator:
     keyring: Keyring
     users: Users
     tokens: Tokens
+    rotations: Rotations
 
     async def user(self, email: str) -> User:
         """Return the person with this e-mail address. Raises ``NotFound``."""
@@ -60,6 +62,6 @@ async def opened(settings: Settings) -> AsyncIterator[Operator]:
     try:
         keyring = await root_keys.open_keyring(db, wrappers)
         users = Users(db, keyring, app.sessions_of(settings, db, keyring))
-        yield Operator(settings, db, keyring, users, Tokens(db, keyring))
+        yield Operator(settings, db, keyring, users, Tokens(db, keyring), Rotations(db, keyring, wrappers.get))
     finally:
         await db.close()

@@ -10,10 +10,12 @@ under itself; the row MAC key (``row-mac-key``, system, the deployment's id, 1, 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +29,7 @@ from keybearer.crypto.envelope import KEY_BYTES, Context, key_id_of, open_sealed
 from keybearer.crypto.kms import Wrapper
 from keybearer.domain import SYSTEM_OWNER_ID, OwnerKind, SecretBytes
 from keybearer.errors import Conflict, DatabaseError, EnvelopeError, RootKeyError, Unavailable
+from keybearer.store import bulk
 from keybearer.store import engine as engines
 from keybearer.store.db import Actor, Database, translated
 from keybearer.store.queries import keys
@@ -68,6 +71,17 @@ class Binding:
     purpose: str = "secret"
 
 
+@dataclass(frozen=True, slots=True)
+class NewRootKey:
+    """A root key to be staged: what its row holds."""
+
+    id: UUID
+    provider: str
+    reference: str
+    wrapped: bytes
+    proof: bytes
+
+
 class RecentKeys:
     """Owner keys opened a short while ago: at most ``most``, each for ``seconds``, the longest unused one dropped first."""
 
@@ -95,6 +109,11 @@ class RecentKeys:
         self._kept.move_to_end(key.id)
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
+
+    def drop(self, owner_id: UUID) -> None:
+        """Forget an owner's keys."""
+        for key_id in [key_id for key_id, (_, key) in self._kept.items() if key.owner_id == owner_id]:
+            del self._kept[key_id]
 
 
 class Keyring:
@@ -136,12 +155,13 @@ class Keyring:
     async def sealing_key(self, tx: AsyncConnection, owner_id: UUID) -> OwnerKey:
         """Return the owner's active key, made where there is none; ``tx`` writes, as that owner or the system.
 
-        Making one locks the active root key's row FOR SHARE until ``tx`` ends. Raises ``EnvelopeError`` if the key does not open.
+        Its row is locked FOR SHARE until ``tx`` ends, and so is the active root key's while one is made: what is sealed here is
+        committed before a rotation retires the key, or the key is found retired. Raises ``EnvelopeError`` if it does not open.
         """
-        row = await keys.get_active_owner_key(tx, owner_id)
+        row = await keys.get_active_owner_key(tx, owner_id, lock=True)
         if row is None:
             await self._make_owner_key(tx, owner_id)
-            row = await keys.get_active_owner_key(tx, owner_id)
+            row = await keys.get_active_owner_key(tx, owner_id, lock=True)
         if row is None:
             raise Unavailable("The owner's key was retired at this moment.")
         return _of_owner(self._recent.get(row.id) or await self._open_owner_key(tx, row), owner_id)
@@ -159,6 +179,80 @@ class Keyring:
                 raise EnvelopeError
             key = await self._open_owner_key(tx, row)
         return _of_owner(key, owner_id)
+
+    async def new_root_key(self, wrapper: Wrapper) -> NewRootKey:
+        """Draw a root key, wrap it, and see that it unwraps. Raises ``RootKeyError``, ``Unavailable``."""
+        root_id, root = uuid4(), SecretBytes(os.urandom(KEY_BYTES))
+        aad = _root_key_aad(self.deployment, root_id)
+        wrapped = await wrapper.wrap(root.reveal(), aad)
+        if not constant_time.bytes_eq(await wrapper.unwrap(wrapped, aad), root.reveal()):
+            raise RootKeyError("The provider does not give back the key that it wrapped.", hint="Nothing was changed.")
+        proof = seal(root.reveal(), root_id, _proof_context(self.deployment, root_id), _PROOF)
+        return NewRootKey(root_id, wrapper.provider, wrapper.reference, wrapped, proof)
+
+    async def hold_root_keys(self, rows: Sequence[keys.Row]) -> None:
+        """Unwrap and prove the root keys of ``rows`` that are not in memory, and drop all others: each opens nothing any more.
+
+        Raises ``RootKeyError``, ``Unavailable``; those before the failing one are held then.
+        """
+        for row in rows:
+            if row.id not in self._roots:
+                self._roots[row.id] = await self._unwrapped(row)
+        for key_id in self._roots.keys() - {row.id for row in rows}:
+            del self._roots[key_id]
+
+    async def active_root_key(self, tx: AsyncConnection, *, lock: bool = False) -> keys.Row:
+        """Return the row of the root key that owner keys are sealed under; ``lock``: FOR SHARE. Raises ``RootKeyError``."""
+        # A rotation that came while the first waited for its lock is seen by the second.
+        return _only(await keys.get_active_root_keys(tx, lock=lock) or await keys.get_active_root_keys(tx, lock=lock))
+
+    def holds(self, root_id: UUID) -> bool:
+        """Whether this process has unwrapped and proved a root key."""
+        return root_id in self._roots
+
+    async def reseal_owner_keys(self, tx: AsyncConnection, rows: Sequence[keys.Row], root_id: UUID) -> tuple[list[bulk.Row], int]:
+        """Seal owner keys under another root key: (id, root key's id, envelope) each, and how many do not open.
+
+        The work is done in a thread: it is for thousands.
+        """
+        for each in {row.root_key_id for row in rows} | {root_id}:
+            await self._root(tx, each)
+        return await asyncio.to_thread(self._reseal_owner_keys, rows, root_id)
+
+    async def next_owner_keys(self, tx: AsyncConnection, rows: Sequence[keys.Row], at: datetime) -> list[bulk.Row]:
+        """Make the next version of each of these owner keys, as rows of ``owner_key``; locks the active root key FOR SHARE."""
+        root_id = (await self.active_root_key(tx, lock=True)).id
+        root = await self._root(tx, root_id)
+        return await asyncio.to_thread(self._next_owner_keys, rows, (root_id, root), at)
+
+    async def open_keys(self, tx: AsyncConnection, key_ids: Iterable[UUID], owner_id: UUID) -> dict[UUID, OwnerKey]:
+        """Return those of an owner's keys that open."""
+        opened = {}
+        for key_id in key_ids:
+            with suppress(EnvelopeError):
+                opened[key_id] = await self.opening_key(tx, key_id, owner_id)
+        return opened
+
+    def forget_owner(self, owner_id: UUID) -> None:
+        """Drop an owner's keys from memory: the owner is gone."""
+        self._recent.drop(owner_id)
+
+    def _reseal_owner_keys(self, rows: Sequence[keys.Row], root_id: UUID) -> tuple[list[bulk.Row], int]:
+        sealed: list[bulk.Row] = []
+        root, unreadable = self._roots[root_id], 0
+        for row in rows:
+            context = _owner_key_context(self.deployment, row.owner_id, row.id, row.version)
+            try:
+                key = SecretBytes(open_sealed(self._roots[row.root_key_id].reveal(), context, row.envelope))
+            except EnvelopeError:
+                unreadable += 1
+            else:
+                sealed.append((row.id, root_id, seal(root.reveal(), root_id, context, key.reveal())))
+        return sealed, unreadable
+
+    def _next_owner_keys(self, rows: Sequence[keys.Row], root: tuple[UUID, SecretBytes], at: datetime) -> list[bulk.Row]:
+        made = ((row, *_new_owner_key(self.deployment, root, row.owner_id, row.version + 1)) for row in rows)
+        return [(key.id, key.owner_id, key.version, root[0], envelope, "active", at) for _, key, envelope in made]
 
     def seal(self, key: OwnerKey, binding: Binding, plaintext: bytes) -> bytes:
         """Seal ``plaintext`` for ``binding``. Raises ``ValueError`` where the binding is malformed."""
@@ -199,9 +293,7 @@ class Keyring:
 
     async def _make_owner_key(self, tx: AsyncConnection, owner_id: UUID) -> None:
         """Insert the owner's next key, or leave it where another transaction has."""
-        # A rotation that came while the first waited for its lock is seen by the second.
-        found = await keys.get_active_root_keys(tx, lock=True) or await keys.get_active_root_keys(tx, lock=True)
-        root_row = _only(found)
+        root_row = await self.active_root_key(tx, lock=True)
         root = await self._root(tx, root_row.id)
         # In this order: a key made in between by another transaction is found active, and one made after has this version.
         version = await keys.latest_owner_key_version(tx, owner_id) + 1

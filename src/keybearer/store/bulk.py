@@ -72,23 +72,25 @@ async def insert_spelled(tx: AsyncConnection, table: sa.Table, rows: Sequence[Ro
         await tx.exec_driver_sql(f"{into} VALUES {places} {on_conflict}", list(rows[whole:]))
 
 
-async def update(tx: AsyncConnection, table: sa.Table, names: Sequence[str], rows: Sequence[Row]) -> None:
-    """Set columns of rows found by key: ``names`` begins with the key's column, and each of ``rows`` with its value."""
+async def update(tx: AsyncConnection, table: sa.Table, names: Sequence[str], rows: Sequence[Row], *, keys: int = 1) -> None:
+    """Set columns of rows found by key: ``names`` begins with the key's columns (``keys`` of them), each of ``rows`` likewise."""
     if not rows:
         return
     columns = [table.c[name] for name in names]
     rows = _spell(columns, rows)
     if tx.dialect.name == "postgresql":
-        sets = ", ".join(f"{column.name} = {_value(column, place)}" for place, column in enumerate(columns) if place)
+        sets = ", ".join(f"{column.name} = {_value(column, place)}" for place, column in enumerate(columns) if place >= keys)
+        where = " AND ".join(f"t.{column.name} = {_value(column, place)}" for place, column in enumerate(columns[:keys]))
         await tx.exec_driver_sql(
-            f"UPDATE {table.name} AS t SET {sets} FROM {_recordset(columns)} WHERE t.{names[0]} = {_value(columns[0], 0)}",  # noqa: S608  # as above
+            f"UPDATE {table.name} AS t SET {sets} FROM {_recordset(columns)} WHERE {where}",  # noqa: S608  # as above
             (_document(len(columns), rows),),
         )
     else:
-        sets = ", ".join(f"{name} = ?" for name in names[1:])
+        sets = ", ".join(f"{name} = ?" for name in names[keys:])
+        where = " AND ".join(f"{name} = ?" for name in names[:keys])
         await tx.exec_driver_sql(
-            f"UPDATE {table.name} SET {sets} WHERE {names[0]} = ?",  # noqa: S608  # as above
-            [(*row[1:], row[0]) for row in rows],
+            f"UPDATE {table.name} SET {sets} WHERE {where}",  # noqa: S608  # as above
+            [(*row[keys:], *row[:keys]) for row in rows],
         )
 
 

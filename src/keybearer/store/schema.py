@@ -91,6 +91,7 @@ root_key = sa.Table(
         comment="envelope of a known value: a wrong root key is told apart from a broken row",
     ),
     _created(),
+    sa.Column("emptied_at", UtcDateTime(), nullable=True, comment="of a retired one: when nothing was sealed under it any more"),
 )
 
 owner = sa.Table(
@@ -113,6 +114,43 @@ owner_key = sa.Table(
     _created(),
     sa.UniqueConstraint("owner_id", "version"),
     sa.UniqueConstraint("owner_id", "id"),
+)
+
+RUNNING = sa.text("state = 'running'")
+
+key_rotation = sa.Table(
+    "key_rotation",
+    metadata,
+    _id(),
+    sa.Column("kind", sa.String(16), sa.CheckConstraint("kind IN ('root','owner','owners')", name="kind"), nullable=False),
+    sa.Column("state", sa.String(16), sa.CheckConstraint("state IN ('running','finished')", name="state"), nullable=False),
+    sa.Column("step", sa.String(16), nullable=False),
+    sa.Column("provider", sa.String(32), nullable=False, comment="of kind root: what holds the new one"),
+    sa.Column("root_key_id", sa.Uuid(), nullable=True, comment="of kind root: the new one"),
+    sa.Column("owner_id", sa.Uuid(), nullable=True, comment="of kind owner: whose; NULL: everybody's"),
+    sa.Column("place", sa.Uuid(), nullable=True, comment="how far its step has come, in the order of ids"),
+    sa.Column("done", sa.BigInteger, nullable=False),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("unreadable", sa.BigInteger, nullable=False, comment="what did not open, and stays as it is"),
+    sa.Column("problem", sa.Text, nullable=False, comment="what it waits for; empty: nothing"),
+    sa.Column("runner", sa.Uuid(), nullable=True, comment="which process works on it"),
+    sa.Column("leased_until", UtcDateTime(), nullable=True),
+    _created(),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+    # One at a time: what one begins, another would have to wait for anyway.
+    sa.Index("uq_key_rotation_running", "state", unique=True, sqlite_where=RUNNING, postgresql_where=RUNNING),
+)
+
+key_holder = sa.Table(
+    "key_holder",
+    metadata,
+    _id(),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("seen_at", UtcDateTime(), nullable=False),
+    sa.Column("root_key_id", sa.Uuid(), nullable=True, comment="the newest root key that this process could unwrap"),
+    sa.Column("problem", sa.Text, nullable=False, comment="why it cannot unwrap a newer one"),
+    _created(),
 )
 
 user = sa.Table(

@@ -64,7 +64,7 @@ class Sealer:
         key = await self._keyring.sealing_key(tx, owner_id)
         parts = None
         if content.oauth is not None:
-            parts = self._keyring.seal(key, _of_oauth(bound), content.oauth.sealable().reveal())
+            parts = self._keyring.seal(key, of_oauth(bound), content.oauth.sealable().reveal())
         return {
             "secret_id": bound.record,
             "version": bound.version,
@@ -97,7 +97,7 @@ class Sealer:
             value = self._keyring.unseal(key, bound, bytes(row.envelope))
             parts = None
             if row.oauth_envelope is not None:
-                parts = oauth.opened(self._keyring.unseal(key, _of_oauth(bound), bytes(row.oauth_envelope)))
+                parts = oauth.opened(self._keyring.unseal(key, of_oauth(bound), bytes(row.oauth_envelope)))
         except EnvelopeError:
             raise Unreadable(row) from None
         return Content(value, row.preview, parts)
@@ -132,7 +132,8 @@ def new_id(now: datetime) -> UUID:
     return UUID(int=number & ~(0xF << 76 | 0x3 << 62) | _MARKED << 76 | 0x2 << 62)
 
 
-def _of_oauth(bound: Binding) -> Binding:
+def of_oauth(bound: Binding) -> Binding:
+    """What the OAuth fields beside a value are bound to."""
     return Binding(bound.record, bound.version, OAUTH_FIELD, bound.egress, bound.fetchable)
 
 

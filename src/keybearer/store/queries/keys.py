@@ -75,15 +75,81 @@ async def get_active_root_keys(tx: AsyncConnection, *, lock: bool = False) -> Se
 
 
 async def insert_root_key(
-    tx: AsyncConnection, key_id: UUID, origin: tuple[str, str], wrapped: bytes, proof: bytes, at: datetime
+    tx: AsyncConnection,
+    key_id: UUID,
+    origin: tuple[str, str],
+    wrapped: bytes,
+    proof: bytes,
+    at: datetime,
+    *,
+    state: str = "active",
 ) -> None:
-    """Insert a new active root key; ``origin`` is provider and reference of what wrapped it."""
+    """Insert a new root key; ``origin`` is provider and reference of what wrapped it."""
     provider, reference = origin
     await tx.execute(
         sa.insert(root_key).values(
-            id=key_id, provider=provider, reference=reference, wrapped=wrapped, proof=proof, state="active", created_at=at
+            id=key_id, provider=provider, reference=reference, wrapped=wrapped, proof=proof, state=state, created_at=at
         )
     )
+
+
+async def root_keys_in_use(tx: AsyncConnection) -> Sequence[Row]:
+    """Return the rows of root keys that something may be sealed under, or soon will be: staged, active, then those being emptied."""
+    order = sa.case((root_key.c.state == "staged", 0), (root_key.c.state == "active", 1), else_=2)
+    return (await tx.execute(sa.select(root_key).where(root_key.c.emptied_at.is_(None)).order_by(order))).all()
+
+
+async def lock_root_keys(tx: AsyncConnection) -> Sequence[Row]:
+    """Return all root keys, locked FOR UPDATE: whoever makes an owner key under one comes before this transaction, or after."""
+    return (await tx.execute(sa.select(root_key).order_by(root_key.c.id).with_for_update())).all()
+
+
+async def set_root_key_state(tx: AsyncConnection, key_id: UUID, state: str, emptied_at: datetime | None = None) -> None:
+    """Change what a root key is good for."""
+    await tx.execute(sa.update(root_key).where(root_key.c.id == key_id).values(state=state, emptied_at=emptied_at))
+
+
+async def count_not_under(tx: AsyncConnection, root_key_id: UUID) -> int:
+    """Count the owner keys that other root keys seal."""
+    query = sa.select(sa.func.count()).select_from(owner_key).where(owner_key.c.root_key_id != root_key_id)
+    return int((await tx.execute(query)).scalar_one())
+
+
+async def count_under(tx: AsyncConnection, root_key_id: UUID) -> int:
+    """Count the owner keys that a root key seals."""
+    query = sa.select(sa.func.count()).select_from(owner_key).where(owner_key.c.root_key_id == root_key_id)
+    return int((await tx.execute(query)).scalar_one())
+
+
+async def not_under(tx: AsyncConnection, root_key_id: UUID, after: UUID | None, limit: int) -> Sequence[Row]:
+    """Return owner keys that other root keys seal, in the order of their ids after ``after``, locked until they are sealed anew."""
+    query = sa.select(owner_key).where(owner_key.c.root_key_id != root_key_id)
+    if after is not None:
+        query = query.where(owner_key.c.id > after)
+    return (await tx.execute(query.order_by(owner_key.c.id).limit(limit).with_for_update())).all()
+
+
+async def active_owner_keys(tx: AsyncConnection, owner_id: UUID | None, after: UUID | None, limit: int) -> Sequence[Row]:
+    """Return the active owner keys of one owner, or of the next ``limit`` owners after ``after``; locked against whoever seals."""
+    query = sa.select(owner_key).where(owner_key.c.state == "active")
+    if owner_id is not None:
+        query = query.where(owner_key.c.owner_id == owner_id)
+    if after is not None:
+        query = query.where(owner_key.c.owner_id > after)
+    return (await tx.execute(query.order_by(owner_key.c.owner_id, owner_key.c.version).limit(limit).with_for_update())).all()
+
+
+async def retire_owner_keys(tx: AsyncConnection, key_ids: Sequence[UUID]) -> None:
+    """Let nothing more be sealed under these."""
+    await tx.execute(sa.update(owner_key).where(owner_key.c.id.in_(key_ids)).values(state="retired"))
+
+
+async def count_active_owner_keys(tx: AsyncConnection, owner_id: UUID | None) -> int:
+    """Count the owner keys that are sealed under now: one for each owner that has any."""
+    query = sa.select(sa.func.count()).select_from(owner_key).where(owner_key.c.state == "active")
+    if owner_id is not None:
+        query = query.where(owner_key.c.owner_id == owner_id)
+    return int((await tx.execute(query)).scalar_one())
 
 
 async def insert_owner(tx: AsyncConnection, owner_id: UUID, kind: OwnerKind, at: datetime) -> None:
@@ -96,10 +162,15 @@ async def get_owner_key(tx: AsyncConnection, key_id: UUID) -> Row | None:
     return (await tx.execute(sa.select(owner_key).where(owner_key.c.id == key_id))).one_or_none()
 
 
-async def get_active_owner_key(tx: AsyncConnection, owner_id: UUID) -> Row | None:
-    """Return the row of the owner's newest active key."""
+async def get_active_owner_key(tx: AsyncConnection, owner_id: UUID, *, lock: bool = False) -> Row | None:
+    """Return the row of the owner's newest active key.
+
+    ``lock`` takes it FOR SHARE until the transaction ends: a rotation of it comes before or after what is sealed under it. Where
+    it came while this waited, none is found: ask again.
+    """
     query = sa.select(owner_key).where(owner_key.c.owner_id == owner_id, owner_key.c.state == "active")
-    return (await tx.execute(query.order_by(owner_key.c.version.desc()).limit(1))).one_or_none()
+    query = query.order_by(owner_key.c.version.desc()).limit(1)
+    return (await tx.execute(query.with_for_update(read=True) if lock else query)).one_or_none()
 
 
 async def latest_owner_key_version(tx: AsyncConnection, owner_id: UUID) -> int:
@@ -144,6 +215,7 @@ async def root_key_status(tx: AsyncConnection) -> Sequence[Row]:
             root_key.c.reference,
             root_key.c.state,
             root_key.c.created_at,
+            root_key.c.emptied_at,
             sa.func.coalesce(counted.c.owner_keys, 0).label("owner_keys"),
         )
         .outerjoin(counted, counted.c.root_key_id == root_key.c.id)

@@ -1,0 +1,65 @@
+"""The processes that run, and the root keys that each could unwrap: a root key is promoted only when all can open with it.
+
+A process says so every few seconds. One that was stopped or lost its network falls silent; the rotation goes on without it, and
+the locks on key rows keep it from sealing under a retired key when it wakes up.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+from keybearer.crypto.keyring import Keyring
+from keybearer.errors import KeybearerError
+from keybearer.store.db import Actor, Database
+from keybearer.store.queries import keys, rotations
+
+ALIVE = timedelta(seconds=20)
+"""How long after its last sign of life a process counts as running."""
+LOST = timedelta(days=1)
+_EVERY_S = 5.0
+
+
+class KeyHolder:
+    """This process among those that must follow a rotation."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._id = uuid4()
+        self._noted: tuple[UUID | None, str] = (None, "")
+        self._noted_at = 0.0
+
+    async def register(self) -> None:
+        """Be known *before* the root key is opened: a rotation then waits for this process, or is over when it opens."""
+        async with self._db.write(Actor.system()) as tx:
+            await rotations.remove_lost(tx, LOST)
+            await rotations.register(tx, self._id, socket.gethostname()[:255], os.getpid())
+
+    async def turn(self, keyring: Keyring) -> None:
+        """Unwrap what came, drop what went, and say so. Failing to unwrap is told to the operator through the database."""
+        async with self._db.read(Actor.system()) as tx:
+            rows = await keys.root_keys_in_use(tx)
+        problem = ""
+        try:
+            await keyring.hold_root_keys(rows)
+        except KeybearerError as error:
+            problem = error.message
+        held = next((row.id for row in rows if keyring.holds(row.id)), None)
+        if (held, problem) != self._noted or time.monotonic() - self._noted_at > _EVERY_S:
+            await self._note(held, problem)
+
+    async def _note(self, held: UUID | None, problem: str) -> None:
+        async with self._db.write(Actor.system()) as tx:
+            known = await rotations.note_holder(tx, self._id, held, problem)
+            if not known:  # silent for a day, and forgotten
+                await rotations.register(tx, self._id, socket.gethostname()[:255], os.getpid())
+                await rotations.note_holder(tx, self._id, held, problem)
+        self._noted, self._noted_at = (held, problem), time.monotonic()
+
+    async def close(self) -> None:
+        """Be waited for no more."""
+        async with self._db.write(Actor.system()) as tx:
+            await rotations.remove_holder(tx, self._id)
