@@ -4,6 +4,8 @@ Dialect      the wire format that a client speaks: OpenAI's, Anthropic's or Gemi
 Operation    what is asked for: ``chat.completions``, ``messages``, ``generateContent`` …
 Route        what method and path alone say of a request
 Plan         what is to be sent where, decided from route, body and the caller's registry; no I/O
+Course       what calls that look alike have in common: their plan, their lines, the key they use as long as it is at hand
+Spelling     the bytes of a head that was read before: the same bytes mean the same again
 Upstream     the provider's side of an exchange
 
 ``paths``     which paths are the gateway's, and what each means          ``body``     the few decisive keys of a JSON body
@@ -16,7 +18,8 @@ Upstream     the provider's side of an exchange
 ``protocol``  one client connection, taken out before the ASGI app     ``turns``    what stands in its queue
 ``request``, ``fields``  a request's head, read strictly                ``limits``   durations and sizes
 ``exchange``  one gateway request in six steps                          ``allowance`` what a token allows
-``forwarded`` the request as the provider gets it                       ``relay``    the answer's way back
+``intake``    a request as it arrives                                   ``relay``    the answer's way back
+``course``    where calls that look alike go, worked out once
 ``answer``    answers of our own, as bytes                              ``plane``    what all connections share
 ``refused``   keys a provider refused, tested and marked               ``client_address``  where a request comes from
 """

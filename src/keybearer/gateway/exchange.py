@@ -20,19 +20,18 @@ from keybearer.domain import Client, Grant, OutcomeRecord, Usage, UseRecord
 from keybearer.errors import (
     EgressRefused,
     Frozen,
-    InvalidRequest,
     KeybearerError,
-    TooLarge,
     TrustLost,
     Unavailable,
     UpstreamError,
 )
 from keybearer.gateway import dialect
 from keybearer.gateway.allowance import check_address, check_model, check_scope
-from keybearer.gateway.answer import CONTINUE, answer, error_headers
+from keybearer.gateway.answer import answer, error_headers
 from keybearer.gateway.course import Course, key_of
 from keybearer.gateway.credentials import Admission, Ready, Wanted, now
 from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
+from keybearer.gateway.intake import Intake
 from keybearer.gateway.plan import Document, Plan, compose, dialect_of, plan, read, route
 from keybearer.gateway.relay import CLIENT_GONE, NO_USAGE, Relay
 from keybearer.gateway.request import Head, refuse_token_in_target
@@ -55,32 +54,20 @@ class _Wait(Exception):  # no error: how a step says what it needs
         self.work = work
 
 
-class Exchange:
+class Exchange(Intake):
     """A gateway request in its connection's queue (a ``Turn``)."""
 
     __slots__ = (
         "_attempts",
         "_course",
-        "_fault",
-        "_head",
         "_hides_usage",
-        "_is_admitted",
-        "_is_over",
-        "_is_received",
-        "_is_started",
-        "_is_waiting",
-        "_length",
-        "_parts",
         "_relay",
         "_sent",
         "_use_at",
-        "buffered",
-        "connection",
         "is_head",
         "is_http10",
         "keep_alive",
         "model",
-        "plane",
         "ready",
         "registry",
         "request_id",
@@ -90,8 +77,7 @@ class Exchange:
 
     def __init__(self, connection: Connection, head: Head, length: int | None, fault: KeybearerError | None = None) -> None:
         """``length``: the body's, as declared; ``None``: chunked. ``fault``: what it is to be refused with, when its turn comes."""
-        self.connection = connection
-        self.plane = connection.plane
+        super().__init__(connection, head, length, fault)
         self.request_id = self.plane.request_id()
         self.started = time.monotonic()
         self.model = ""
@@ -99,15 +85,10 @@ class Exchange:
         self.ready: Ready | None = None
         self.used_at = 0.0
         """Unix time of the journal's line; 0: no use is on record that wants an outcome."""
-        self.buffered = 0
         fields = head.fields
         self.keep_alive = fields.keep_alive
         self.is_http10 = fields.is_http10
         self.is_head = head.method == b"HEAD"
-        self._head = head
-        self._length = length
-        self._fault = fault
-        self._parts: list[bytes] = []
         self._course: Course | None = None
         self._sent = b""
         """The body that goes to the provider, until it has gone."""
@@ -116,11 +97,6 @@ class Exchange:
         """``used_at``, from the moment the journal has been told."""
         self._relay: Relay | None = None
         self._attempts = 0
-        self._is_started = False
-        self._is_received = False
-        self._is_waiting = False
-        self._is_over = False
-        self._is_admitted = False
 
     # --- the six steps --------------------------------------------------------------------------------------------------
 
@@ -265,31 +241,6 @@ class Exchange:
         except Exception as error:  # noqa: BLE001  # as in proceed
             self._fail(error)
 
-    # --- the body -------------------------------------------------------------------------------------------------------
-
-    def _take_body(self) -> None:
-        """The caller is known and the route exists: now the body is welcome, up to the route's limit."""
-        self._is_admitted = True
-        limit = self._body_limit()
-        declared = self._length
-        if (declared is not None and declared > limit) or self.buffered > limit:
-            raise _too_large(limit)
-        if self._head.fields.expects_continue and not self.buffered:
-            self.connection.write(CONTINUE)
-        self.connection.flow.resume_reading()
-
-    def _body_limit(self) -> int:
-        limit = self.plane.body_limit
-        route = self._head.route
-        if route is not None and route.body_limit is not None:
-            limit = min(limit, route.body_limit)
-        return limit
-
-    def _body(self) -> bytes:
-        if len(self._parts) > 1:
-            self._parts = [b"".join(self._parts)]
-        return self._parts[0] if self._parts else b""
-
     # --- waiting --------------------------------------------------------------------------------------------------------
 
     def _wait(self, work: Coroutine[Any, Any, None]) -> None:
@@ -393,12 +344,6 @@ class Exchange:
         self.ready = self._relay = self._course = None  # no reference cycle is left for the collector
         self._sent = b""
 
-    def release_body(self) -> None:
-        """The request's body is no longer held."""
-        self.plane.budget.give(self.buffered)
-        self.buffered = 0
-        self._parts = []
-
     def note_outcome(self, status: int, outcome: str, first_byte: float | None = None, usage: Usage = NO_USAGE) -> None:
         """The journal's second line for a use. ``first_byte``: monotonic time at which the answer began."""
         now = time.monotonic()
@@ -421,63 +366,6 @@ class Exchange:
         self.used_at = 0.0
 
     # --- a turn in the connection's queue -------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        self._is_started = True
-        if self._fault is not None:
-            self.refuse(self._fault)
-        elif self._is_received:
-            self.proceed()
-
-    def on_body(self, data: bytes) -> None:
-        if self._is_over:
-            return
-        size = len(data)
-        limit = self._body_limit()
-        if self.buffered + size > limit:
-            self.connection.fail_receiving(_too_large(limit))
-            return
-        try:
-            self.plane.budget.take(size)
-        except KeybearerError as error:
-            self.connection.fail_receiving(error)
-            return
-        self.buffered += size
-        self._parts.append(data)
-
-    def on_more(self) -> None:
-        """Before more of the body is read, the caller must be known and the route must exist."""
-        if self._fault is None and not (self._is_admitted or self._is_waiting or self._is_over):
-            self.proceed()
-            if self._is_waiting:
-                self.connection.flow.pause_reading()
-
-    def take(self, body: bytes) -> None:
-        """The whole request has come in one piece, and it is its turn."""
-        self._is_started = self._is_received = True
-        try:
-            if self._fault is not None:
-                raise self._fault
-            if len(body) > self._body_limit():
-                raise _too_large(self._body_limit())
-            self.plane.budget.take(len(body))
-        except KeybearerError as error:
-            self.refuse(error)
-            return
-        self.buffered = len(body)
-        self._parts = [body]
-        self.proceed()
-
-    def on_end(self) -> None:
-        self._is_received = True
-        if self._is_started and not self._is_waiting and not self._is_over:
-            self.proceed()
-
-    def on_malformed(self, error: KeybearerError) -> None:
-        if self._is_started:
-            self.refuse(error)
-        else:
-            self._fault = error
 
     def on_disconnect(self) -> None:
         if self._is_over:
@@ -517,12 +405,6 @@ class Exchange:
         if self._head.route is not None:
             return self._head.route.dialect
         return dialect_of(self._head.target, self._head.fields.headers)
-
-
-def _too_large(limit: int) -> KeybearerError:
-    if not limit:
-        return InvalidRequest("This request takes no body.", hint="Send it without a body.")
-    return TooLarge(f"The body is larger than {limit} bytes.")
 
 
 def _outcome_of(error: KeybearerError) -> str:
