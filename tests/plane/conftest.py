@@ -123,7 +123,7 @@ class App:
                 if not message["more_body"]:
                     break
         if path == "/slow":
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
         if path == "/crash":
             msg = "kbtest: the app crashes"
             raise RuntimeError(msg)
