@@ -187,7 +187,8 @@ def test_an_entry_does_not_fit_elsewhere() -> None:
     with pytest.raises(LineError, match="out of place"):
         lines.check(first, bytes([1]) * 32)
     for name in ("nonce", "line", "d"):
-        changed: Entry = first._replace(**{name: getattr(first, name)[:-1] + b"~"})
+        value = getattr(first, name)
+        changed: Entry = first._replace(**{name: value[:-1] + bytes([value[-1] ^ 1])})  # digests may end in any byte
         with pytest.raises(LineError, match="changed"):
             lines.check(changed, GENESIS)
     with pytest.raises(LineError, match="out of place"):
