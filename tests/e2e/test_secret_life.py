@@ -129,9 +129,10 @@ def test_a_rotation_falls_back_where_the_new_value_is_refused(world: World, bob:
     back = bob.call("POST", f"{path}/rollback")
     assert (back["version"], back["preview"], back["fallback_version"], back["state"]) == (3, secret["preview"], None, "active")
     until_called_with(world, program, GOOD)
+    used = servers.until(lambda: bob.http.get(f"/api/v1{path}/usage"), lambda answer: bool(answer.json()["items"]))
+    assert {row["secret_id"] for row in used.json()["items"]} == {secret["id"]}
     actions = {row["action"] for row in bob.call("GET", f"{path}/access-log")["items"]}
     assert {"secret.rotate", "secret.failed", "secret.rollback", "secret.use"} <= actions
-    assert {row["secret_id"] for row in bob.call("GET", f"{path}/usage")["items"]} == {secret["id"]}
     for version, status in ((3, 422), (77, 404), (0, 422), ("x", 422)):
         bob.call("POST", f"{path}/rollback", json={"version": version}, status=status)
     wrong: list[dict[str, Any]] = [

@@ -4,7 +4,8 @@
 ``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``
 ``trail``    the audit trail, likewise: ``audit``
 ``keys``     ``key``: the root key and the owners' keys
-``use``      commands that talk HTTP with ``KEYBEARER_URL`` and ``KEYBEARER_TOKEN``: ``secret``, ``provider``, ``usage``
+``use``      commands that talk HTTP with ``KEYBEARER_URL`` and ``KEYBEARER_TOKEN``: ``provider``, ``usage``
+``secrets``  ``secret``, likewise
 ``run``      ``keybearer run -- CMD``
 ``output``   tables, JSON, ``error:`` and ``hint:``
 """
@@ -20,7 +21,7 @@ import typer
 
 from keybearer.errors import KeybearerError
 
-ROOMS = ("serving", "operate", "keys", "trail", "use", "run")
+ROOMS = ("serving", "operate", "keys", "trail", "use", "secrets", "run")
 ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
 """Commands that start a server import their own room alone: the others bring an HTTP client that a server does not need."""
 

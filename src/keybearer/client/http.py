@@ -42,7 +42,7 @@ class Client:
             message = f"The server at {self._http.base_url} cannot be reached: {error}"
             raise Unavailable(message, hint="Is it running? KEYBEARER_URL names it.") from None
         body: Any = None
-        if "json" in response.headers.get("content-type", ""):
+        if response.content and "json" in response.headers.get("content-type", ""):
             body = response.json()
         if response.status_code >= 300:  # noqa: PLR2004  # HTTP's own boundary
             raise ApiError(response.status_code, body if isinstance(body, dict) else {})
