@@ -6,6 +6,7 @@
 ``keys``     ``key``: the root key and the owners' keys
 ``use``      commands that talk HTTP with ``KEYBEARER_URL`` and ``KEYBEARER_TOKEN``: ``provider``, ``usage``
 ``secrets``  ``secret``, likewise
+``teams``    ``team``, likewise; ``names`` turns names that people type into ids
 ``run``      ``keybearer run -- CMD``
 ``output``   tables, JSON, ``error:`` and ``hint:``
 """
@@ -21,7 +22,7 @@ import typer
 
 from keybearer.errors import KeybearerError
 
-ROOMS = ("serving", "operate", "keys", "trail", "use", "secrets", "run")
+ROOMS = ("serving", "operate", "keys", "trail", "use", "secrets", "teams", "run")
 ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
 """Commands that start a server import their own room alone: the others bring an HTTP client that a server does not need."""
 

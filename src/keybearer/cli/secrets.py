@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from keybearer.cli.names import team_id
 from keybearer.cli.output import AsJson, print_json, print_rows, say
 from keybearer.cli.use import client, read_value
 from keybearer.errors import Invalid
@@ -74,6 +75,7 @@ def secret_add(
     provider: Annotated[str, typer.Argument(help="For example openai.")],
     *,
     name: Annotated[str, typer.Option(help="Unique for this provider.")] = "default",
+    team: Annotated[str | None, typer.Option(help="Make it this team's: its name or id.")] = None,
     secret_type: Annotated[str | None, typer.Option("--type", help="For example connection_string; else the provider's.")] = None,
     description: Description = None,
     tag: Tags = None,
@@ -93,6 +95,8 @@ def secret_add(
     if secret_type is not None:
         draft["secret_type"] = secret_type
     with client() as api:
+        if team is not None:
+            draft["team_id"] = team_id(api, team)
         made = api.request("POST", "/secrets", json=draft)
     _tell(made, f"Stored {made['provider']} “{made['name']}” as {made['id']}.", as_json=as_json)
 

@@ -122,10 +122,11 @@ def grouped(secrets: Iterable[Secret], names: dict[str, str]) -> list[tuple[str,
 
 
 async def _new_secret_page(services: Services, visitor: Visitor, status: int = 200, **values: Any) -> Response:
-    blank = {"provider": "", "name": "", "description": "", "tags": "", "expires_at": ""}
+    blank = {"provider": "", "name": "", "description": "", "tags": "", "expires_at": "", "team_id": ""}
     values["draft"] = blank | values.get("draft", {})
     providers = sorted(await services.providers.list(visitor.caller), key=lambda view: view.display_name.lower())
-    return render("secret_new.html", status=status, account=visitor.account, providers=providers, **values)
+    teams = [team for team in await services.teams.list(visitor.caller) if team.leads]
+    return render("secret_new.html", status=status, account=visitor.account, providers=providers, teams=teams, **values)
 
 
 @router.get("/secrets/new")
@@ -144,11 +145,13 @@ async def new_secret(
     description: Text = "",
     tags: Text = "",
     expires_at: Text = "",
+    team_id: Text = "",
     save_anyway: Text = "",
 ) -> Response:
-    """Store a new secret."""
+    """Store a new secret, one's own or a team's."""
     policy.require(visitor.caller, Scope.SECRETS_WRITE)
     shown = {"provider": provider, "name": name, "description": description, "tags": tags, "expires_at": expires_at}
+    shown["team_id"] = team_id
     try:
         draft = NewSecret(
             provider=provider,
@@ -157,12 +160,21 @@ async def new_secret(
             description=description,
             tags=split_tags(tags),
             expires_at=end_of_day(expires_at),
+            team_id=_team(team_id),
             save_anyway=bool(save_anyway),
         )
         await services.secrets.create(visitor.caller, draft)
     except KeybearerError as error:
         return await _new_secret_page(services, visitor, error.status, draft=shown, error=error)
-    return go("/")
+    return go(f"/teams/{team_id}" if team_id else "/")
+
+
+def _team(text: str) -> UUID | None:
+    """Whose a secret is to be; nothing: one's own. Raises ``Invalid``."""
+    try:
+        return UUID(text) if text else None
+    except ValueError:
+        raise Invalid("team_id is no id.", fields=(FieldError("team_id", "is no id"),)) from None
 
 
 def split_tags(text: str) -> tuple[str, ...]:
@@ -196,6 +208,8 @@ async def _secret_page(
         status=error.status if error else 200,
         account=visitor.account,
         secret=secret,
+        is_own=secret.owner.id == visitor.caller.user_id,
+        teams=[team for team in await services.teams.list(visitor.caller) if team.accepted_at],
         records=log.items,
         next_cursor=log.next_cursor,
         now=datetime.now(UTC),

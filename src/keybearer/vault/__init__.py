@@ -7,7 +7,9 @@ Version       one value in a secret's row of values; only the newest is in force
 Overlap       after a rotation, the time in which the version before serves where the provider refuses the new one
 Trash         deleted secrets that can still be restored
 Standing      what a secret is good for at a moment: active, expiring, failed …
-Provider      a service that takes a key: predefined, the system's, or a person's own
+Provider      a service that takes a key: predefined, the system's, a team's, or a person's own
+Team          an owner that several people share; its members use what is its, its owners and admins change it
+Share         a person's secret lent to a team they are in, for use only or for management
 Resolution    which secrets may serve a call, in which order, and where to stop
 Credential    a secret resolved and opened for one call
 
@@ -18,4 +20,6 @@ Credential    a secret resolved and opened for one call
 ``registry``   the providers that an owner can name   ``providers``  providers and models, made and changed
 ``resolve``    from a call to its credentials         ``views``      providers as one caller sees them (pure)
 ``sealed``     rows, sealing, opening                 ``drafts``     secrets as typed, checked (pure)
+``teams``      teams and their members                ``shares``     secrets lent to teams
+``reach``      what somebody gets through teams       ``audience``   whom a change concerns
 """
