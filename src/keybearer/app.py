@@ -34,6 +34,7 @@ from keybearer.access.tokens import Tokens
 from keybearer.access.users import Users
 from keybearer.audit.journal import Journal
 from keybearer.audit.publish import CheckpointFile
+from keybearer.audit.refusals import Refusals
 from keybearer.audit.seal import Sealer
 from keybearer.audit.seal import Target as CheckpointTarget
 from keybearer.audit.ship import Shipper
@@ -175,6 +176,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             rotations=rotations,
             journal=journal,
             shipper=shipper,
+            refusals=Refusals.of(db),
             sealer=Sealer(db, keyring, checkpoint_target(settings, upstream)),
             catalog=catalog,
             users=Users(db, keyring, sessions),
@@ -264,6 +266,7 @@ def create(settings: Settings | None = None) -> FastAPI:
                 await settled
                 with contextlib.suppress(KeybearerError):  # then the next start ships and seals what is left
                     await services.shipper.ship_once()
+                    await services.refusals.flush(ends=True)
                     await services.sealer.turn()
                     await services.sealer.release()
 

@@ -85,6 +85,8 @@ class KeybearerError(Exception):
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
     default_hint: ClassVar[str] = ""
+    is_recorded = False
+    """Set on a refusal that is on record already."""
 
     def __init__(
         self,

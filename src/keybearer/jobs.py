@@ -32,6 +32,7 @@ def jobs_of(services: Services) -> tuple[Job, ...]:
     """The jobs of one process. Each is safe to run in every process at once."""
     return (
         Job("ship the journal", 0.25, services.shipper.ship_in_turn),
+        Job("record refusals", 1.0, services.refusals.flush),
         Job("seal the audit trail", services.options.audit_seal_seconds, services.sealer.turn),
         Job("hold the root keys", 1.0, lambda: services.holder.turn(services.keyring)),
         Job("rotate keys", 2.0, services.rotations.turn),

@@ -8,6 +8,7 @@ from keybearer.access.sessions import Sessions
 from keybearer.access.tokens import Tokens
 from keybearer.access.users import Users
 from keybearer.audit.journal import Journal
+from keybearer.audit.refusals import Refusals
 from keybearer.audit.seal import Sealer
 from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog
@@ -55,6 +56,7 @@ class Services:
     journal: Journal
     shipper: Shipper
     sealer: Sealer
+    refusals: Refusals
     catalog: Catalog
     users: Users
     sessions: Sessions

@@ -22,6 +22,7 @@ from tests.support.vault import World
 
 from keybearer.access.tokens import generate
 from keybearer.audit.journal import Durability, Journal
+from keybearer.audit.refusals import Refusals
 from keybearer.catalog import Catalog, Registry, places, with_base_url
 from keybearer.domain import Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
 from keybearer.errors import KeyMissing, TokenInvalid
@@ -284,6 +285,7 @@ def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
                 db=db,
                 feed=feed,
                 journal=journal,
+                refusals=Refusals(db),
                 upstream=upstream,
                 credentials=credentials,
             )

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from keybearer.audit import management
-from keybearer.domain import Caller, ManagementRecord
+from keybearer.audit.refusals import Refusal, Refusals
+from keybearer.domain import Caller, Client, ManagementRecord
 from keybearer.errors import Conflict, KeybearerError
 from keybearer.store.db import Actor, Database
 
@@ -19,14 +20,19 @@ async def attempt(
 ) -> AsyncIterator[None]:
     """Run a change; where it is refused, record that in a transaction of its own and raise the refusal on.
 
-    Goes around the change's own transaction, which has rolled back by then. Our own failures (5xx) are no refusals.
+    Of very many the rest is counted (``audit.refusals``). Goes around the change's own transaction, which has rolled back by then.
+    Our own failures (5xx) are no refusals.
     """
     try:
         yield
     except KeybearerError as error:
         if error.status < _SERVER_ERROR:
-            record = ManagementRecord(action, caller, subject, outcome=error.code, detail=detail)
-            await record_alone(db, record)
+            client = caller.client if caller else Client(dict(detail).get("ip", ""))
+            user_id, token_id = (caller.user_id, caller.token_id or "") if caller else (None, "")
+            if Refusals.of(db).admits(Refusal(action, error.code, client, user_id, token_id)):
+                record = ManagementRecord(action, caller, subject, outcome=error.code, detail=detail)
+                await record_alone(db, record)
+            error.is_recorded = True
         raise
 
 

@@ -81,12 +81,18 @@ async def _authenticate(request: Request) -> Caller:
     token = bearer_token(request)
     if token is not None:
         grant = await services.tokens.verify(token.encode("utf-8", "replace"))
-        return policy.caller_of_grant(grant, client_of(request))
+        return _known(request, policy.caller_of_grant(grant, client_of(request)))
     cookie = request.cookies.get(session_cookie_name(services))
     if not cookie:
         raise Unauthenticated
     check_same_origin(request)
-    return await services.sessions.authenticate(cookie, client_of(request))
+    return _known(request, await services.sessions.authenticate(cookie, client_of(request)))
+
+
+def _known(request: Request, caller: Caller) -> Caller:
+    """Keep who called with the request: if they are turned away later, it is on record who it was."""
+    request.state.caller = caller
+    return caller
 
 
 CurrentCaller = Annotated[Caller, Depends(current_caller)]

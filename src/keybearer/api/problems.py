@@ -17,6 +17,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from keybearer import errors
+from keybearer.api.gate import OPEN
+from keybearer.audit.refusals import Refusal, cut, harmless, is_refusal
+from keybearer.domain import Caller, Client
 from keybearer.errors import FieldError, KeybearerError
 
 log = structlog.get_logger(__name__)
@@ -72,9 +75,35 @@ def response(error: KeybearerError) -> JSONResponse:
     return JSONResponse(problem.model_dump(exclude_none=True), error.status, headers, "application/problem+json")
 
 
-async def answer(_: Request, error: Exception) -> JSONResponse:
-    """Answer any error as a problem."""
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """Answer any error as a problem; whoever is turned away is on record."""
+    note_refusal(request, error)
     return response(told(error))
+
+
+def note_refusal(request: Request, error: Exception) -> None:
+    """Have a refusal recorded, unless who refused has done so."""
+    if not isinstance(error, KeybearerError) or not is_refusal(error) or request.url.path in OPEN:
+        return
+    caller: Caller | None = request.scope.get("state", {}).get("caller")
+    route = request.scope.get("route")
+    secret_id = harmless(str(request.path_params.get("secret_id", "")))
+    others = (harmless(str(value)) for value in request.path_params.values())
+    refusal = Refusal(
+        "secret.refuse" if secret_id else "api.refuse",
+        error.code,
+        caller.client if caller else Client(request.client.host if request.client else "", user_agent_of(request)),
+        caller.user_id if caller else None,
+        (caller.token_id if caller else None) or "",
+        secret_id or next((found for found in others if found), ""),
+        cut({"route": f"{request.method} {route.path if route else ''}".strip()}),
+    )
+    request.app.state.services.refusals.note(refusal)
+
+
+def user_agent_of(request: Request) -> str:
+    """Return what a request says of its program."""
+    return request.headers.get("user-agent", "")[:256]
 
 
 def told(error: Exception) -> KeybearerError:

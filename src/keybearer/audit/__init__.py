@@ -14,6 +14,7 @@ Terms
 ``segments``    where a journal's files lie, who holds them, and reading them back
 ``journal``     writing a use before the key leaves, and its outcome after
 ``management``  chaining a record into the transaction of its change
+``refusals``    attempts that were turned away: recorded, and bounded
 ``batch``       what entries mean for the database (pure)
 ``ship``        moving entries to the database, each exactly once
 ``verify``      proving that nothing is missing, changed or reordered

@@ -116,10 +116,13 @@ def _of_change(access: Access, line: bytes) -> Access:
     client = managed.client
     return replace(
         access,
-        token_id=managed.token_id,
+        token_id=managed.token_id or managed.detail.get("token_id"),
         subject=managed.subject,
         provider=managed.detail.get("provider", ""),
-        ip=client.ip if client else "",
-        user_agent=client.user_agent if client else "",
+        model=managed.detail.get("model", ""),
+        workflow=managed.detail.get("workflow", ""),
+        node=managed.detail.get("node", ""),
+        ip=client.ip if client else managed.detail.get("ip", ""),
+        user_agent=client.user_agent if client else managed.detail.get("user_agent", ""),
         detail=managed.detail,
     )

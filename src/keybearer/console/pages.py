@@ -124,6 +124,7 @@ async def as_page(request: Request, error: Exception) -> Response:
         return go("/sign-in")
     if not is_page(request.scope["path"]):
         return await problems.answer(request, error)
+    problems.note_refusal(request, error)
     told = problems.told(error)
     if isinstance(error, HTTPException | RequestValidationError) and _names_nothing(error):
         told = NotFound("There is no such page.", hint="Check the address, or go back to the vault.")

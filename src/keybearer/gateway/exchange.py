@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from keybearer.audit.lines import repeated_use_line
+from keybearer.audit.refusals import is_refusal
 from keybearer.catalog import Registry
 from keybearer.domain import Client, Grant, OutcomeRecord, Usage, UseRecord
 from keybearer.errors import (
@@ -33,6 +34,7 @@ from keybearer.gateway.credentials import Admission, Ready, Wanted, now
 from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
 from keybearer.gateway.intake import Intake
 from keybearer.gateway.plan import Document, Plan, compose, dialect_of, plan, read, route
+from keybearer.gateway.refusal import known, refusal
 from keybearer.gateway.relay import CLIENT_GONE, NO_USAGE, Relay
 from keybearer.gateway.request import Head, refuse_token_in_target
 from keybearer.gateway.turns import Connection
@@ -68,6 +70,7 @@ class Exchange(Intake):
         "is_http10",
         "keep_alive",
         "model",
+        "provider",
         "ready",
         "registry",
         "request_id",
@@ -80,7 +83,7 @@ class Exchange(Intake):
         super().__init__(connection, head, length, fault)
         self.request_id = self.plane.request_id()
         self.started = time.monotonic()
-        self.model = ""
+        self.model = self.provider = ""
         self.registry: Registry | None = None
         self.ready: Ready | None = None
         self.used_at = 0.0
@@ -163,6 +166,7 @@ class Exchange(Intake):
             raise _Wait(credentials.fill_registry(grant.user_id))
         planned = plan(self._head.route, document, self.registry)
         if planned.provider is not None:
+            self.provider, self.model = planned.provider.name, planned.model
             check_model(grant, planned.provider, planned.model, planned.operation)
         return planned
 
@@ -315,6 +319,9 @@ class Exchange(Intake):
         status, content_type, body = dialect.error_body(self._dialect(), error, self.request_id)
         if self.used_at:
             self.note_outcome(status, _outcome_of(error))
+        elif is_refusal(error):
+            admission = self.plane.credentials.admission(known(self._head.fields))
+            self.plane.refusals.note(refusal(error, self._head.fields, self._client(), (self.provider, self.model), admission))
         self._answer(status, error_headers(error, content_type), body)
 
     def _answer(self, status: int, headers: Headers, body: bytes) -> None:

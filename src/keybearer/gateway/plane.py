@@ -39,6 +39,7 @@ class Plane:
         self.credentials = services.credentials
         self.feed = services.feed
         self.journal = services.journal
+        self.refusals = services.refusals
         self.upstream = services.upstream
         self.proxies = TrustedProxies(services.options.trusted_proxies)
         self.budget = BodyBudget(services.options.max_buffered_bytes)
