@@ -56,6 +56,7 @@ from keybearer.store.db import Database, migrate
 from keybearer.telemetry import configure_logging
 from keybearer.usage import prices
 from keybearer.vault.holders import KeyHolder
+from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.retention import Retention
@@ -183,6 +184,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             sessions=sessions,
             tokens=tokens,
             providers=providers,
+            models=Models(db, keyring, catalog, policy, secrets),
             secrets=secrets,
             teams=Teams(db, keyring, catalog),
             shares=Shares(db, keyring, catalog),

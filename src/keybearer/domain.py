@@ -237,6 +237,8 @@ class Secret:
     fallback_until: datetime | None = None
     """... and until when it serves where the new value is refused."""
     deleted_at: datetime | None = None
+    model_id: UUID | None = None
+    """The registered model whose own key it is: then it serves no other call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from keybearer.gateway.upstream import Upstream
 from keybearer.store.changes import Feed
 from keybearer.store.db import Database
 from keybearer.vault.holders import KeyHolder
+from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.rotate import Rotations
@@ -62,6 +63,7 @@ class Services:
     sessions: Sessions
     tokens: Tokens
     providers: Providers
+    models: Models
     secrets: Secrets
     teams: Teams
     shares: Shares

@@ -15,18 +15,21 @@ from hypothesis import strategies as st
 from keybearer.catalog import (
     DIALECTS,
     Catalog,
+    Entry,
     KeyCheck,
     Model,
     Provider,
+    Registered,
     Registry,
     check_key,
     custom,
     preview,
     with_base_url,
     with_models,
+    with_registered,
 )
 from keybearer.catalog.load import parse
-from keybearer.domain import SecretType
+from keybearer.domain import SYSTEM_OWNER, SecretType
 from keybearer.errors import Invalid, KeybearerError, ModelAmbiguous, ModelUnknown, ProviderUnknown
 
 CATALOG = Catalog.load()
@@ -256,6 +259,21 @@ def test_a_custom_provider_never_hides_a_predefined_one() -> None:
     registry = Registry([_custom("openai", "gpt-5", base_url="https://evil.example"), *CATALOG.providers.values()])
     assert registry.get("openai").is_predefined
     assert registry.locate("openai/gpt-5")[0].is_predefined
+
+
+def test_an_alias_means_its_model_and_never_a_providers_name() -> None:
+    openai, groq = CATALOG.get("openai"), CATALOG.get("groq")
+    first = with_registered(openai, Registered(UUID(int=1), SYSTEM_OWNER, base_url="https://llm.example/x"))
+    later = with_registered(groq, Registered(UUID(int=2), SYSTEM_OWNER))
+    entries = [Entry(first, "gpt-5", ("fast", "claude-x")), Entry(later, "llama", ("fast", "openai/o3", "slow"))]
+    registry = Registry(CATALOG.providers.values(), entries)
+    for name in ("fast", "gpt-5", "openai/gpt-5", "claude-x"):
+        assert registry.locate(name) == (first, "gpt-5")
+    assert registry.locate("fast", "anthropic") == (first, "gpt-5")
+    assert registry.locate("slow") == registry.locate("groq/llama") == (later, "llama")
+    assert registry.locate("openai/o3") == (openai, "o3")
+    assert registry.locate("claude-y")[0].name == "anthropic"
+    assert (first.roots["openai"], first.is_predefined, later.is_predefined) == (b"/x/v1", False, True)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "a b", "a\nb", "a\x00b", "\ud800", "a\u200bb", "\u202egpt"])

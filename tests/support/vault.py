@@ -22,6 +22,7 @@ from keybearer.domain import Caller, Client, Role, SecretBytes
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.store.db import Actor, Database
 from keybearer.store.schema import audit_record, change
+from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.secrets import Secrets
@@ -50,6 +51,7 @@ class World:
     tokens: Tokens
     secrets: Secrets
     providers: Providers
+    models: Models
     resolver: Resolver
     teams: Teams
     shares: Shares
@@ -80,7 +82,8 @@ class World:
 
     def allowing(self, *allow: str) -> World:
         """The same deployment with KEYBEARER_EGRESS_ALLOW set."""
-        return replace(self, providers=Providers(self.db, self.keyring, Catalog.load(), EgressPolicy(allow), self.secrets))
+        rooms = (self.db, self.keyring, Catalog.load(), EgressPolicy(allow), self.secrets)
+        return replace(self, providers=Providers(*rooms), models=Models(*rooms))
 
 
 async def world_on(db: Database, root_key: bytes = b"") -> World:
@@ -97,6 +100,7 @@ async def world_on(db: Database, root_key: bytes = b"") -> World:
         Tokens(db, keyring),
         secrets,
         Providers(db, keyring, Catalog.load(), EgressPolicy(), secrets),
+        Models(db, keyring, Catalog.load(), EgressPolicy(), secrets),
         Resolver(db, keyring, secrets),
         Teams(db, keyring, Catalog.load()),
         Shares(db, keyring, Catalog.load()),

@@ -18,6 +18,7 @@ TOKEN = "access_token"  # noqa: S105  # a table's name
 SESSION = "session"
 USER = "user_account"
 PROVIDER = "provider"
+MODEL = "model"
 TEAM = "team"
 MEMBER = "team_member"
 SHARE = "secret_share"
@@ -102,6 +103,22 @@ def secret_fields(row: Any) -> tuple[RowField, ...]:
         reference,
         row.deleted_at,
         bool(row.fallback_allowed),
+    )
+
+
+def model_fields(row: Any) -> tuple[RowField, ...]:
+    """All of a model that says where calls go, with which key, under which names and with which defaults."""
+    return (
+        row.id,
+        row.owner_id,
+        row.provider,
+        row.name,
+        row.base_url,
+        row.auth_style,
+        row.auth_header,
+        row.secret_id,
+        optional_strings(row.aliases),
+        row.parameters,
     )
 
 

@@ -4,7 +4,8 @@
 ``authentication``  who calls: access token or session cookie; CSRF
 ``gate``            asking that before a body is read
 ``schemas``         what requests and answers hold
-``auth`` ``me`` ``providers`` ``secrets`` ``teams`` ``tokens`` ``usage`` ``audit`` ``checkpoints`` ``users`` ``health``   the routes
+``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``teams`` ``tokens`` ``usage`` ``audit`` ``checkpoints`` ``users``
+``health``   the routes
 """
 
 from __future__ import annotations
@@ -14,7 +15,22 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 
 from keybearer import __version__
-from keybearer.api import audit, auth, checkpoints, gate, health, me, problems, providers, secrets, teams, tokens, usage, users
+from keybearer.api import (
+    audit,
+    auth,
+    checkpoints,
+    gate,
+    health,
+    me,
+    models,
+    problems,
+    providers,
+    secrets,
+    teams,
+    tokens,
+    usage,
+    users,
+)
 from keybearer.api.authentication import current_caller
 from keybearer.errors import KeybearerError
 
@@ -37,7 +53,7 @@ def install(app: FastAPI) -> None:
         gate.Gate, covers=gate.needs_caller, ask=current_caller, refusals=(KeybearerError,), answer=problems.answer
     )
     v1 = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
-    for room in (auth, me, providers, secrets, teams, tokens, usage, audit, checkpoints, users):
+    for room in (auth, me, providers, models, secrets, teams, tokens, usage, audit, checkpoints, users):
         v1.include_router(room.router)
     v1.include_router(teams.shares)
     app.include_router(v1)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from fastapi import APIRouter
 
 from keybearer.access import policy
 from keybearer.api.authentication import CurrentCaller, CurrentServices
 from keybearer.api.schemas import (
-    ModelAnswer,
-    NewModelRequest,
+    NewProviderModel,
     NewProviderRequest,
     ProviderAnswer,
     ProviderChange,
+    ProviderModel,
     TestAnswer,
 )
 from keybearer.api.secrets import secret_bytes, test_stored, tuples
@@ -70,23 +72,23 @@ async def delete_provider(provider_id: str, caller: CurrentCaller, services: Cur
 
 
 @router.get("/{provider_id}/models")
-async def list_models(provider_id: str, caller: CurrentCaller, services: CurrentServices) -> list[ModelAnswer]:
+async def list_models(provider_id: str, caller: CurrentCaller, services: CurrentServices) -> list[ProviderModel]:
     """List a provider's models."""
-    return [ModelAnswer.model_validate(model) for model in await services.providers.models(caller, provider_id)]
+    return [ProviderModel.model_validate(model) for model in await services.providers.models(caller, provider_id)]
 
 
 @router.post("/{provider_id}/models", status_code=201)
-async def add_model(provider_id: str, body: NewModelRequest, caller: CurrentCaller, services: CurrentServices) -> ModelAnswer:
+async def add_model(provider_id: str, body: NewProviderModel, caller: CurrentCaller, services: CurrentServices) -> ProviderModel:
     """Add a model to a provider."""
     policy.require(caller, Scope.MODELS_WRITE)
-    return ModelAnswer.model_validate(await services.providers.add_model(caller, provider_id, body.name, body.display_name))
+    return ProviderModel.model_validate(await services.providers.add_model(caller, provider_id, body.name, body.display_name))
 
 
 @router.delete("/models/{model_id}", status_code=204)
-async def delete_model(model_id: str, caller: CurrentCaller, services: CurrentServices) -> None:
+async def delete_model(model_id: UUID, caller: CurrentCaller, services: CurrentServices) -> None:
     """Remove a model that was added."""
     policy.require(caller, Scope.MODELS_WRITE)
-    await services.providers.delete_model(caller, model_id)
+    await services.models.delete(caller, model_id)
 
 
 @router.post("/{provider_id}/test")

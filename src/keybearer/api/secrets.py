@@ -216,7 +216,10 @@ async def test_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentS
     policy.require_provider(caller, secret.provider)
     policy.require_among(caller, secret.allowed_tokens)
     credential = await services.secrets.credential(caller, secret_id)
-    provider = await services.providers.find(caller, credential.provider)
+    if secret.model_id is None:
+        provider = await services.providers.find(caller, credential.provider)
+    else:
+        provider, _ = await services.models.provider_of(caller, secret.model_id)
     return await test_stored(services, provider, credential)
 
 

@@ -31,8 +31,9 @@ from keybearer.catalog.provider import (
     with_auth,
     with_base_url,
     with_models,
+    with_registered,
 )
-from keybearer.catalog.registry import MODEL_NAME_LIMIT, Registry
+from keybearer.catalog.registry import MODEL_NAME_LIMIT, Entry, Registry
 from keybearer.catalog.sharing import Sharing, Verdict
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Api",
     "Auth",
     "Catalog",
+    "Entry",
     "KeyCheck",
     "KeyPattern",
     "Model",
@@ -62,4 +64,5 @@ __all__ = [
     "with_auth",
     "with_base_url",
     "with_models",
+    "with_registered",
 ]

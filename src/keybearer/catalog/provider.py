@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from keybearer.catalog.sharing import NOT_SHARED, Sharing
-from keybearer.domain import SecretType
+from keybearer.domain import Owner, SecretType
 from keybearer.errors import FieldError, Invalid
 
 OPENAI: Final = "openai"
@@ -123,12 +123,21 @@ class Registered:
     """What somebody said of one model beyond its name; a provider that has it stands for that model alone."""
 
     id: UUID
-    owner_id: UUID
-    secret_id: UUID | None
+    owner: Owner
+    secret_id: UUID | None = None
     """Its own key; ``None``: what resolution finds."""
-    has_own_address: bool
-    parameters: Mapping[str, Any]
+    base_url: str = ""
+    """Its own; empty: the provider's."""
+    auth_style: str = ""
+    """Empty: the provider's."""
+    auth_header: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Defaults for requests that do not set them."""
+
+    @property
+    def needs_no_key(self) -> bool:
+        """Whether it is somewhere of its own where no key is sent: a model server on one's network, mostly."""
+        return self.auth_style == "none" and bool(self.base_url) and self.secret_id is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,6 +212,27 @@ def with_models(provider: Provider, models: Iterable[Model]) -> Provider:
     known = {model.name for model in provider.models}
     added = {model.name: model for model in models if model.name not in known}
     return replace(provider, models=(*provider.models, *added.values()))
+
+
+def with_registered(provider: Provider, registered: Registered) -> Provider:
+    """The provider as it is called for one model. Raises ``Invalid`` for an address or a way to send keys that is none.
+
+    At an address of its own it is whoever's the model is: private hosts are for administrators' models alone, connections are
+    not shared with other owners, keys of the provider's form are not expected, and no key of the system's is sent there.
+    """
+    if registered.base_url:
+        moved = with_base_url(provider, registered.base_url)
+        provider = replace(
+            moved,
+            owner_id=registered.owner.id,
+            is_predefined=False,
+            key_patterns=(),
+            loose_patterns=(),
+            refused_patterns=(),
+        )
+    if registered.auth_style:
+        provider = with_auth(provider, registered.auth_style, registered.auth_header)
+    return replace(provider, registered=registered)
 
 
 def custom(

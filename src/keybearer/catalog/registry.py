@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from keybearer.catalog.provider import Model, Provider
 from keybearer.errors import FieldError, Invalid, ModelAmbiguous, ModelUnknown, ProviderUnknown
@@ -16,15 +16,24 @@ _REMEMBERED: Final = 1_000  # names come from callers: bounded, so that nobody f
 _SHOWN: Final = 60
 
 
-class Registry:
-    """The providers that one user can name: the predefined ones and the user's own.
+class Entry(NamedTuple):
+    """A registered model: the provider as it is called for it, its name there, and further names."""
 
-    A custom provider never hides a predefined one: the name ``openai`` means OpenAI for everybody.
+    provider: Provider
+    name: str
+    aliases: tuple[str, ...] = ()
+
+
+class Registry:
+    """The providers that one user can name: the predefined ones and the user's own; and their registered models.
+
+    A custom provider never hides a predefined one: the name ``openai`` means OpenAI for everybody. Of ``registered`` entries the
+    first of a name or alias counts: an owner's own come before what is everybody's. An alias is never ``provider/…``.
     """
 
-    __slots__ = ("_by_model", "_found", "providers")
+    __slots__ = ("_by_model", "_found", "_registered", "aliases", "providers")
 
-    def __init__(self, providers: Iterable[Provider]) -> None:
+    def __init__(self, providers: Iterable[Provider], registered: Iterable[Entry] = ()) -> None:
         by_name: dict[str, Provider] = {}
         for provider in sorted(providers, key=lambda provider: not provider.is_predefined):
             by_name.setdefault(provider.name, provider)
@@ -33,6 +42,14 @@ class Registry:
         for provider in by_name.values():
             for model in provider.models:
                 self._by_model.setdefault(model.name, []).append(provider)
+        self._registered: dict[tuple[str, str], Provider] = {}
+        aliases: dict[str, tuple[str, str]] = {}
+        for entry in registered:
+            self._registered.setdefault((entry.provider.name, entry.name), entry.provider)
+            for alias in entry.aliases:
+                aliases.setdefault(alias, (entry.provider.name, entry.name))
+        self.aliases: Mapping[str, tuple[str, str]] = MappingProxyType(aliases)
+        """Further names: of which provider's model, by its name."""
         self._found: dict[tuple[str | None, str], tuple[Provider, str]] = {}
 
     def get(self, name: str) -> Provider:
@@ -49,8 +66,9 @@ class Registry:
     def locate(self, name: str, home: str | None = None) -> tuple[Provider, str]:
         """The provider that ``name`` means, and the model's name as that provider wants it.
 
-        ``provider/model`` always means that provider; a bare name means ``home`` where the path has one, else the one
-        provider that has such a model. Raises ``ModelUnknown``, ``ModelAmbiguous``, ``Invalid`` (not a name).
+        ``provider/model`` always means that provider; an alias means its model; any other bare name means ``home`` where the
+        path has one, else the one provider that has such a model. For a registered model the provider is as it is called for
+        that one. Raises ``ModelUnknown``, ``ModelAmbiguous``, ``Invalid`` (not a name).
         """
         found = self._found.get((home, name))
         if found is None:
@@ -62,11 +80,18 @@ class Registry:
 
     def _locate(self, name: str, home: str | None) -> tuple[Provider, str]:
         check_model_name(name)
+        provider, model = self._by_name(name, home)
+        return self._registered.get((provider.name, model), provider), model
+
+    def _by_name(self, name: str, home: str | None) -> tuple[Provider, str]:
         prefix, slash, rest = name.partition("/")
         if slash and rest and prefix in self.providers:
             provider = self.providers[prefix]
             # 'openrouter/auto' is what OpenRouter itself calls that model: its own names stay whole.
             return provider, name if any(model.name == name for model in provider.models) else rest
+        alias = self.aliases.get(name)
+        if alias is not None and alias[0] in self.providers:
+            return self.providers[alias[0]], alias[1]
         if home is not None:
             return self.get(home), name
         candidates = self._by_model.get(name) or [

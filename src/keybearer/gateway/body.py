@@ -83,6 +83,14 @@ class Document:
         start, end = self._model_span()
         self._edits.append((start, end, msgspec.json.encode(model)))
 
+    def put_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Add the top-level keys of ``defaults`` that do not stand there; in any case of letters, as some providers read them."""
+        there = {key.casefold() for key in _RAW.decode(self.body)}
+        missing = {key: value for key, value in defaults.items() if key.casefold() not in there}
+        if missing:
+            brace = self.body.index(b"{") + 1
+            self._edits.append((brace, brace, msgspec.json.encode(missing)[1:-1] + b","))  # other keys follow: there is a model
+
     def ask_usage(self) -> bool:
         """Ask for the usage event at a stream's end (``stream_options.include_usage``); ``False``: the body does already.
 

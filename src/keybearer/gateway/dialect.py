@@ -82,13 +82,19 @@ def models_body(
     allowed_providers: frozenset[str] | None = None,
     allowed_models: frozenset[str] | None = None,
 ) -> bytes:
-    """The models that a caller can name, as ``provider/model``. ``allowed_…`` (the token's) ``None``: all."""
-    shown = [
-        (provider, model, model.name if model.name.startswith(f"{provider.name}/") else f"{provider.name}/{model.name}")
+    """The models that a caller can name, as ``provider/model``, then aliases. ``allowed_…`` (the token's) ``None``: all."""
+    named = {
+        (provider.name, model.name): (
+            provider,
+            model,
+            model.name if model.name.startswith(f"{provider.name}/") else f"{provider.name}/{model.name}",
+        )
         for provider, model in registry.models()
         if allowed_providers is None or provider.name in allowed_providers
-    ]
-    shown = [entry for entry in shown if allowed_models is None or entry[2] in allowed_models]
+    }
+    named = {key: entry for key, entry in named.items() if allowed_models is None or entry[2] in allowed_models}
+    aliases = [(named[key][0], named[key][1], alias) for alias, key in registry.aliases.items() if key in named]
+    shown = [*named.values(), *aliases]
     if dialect == ANTHROPIC:
         data = [{"type": "model", "id": name, "display_name": model.display_name} for _, model, name in shown]
         ends = {"first_id": shown[0][2] if shown else None, "last_id": shown[-1][2] if shown else None}

@@ -96,6 +96,9 @@ def compose(planned: Plan, body: bytes, document: Document | None) -> tuple[byte
         return body, False
     if planned.model != planned.asked:
         document.rename(planned.model)
+    registered = None if planned.provider is None else planned.provider.registered
+    if registered is not None and registered.parameters:
+        document.put_defaults(registered.parameters)
     hide_usage = planned.asks_usage and document.ask_usage()
     return document.spliced(), hide_usage
 

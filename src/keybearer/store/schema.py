@@ -237,6 +237,17 @@ model = sa.Table(
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("display_name", sa.String(200), nullable=False),
     _created(),
+    sa.Column("kind", sa.String(16), nullable=True, comment="chat, embedding …; NULL: chat"),
+    sa.Column("base_url", sa.Text, nullable=True, comment="its own; NULL: the provider's"),
+    sa.Column("auth_style", sa.String(16), nullable=True, comment="NULL: the provider's"),
+    sa.Column("auth_header", sa.String(64), nullable=True),
+    sa.Column("secret_id", sa.Uuid(), nullable=True, comment="its own key; NULL: what resolution finds"),
+    sa.Column("parameters", sa.Text, nullable=True, comment="JSON text, whose MAC is over its letters: defaults of requests"),
+    sa.Column("aliases", NullableJson, nullable=True),
+    sa.Column("updated_at", UtcDateTime(), nullable=True),
+    sa.Column(
+        "mac", sa.LargeBinary, nullable=True, comment="row MAC over all that steers a call; NULL: a bare name, which steers none"
+    ),
     sa.UniqueConstraint("owner_id", "provider", "name"),
 )
 
@@ -288,6 +299,7 @@ secret = sa.Table(
     sa.Column("deleted_at", UtcDateTime(), nullable=True, comment="set: deleted, and restorable for a while"),
     sa.Column("deleted_name", sa.String(200), nullable=True, comment="its name before; the column name then holds the id"),
     sa.Column("mac", sa.LargeBinary, nullable=True, comment="row MAC over what may be done with it; NULL: older than these MACs"),
+    sa.Column("model_id", sa.Uuid(), nullable=True, comment="the model whose own key it is: then it serves no other call"),
     sa.UniqueConstraint("owner_id", "provider", "secret_type", "name"),
     sa.UniqueConstraint("owner_id", "id"),
     sa.Index("ix_secret_deleted_at", "deleted_at", sqlite_where=DELETED, postgresql_where=DELETED),

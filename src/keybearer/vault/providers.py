@@ -196,24 +196,7 @@ class Providers:
                 await rows.insert_models(tx, columns)
                 model_id = str(columns[0]["id"])
                 await self._note_model(tx, caller, "model.create", (model_id, owner), f"{provider.name}/{name}")
-                return ModelView(model_id, provider.name, name, shown, is_predefined=False)
-
-    async def delete_model(self, caller: Caller, model_id: str) -> None:
-        """Delete a model that was added: one's own, or (administrators) the system's. Raises ``NotFound``, ``ScopeMissing``."""
-        async with attempt(self._db, "model.delete", caller, self._nameable(model_id)):
-            policy.require(caller, Scope.MODELS_WRITE)
-            async with self._db.write(self._actor(caller)) as tx:
-                mine = await reach.load(tx, self._keyring, caller.user_id, shares=False)
-                led = {team.team_id: Owner(OwnerKind.TEAM, team.team_id) for team in mine.teams if team.leads}
-                owners = {caller.user_id: Owner(OwnerKind.USER, caller.user_id)} | led
-                if caller.is_admin:
-                    owners[SYSTEM_OWNER_ID] = SYSTEM_OWNER
-                row = await rows.get_model(tx, owners, _uuid(model_id))
-                if row is None:
-                    raise NotFound
-                await rows.delete_model(tx, row.owner_id, row.id)
-                subject = str(row.id), owners[row.owner_id]
-                await self._note_model(tx, caller, "model.delete", subject, f"{row.provider}/{row.name}")
+                return ModelView(model_id, provider.name, name, shown, "chat", is_predefined=False)
 
     def _actor(self, caller: Caller) -> Actor:
         """Whether there is a key of the system's that may be used is seen with the system's eyes."""
@@ -223,7 +206,7 @@ class Providers:
         mine = await reach.load(tx, self._keyring, caller.user_id, shares=False)
         owners = registry.owners_of(caller.user_id, (team.team_id for team in mine.teams))
         providers, models = await rows.of_owners(tx, owners), await rows.models_of_owners(tx, owners)
-        ours = registry.written_here(self._keyring, providers)
+        ours, models = registry.written_here(self._keyring, providers), registry.models_written_here(self._keyring, models)
         return Seen(mine, registry.build(self._catalog, ours, models, owners), providers, models)
 
     async def _keys(self, tx: AsyncConnection, caller: Caller) -> Keys:
@@ -330,12 +313,14 @@ class Providers:
         fields.check()
         is_systems = provider.owner_id == SYSTEM_OWNER_ID and caller.is_admin
         owner = SYSTEM_OWNER if is_systems else _owner_of_models(caller, seen, provider)
-        mine = {row.name for row in seen.models if row.provider == provider.name and row.owner_id == owner.id}
+        # Those that somebody said more of are not taken away by a list of names.
+        bare = [row for row in seen.models if row.mac is None]
+        mine = {row.name for row in bare if row.provider == provider.name and row.owner_id == owner.id}
         others = {model.name for model in provider.models} - mine
         added = [name for name in names if name not in mine | others]
         if not added and mine <= set(names):
             return
-        await rows.delete_models(tx, owner.id, provider.name, but=names)
+        await rows.delete_bare_models(tx, owner.id, provider.name, but=names)
         await rows.insert_models(tx, _model_rows(owner.id, provider.name, added, datetime.now(UTC)))
         row = None if provider.is_predefined else seen.row_of(provider)
         subject = provider.name if row is None else str(row.id)

@@ -5,7 +5,9 @@ Rows that were not written here count for nothing: an address put into the datab
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -13,10 +15,21 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import macs
-from keybearer.catalog import Catalog, Model, Provider, Registry, custom, with_base_url, with_models
+from keybearer.catalog import (
+    Catalog,
+    Entry,
+    Model,
+    Provider,
+    Registered,
+    Registry,
+    custom,
+    with_base_url,
+    with_models,
+    with_registered,
+)
 from keybearer.crypto.keyring import Keyring
-from keybearer.domain import SYSTEM_OWNER_ID
-from keybearer.errors import EnvelopeError
+from keybearer.domain import SYSTEM_OWNER_ID, Owner, OwnerKind
+from keybearer.errors import EnvelopeError, Invalid, ModelUnknown
 from keybearer.store.queries import providers as rows
 from keybearer.vault import reach
 
@@ -31,7 +44,7 @@ async def load(tx: AsyncConnection, keyring: Keyring, catalog: Catalog, owner_id
         teams = tuple(team.team_id for team in mine.teams)
     owners = owners_of(owner_id, teams)
     known = written_here(keyring, await rows.of_owners(tx, owners))
-    return build(catalog, known, await rows.models_of_owners(tx, owners), owners)
+    return build(catalog, known, models_written_here(keyring, await rows.models_of_owners(tx, owners)), owners)
 
 
 def written_here(keyring: Keyring, provider_rows: Iterable[Any]) -> list[Any]:
@@ -44,6 +57,25 @@ def _is_ours(keyring: Keyring, row: Any) -> bool:
         keyring.check_row_mac(bytes(row.mac), macs.PROVIDER, *macs.provider_fields(row))
     except EnvelopeError:
         log.warning("a provider was changed outside Keybearer and is not used: look at the database's own logs", id=str(row.id))
+        return False
+    return True
+
+
+def models_written_here(keyring: Keyring, model_rows: Iterable[Any]) -> list[Any]:
+    """The rows that may steer calls: those whose MAC is right, and bare names, which steer none. The others are logged."""
+    return [row for row in model_rows if _is_bare(row) or _is_our_model(keyring, row)]
+
+
+def _is_bare(row: Any) -> bool:
+    steering = (row.base_url, row.auth_style, row.auth_header, row.secret_id, row.parameters, row.aliases)
+    return row.mac is None and all(value is None for value in steering)
+
+
+def _is_our_model(keyring: Keyring, row: Any) -> bool:
+    try:
+        keyring.check_row_mac(bytes(row.mac or b""), macs.MODEL, *macs.model_fields(row))
+    except EnvelopeError:
+        log.warning("a model was changed outside Keybearer and is not used: look at the database's own logs", id=str(row.id))
         return False
     return True
 
@@ -64,20 +96,63 @@ def build(catalog: Catalog, provider_rows: Iterable[Any], model_rows: Iterable[A
     found = [
         with_models(
             with_base_url(provider, edited[name]) if name in edited else provider,
-            (Model(row.name, row.display_name) for row in models if row.provider == name),
+            (_model(row) for row in models if row.provider == name),
         )
         for name, provider in catalog.providers.items()
     ]
     own_first = sorted(known, key=lambda row: owners.index(row.owner_id))
     found.extend(_custom(row, models, owners[0]) for row in own_first if not row.is_predefined)
-    return Registry(found)
+    return Registry(found, _entries(Registry(found), models, owners))
+
+
+def _entries(base: Registry, model_rows: Iterable[Any], owners: Sequence[UUID]) -> Iterable[Entry]:
+    """What models say beyond their names: one's own before everybody's, and those before a team's."""
+    for row in sorted(model_rows, key=lambda row: owners.index(row.owner_id)):
+        provider = base.providers.get(row.provider)
+        # A model of others is for their own provider of that name or a predefined one, not for one that the viewer named likewise.
+        if row.mac is None or provider is None or (row.owner_id != owners[0] and provider.owner_id not in {None, row.owner_id}):
+            continue
+        aliases = tuple(row.aliases or ())
+        if row.owner_id not in {owners[0], SYSTEM_OWNER_ID}:
+            # What people send to a provider must not go where a team's admin says, under no name that means another's model.
+            if row.base_url and provider.owner_id != row.owner_id:
+                continue
+            aliases = tuple(alias for alias in aliases if not _means_something(base, alias))
+        try:
+            yield Entry(with_registered(provider, registered_of(row, owners[0])), row.name, aliases)
+        except Invalid as error:  # its address was fine for an earlier version
+            log.warning("a model cannot be called", id=str(row.id), problem=error.message)
+
+
+def _means_something(base: Registry, name: str) -> bool:
+    try:
+        base.locate(name)
+    except ModelUnknown:
+        return False
+    except Invalid:  # several providers'
+        return True
+    return True
+
+
+def registered_of(row: Any, viewer_id: UUID) -> Registered:
+    """What a model's row says beyond its name, as ``viewer_id`` sees it."""
+    kinds = {SYSTEM_OWNER_ID: OwnerKind.SYSTEM, viewer_id: OwnerKind.USER}
+    return Registered(
+        id=row.id,
+        owner=Owner(kinds.get(row.owner_id, OwnerKind.TEAM), row.owner_id),
+        secret_id=row.secret_id,
+        base_url=row.base_url or "",
+        auth_style=row.auth_style or "",
+        auth_header=row.auth_header or "",
+        parameters=MappingProxyType(json.loads(row.parameters) if row.parameters else {}),
+    )
 
 
 def _custom(row: Any, model_rows: Iterable[Any], owner_id: UUID) -> Provider:
     """A provider that somebody made, with the models that its owner and the viewer gave it."""
-    models = (
-        Model(model.name, model.display_name)
-        for model in model_rows
-        if model.provider == row.name and model.owner_id in {row.owner_id, owner_id}
-    )
+    models = (_model(model) for model in model_rows if model.provider == row.name and model.owner_id in {row.owner_id, owner_id})
     return custom(row.name, row.display_name, row.base_url, row.auth_style, row.auth_header, models, row.owner_id)
+
+
+def _model(row: Any) -> Model:
+    return Model(row.name, row.display_name, row.kind or "chat")

@@ -1,10 +1,10 @@
 """Resolution: whose key serves a call, in which order, and where it stops (MISSION G3).
 
-The user's own secrets for the provider, by priority; then those of their teams, team by team in the user's order, each team's own
-and what is shared with it alike, by priority; then, where the deployment *and* the user allow it, the system's. Somebody who has
-own secrets is never silently served with another's key: if none of them can be used, that is the answer, unless they opted into
-fallback for it. A team's or the system's secret that cannot be used is as none. All that can be used of the first scope that has
-any (one's own, one team, the system) are given, in order, for failover inside it.
+The model's own key, where it has one; the user's own secrets for the provider, by priority; then those of their teams, team by team
+in the user's order, each team's own and what is shared with it alike, by priority; then, where the deployment *and* the user allow
+it, the system's. Somebody who has own secrets is never silently served with another's key: if none of them can be used, that is the
+answer, unless they opted into fallback for it. A team's or the system's secret that cannot be used is as none. All that can be used
+of the first scope that has any (one's own, one team, the system) are given, in order, for failover inside it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keybearer.catalog import Provider
+from keybearer.catalog import Provider, Registered
 from keybearer.crypto.keyring import Keyring
-from keybearer.domain import SYSTEM_OWNER_ID, Credential, KeySource
+from keybearer.domain import SYSTEM_OWNER_ID, Credential, KeySource, SecretBytes
 from keybearer.errors import (
     EgressRefused,
     EnvelopeError,
@@ -29,7 +29,7 @@ from keybearer.errors import (
     KeyUnusable,
     ModelNotAllowed,
 )
-from keybearer.gateway.egress import placed
+from keybearer.gateway.egress import egress_set, placed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
 from keybearer.store.queries import users, versions
@@ -94,6 +94,8 @@ class Resolver:
         has the console's path to what can be done.
         """
         call = _Call(provider, model, token_id, datetime.now(UTC))
+        if provider.registered is not None and (provider.registered.secret_id or provider.registered.needs_no_key):
+            return (await self._of_model(user_id, call, provider.registered),)
         async with self._db.read(Actor.user(user_id, system_keys=self._falls_back)) as tx:
             search = _Search()
             await self._ask_own(tx, search, user_id, call)
@@ -129,6 +131,30 @@ class Resolver:
         found = await rows.for_provider(tx, team.team_id, call.provider.name, call.provider.secret_type.value, shared)
         search.usable, problems = await self._usable(tx, found, call, KeySource.TEAM, f" of your team {team.name}")
         search.problems += problems
+
+    async def _of_model(self, user_id: UUID, call: _Call, model: Registered) -> Credential:
+        """The model's own key, which comes first and is never silently replaced by another; or that it needs none."""
+        if model.secret_id is None:
+            egress = egress_set(call.provider)
+            return Credential(
+                model.id, 0, model.owner, call.provider.name, KeySource.MODEL, SecretBytes(b"none"), egress, None, None
+            )
+        async with self._db.read(Actor.user(user_id, system_keys=model.owner.id == SYSTEM_OWNER_ID)) as tx:
+            row = await rows.get(tx, model.secret_id, (model.owner.id,))
+            found = [row] if row is not None and row.model_id == model.id else []
+            usable, problems = await self._usable(tx, found, call, KeySource.MODEL)
+        for problem in problems:
+            if isinstance(problem, Unreadable) and problem.is_news:
+                await self._secrets.mark(problem.secret_id, problem.version, "unreadable")
+        if usable:
+            return usable[0]
+        if model.owner.id != user_id:
+            raise KeyUnusable("This model's key cannot be used at the moment.", hint="Ask whoever shares the model with you.")
+        if problems:
+            raise problems[0]
+        raise KeyMissing(
+            "This model's own key was deleted.", hint=f"Enter another at /models/{model.id}, or take it off the model."
+        )
 
     async def _may_fall_back(self, tx: AsyncConnection, user_id: UUID, provider: Provider) -> bool:
         """The deployment and the user must both allow it; a provider of the user's own never gets a key of the system's."""
@@ -185,9 +211,12 @@ def _problem(row: Any, call: _Call, whose: str) -> KeybearerError | None:
     except EnvelopeError:
         return Unreadable(row)
     if placed(call.provider, bound) is None:
+        hint = f"If that is right, confirm the new address at {console_path(row.id)}."
+        if call.provider.registered is not None and call.provider.registered.base_url:
+            hint = f"Give the model a key of its own at /models/{call.provider.registered.id}."
         return EgressRefused(
             f"{named(row, whose)} is not bound to {call.provider.base_url}, where the provider is now.",
-            hint=f"If that is right, confirm the new address at {console_path(row.id)}.",
+            hint=hint,
         )
     return None
 

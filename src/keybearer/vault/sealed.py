@@ -217,6 +217,7 @@ def secret_of(row: Any) -> Secret:
         fallback_version=row.fallback_version,
         fallback_until=row.fallback_until,
         deleted_at=row.deleted_at,
+        model_id=row.model_id,
     )
 
 

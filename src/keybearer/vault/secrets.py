@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import policy
 from keybearer.access.attempts import attempt, taken
-from keybearer.access.fields import has_control
+from keybearer.access.fields import NAME_LIMIT, has_control
 from keybearer.audit import management
-from keybearer.catalog import Catalog
+from keybearer.catalog import Catalog, Provider, Registry
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import (
     SYSTEM_OWNER,
@@ -34,12 +34,12 @@ from keybearer.domain import (
     SecretBytes,
     SecretType,
 )
-from keybearer.errors import FieldError, Invalid, NotFetchable, NotFound
+from keybearer.errors import FieldError, Invalid, NotFetchable, NotFound, ProviderUnknown
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import cursors, versions
 from keybearer.store.queries import secrets as rows
 from keybearer.vault import reach, registry
-from keybearer.vault.drafts import DEFAULT_NAME, NewSecret, checked_changes, checked_draft, provider_named
+from keybearer.vault.drafts import DEFAULT_NAME, PRIORITY_LIMIT, NewSecret, checked_changes, checked_draft, provider_named
 from keybearer.vault.keeper import Keeper, State, actor_of, require_owner, rotate_at
 from keybearer.vault.reach import Reach
 from keybearer.vault.retention import Retention
@@ -192,6 +192,8 @@ class Secrets:
             now = datetime.now(UTC)
             async with self._keeper.db.write(actor_of(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id)
+                if row.model_id is not None:
+                    raise _invalid("secret", "belongs to a model; enter the key there again")
                 known = provider_named(await registry.load(tx, self._keeper.keyring, self._catalog, row.owner_id), row.provider)
                 content = await self._keeper.sealer.open(tx, row)
                 egress = egress_now(known, content.value, egress_of(row))
@@ -279,9 +281,39 @@ class Secrets:
         fields = {"value": value, "is_active": True, "save_anyway": save_anyway, "parameters": parameters}
         return await self._update(tx, caller, row, fields, rebind=rebind)
 
-    async def _insert(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret) -> Secret:
+    async def put_for_model(
+        self, tx: AsyncConnection, caller: Caller, provider: Provider, model: str, value: SecretBytes, *, save_anyway: bool
+    ) -> UUID:
+        """Store a model's own key, within the transaction of what it is stored for; return its id. One it had before is deleted.
+
+        ``provider`` is the one of the registered model: the key is bound to where that is, and serves no other call.
+        """
+        registered = provider.registered
+        if registered is None:
+            raise ProviderUnknown
+        if registered.secret_id is not None:
+            await self.drop_for_model(tx, caller, registered.owner.id, registered.secret_id)
+        name = f"model {model}"[:NAME_LIMIT]
+        new = NewSecret(provider.name, value, SecretType.API_KEY, name, priority=PRIORITY_LIMIT, save_anyway=save_anyway)
+        return (await self._insert(tx, caller, registered.owner, new, provider)).id
+
+    async def drop_for_model(self, tx: AsyncConnection, caller: Caller, owner_id: UUID, secret_id: UUID) -> None:
+        """Purge a model's own key, if it is still there, within the transaction of what it belonged to."""
+        row = await rows.lock(tx, secret_id, (owner_id,), deleted=None)
+        if row is not None and row.model_id is not None:
+            await self._keeper.note(tx, caller, "secret.purge", row, provider=row.provider, name=row.deleted_name or row.name)
+            await versions.delete_all(tx, row.owner_id, row.id)
+            await rows.delete(tx, row.owner_id, row.id)
+
+    async def dropped(self) -> None:
+        """After a commit that may have dropped a model's key: have SQLite's log forget it."""
+        await self._keeper.removed()
+
+    async def _insert(
+        self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret, of_model: Provider | None = None
+    ) -> Secret:
         now = datetime.now(UTC)
-        known = await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
+        known = Registry([of_model]) if of_model else await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
         draft = checked_draft(known, self._catalog, new, now)
         secret_id, egress = new_id(now), egress_for(draft.provider, draft.content.value, new.parameters)
         columns = {
@@ -297,6 +329,7 @@ class Secrets:
             "created_at": now,
             "updated_at": now,
             "usage_count": 0,
+            "model_id": of_model.registered.id if of_model is not None and of_model.registered is not None else None,
         }
         await self._keeper.insert(tx, draft.columns | columns)
         place = binding(secret_id, 1, egress, fetchable=new.fetchable)
@@ -325,7 +358,9 @@ class Secrets:
         columns = change.columns | {"updated_at": now}
         new = change.content
         if new is not None:
-            rebound = rebind or change.parameters is not None or (known is not None and bool(known.places))
+            rebound = (
+                rebind or change.parameters is not None or (known is not None and bool(known.places) and row.model_id is None)
+            )
             egress, fetchable = await keeper.agreed(
                 tx, row, lambda: egress_for(known, new.value, change.parameters or {}), rebind=rebound
             )

@@ -71,6 +71,7 @@ class ModelView:
     provider: str
     name: str
     display_name: str
+    kind: str
     is_predefined: bool
 
 
@@ -155,6 +156,7 @@ def model_views_of(seen: Seen, provider: Provider) -> Iterable[ModelView]:
             provider.name,
             model.name,
             model.display_name,
+            model.kind,
             is_predefined=model.name not in added,
         )
         for model in provider.models

@@ -54,18 +54,12 @@ async def insert_models(tx: AsyncConnection, columns: Sequence[Mapping[str, Any]
         await tx.execute(sa.insert(model), [dict(each) for each in columns])
 
 
-async def get_model(tx: AsyncConnection, owners: Iterable[UUID], model_id: UUID) -> Row | None:
-    """One model of these owners."""
-    query = sa.select(model).where(model.c.id == model_id, model.c.owner_id.in_(list(owners)))
-    return (await tx.execute(query)).one_or_none()
+async def delete_models(tx: AsyncConnection, owner_id: UUID, provider_name: str) -> None:
+    """Remove an owner's models of a provider."""
+    await tx.execute(sa.delete(model).where(model.c.owner_id == owner_id, model.c.provider == provider_name))
 
 
-async def delete_model(tx: AsyncConnection, owner_id: UUID, model_id: UUID) -> None:
-    """Remove a model."""
-    await tx.execute(sa.delete(model).where(model.c.id == model_id, model.c.owner_id == owner_id))
-
-
-async def delete_models(tx: AsyncConnection, owner_id: UUID, provider_name: str, but: Iterable[str] = ()) -> None:
-    """Remove an owner's models of a provider, but for the names given."""
-    query = sa.delete(model).where(model.c.owner_id == owner_id, model.c.provider == provider_name)
+async def delete_bare_models(tx: AsyncConnection, owner_id: UUID, provider_name: str, but: Iterable[str]) -> None:
+    """Remove an owner's models of a provider of which nothing but the name is known, but for the names given."""
+    query = sa.delete(model).where(model.c.owner_id == owner_id, model.c.provider == provider_name, model.c.mac.is_(None))
     await tx.execute(query.where(model.c.name.not_in(list(but))))

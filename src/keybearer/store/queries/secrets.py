@@ -98,9 +98,12 @@ async def named(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type:
 async def for_provider(
     tx: AsyncConnection, owner_id: UUID, provider: str, secret_type: str, shared: Iterable[UUID] = ()
 ) -> Sequence[Row]:
-    """An owner's secrets for a provider, and the ``shared`` ones, by priority (lower first), then age: with their envelopes."""
+    """An owner's secrets for a provider, and the ``shared`` ones, by priority (lower first), then age.
+
+    With their envelopes; models' own are not among them.
+    """
     where = (_whose((owner_id,), shared), secret.c.provider == provider, secret.c.secret_type == secret_type)
-    query = _WITH_VERSION.where(*where, *_is_deleted(False))
+    query = _WITH_VERSION.where(*where, secret.c.model_id.is_(None), *_is_deleted(False))
     return (await tx.execute(query.order_by(secret.c.priority, secret.c.created_at, secret.c.id))).all()
 
 
@@ -111,6 +114,7 @@ async def usable(tx: AsyncConnection, owners: Iterable[UUID], now: datetime, sha
         secret.c.is_active.is_(True),
         secret.c.state == "ok",
         *_is_deleted(False),
+        secret.c.model_id.is_(None),
         sa.or_(secret.c.expires_at.is_(None), secret.c.expires_at > now),
     )
     return (await tx.execute(query)).all()

@@ -1,0 +1,449 @@
+"""Registered models: what an owner says of a model beyond its name (MISSION G2).
+
+Its own address, its own key, how that is sent, defaults of requests, and further names. A model's own key is a secret that serves
+nothing else, bound to where the model is; deleting the model deletes it. A model is a person's, a team's, or
+everybody's (the system's).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.access import macs, policy
+from keybearer.access.attempts import attempt, taken
+from keybearer.access.fields import NAME_LIMIT, Fields
+from keybearer.audit import management
+from keybearer.catalog import Catalog, Provider, Registered, with_registered
+from keybearer.catalog.registry import check_model_name
+from keybearer.crypto.keyring import Keyring
+from keybearer.domain import SYSTEM_OWNER, SYSTEM_OWNER_ID, Caller, ManagementRecord, Owner, OwnerKind, Scope, SecretBytes
+from keybearer.errors import Conflict, FieldError, Invalid, NotFound, ProviderUnknown
+from keybearer.gateway.egress import EgressPolicy
+from keybearer.store.db import Database
+from keybearer.store.queries import models as rows
+from keybearer.vault import audience, reach, registry
+from keybearer.vault.addresses import check_base_url
+from keybearer.vault.secrets import Secrets, actor_of
+
+PAGE_LIMIT = 200
+MODELS_LIMIT = 5_000
+"""Models one owner may register."""
+ALIASES_LIMIT = 20
+PARAMETERS_LIMIT = 8_192
+"""Characters of JSON."""
+KINDS = ("chat", "embedding", "rerank", "image", "audio", "moderation")
+CHANGEABLE = frozenset(
+    {"display_name", "kind", "base_url", "api_key", "auth_style", "auth_header", "parameters", "aliases", "save_anyway"}
+)
+_LIFTED_BY_NONE = frozenset({"base_url", "api_key", "auth_style"})
+"""Fields for which ``None`` is a value: the provider's own. For the others it means: as it is."""
+_NOT_DEFAULTS = frozenset({"model", "messages", "input", "prompt", "contents", "stream", "stream_options"})
+
+
+@dataclass(frozen=True, slots=True)
+class NewModel:
+    """A model to be registered; see ``ModelView`` for the fields."""
+
+    provider: str
+    """By name or id."""
+    name: str
+    display_name: str = ""
+    kind: str = "chat"
+    base_url: str | None = None
+    api_key: SecretBytes | None = None
+    """Its own; ``None`` or blank: what resolution finds."""
+    auth_style: str | None = None
+    auth_header: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    system: bool = False
+    """For everybody; administrators only."""
+    team_id: UUID | None = None
+    """For this team; its owners and admins only."""
+    save_anyway: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A registered model as one caller sees it."""
+
+    id: UUID
+    owner_kind: OwnerKind
+    team_id: UUID | None
+    provider: str
+    name: str
+    """As the provider names it."""
+    display_name: str
+    kind: str
+    base_url: str | None
+    """Its own; ``None``: the provider's."""
+    auth_style: str | None
+    """``bearer``, ``header`` or ``none``; ``None``: the provider's."""
+    auth_header: str
+    has_own_key: bool
+    secret_id: UUID | None
+    """Of its own key, for those who may see it."""
+    parameters: Mapping[str, Any]
+    aliases: tuple[str, ...]
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A well-known model, ready to be registered."""
+
+    provider: str
+    provider_name: str
+    name: str
+    display_name: str
+    kind: str
+    base_url: str
+    auth_style: str
+
+
+class Models:
+    """Shows, registers, changes and deletes models; see the module."""
+
+    def __init__(self, db: Database, keyring: Keyring, catalog: Catalog, egress: EgressPolicy, secrets: Secrets) -> None:
+        self._db = db
+        self._keyring = keyring
+        self._catalog = catalog
+        self._egress = egress
+        self._secrets = secrets
+
+    async def list(
+        self, caller: Caller, provider: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> tuple[tuple[ModelView, ...], str | None]:
+        """One page of the models that the caller's calls can name, and where the next begins. Raises ``Invalid`` (cursor, limit)."""
+        if not 1 <= limit <= PAGE_LIMIT:
+            raise _invalid("limit", f"is not between 1 and {PAGE_LIMIT}")
+        after = None if cursor is None else _place(cursor)
+        async with self._db.read(policy.actor_of(caller)) as tx:
+            found = await rows.page(tx, await self._seen_owners(tx, caller), provider, after, limit + 1)
+        known = registry.models_written_here(self._keyring, found[:limit])
+        last = found[limit - 1] if len(found) > limit else None
+        more = None if last is None else _cursor(last.provider, last.name, last.id)
+        return tuple(_view(row, caller) for row in known), more
+
+    async def get(self, caller: Caller, model_id: UUID) -> ModelView:
+        """One model. Raises ``NotFound``, for those of others as for unknown ones."""
+        async with self._db.read(policy.actor_of(caller)) as tx:
+            row = await rows.get(tx, await self._seen_owners(tx, caller), model_id)
+        return _view(self._ours(row), caller)
+
+    async def provider_of(self, caller: Caller, model_id: UUID) -> tuple[Provider, str]:
+        """The provider as it is called for this model, and the model's name there. Raises ``NotFound``, ``ProviderUnknown``."""
+        async with self._db.read(policy.actor_of(caller)) as tx:
+            row = self._ours(await rows.get(tx, await self._seen_owners(tx, caller), model_id))
+            provider = await self._provider(tx, caller, row.provider)
+        return with_registered(provider, registry.registered_of(row, caller.user_id)), row.name
+
+    async def draft(self, caller: Caller, new: NewModel) -> Provider:
+        """The provider as it would be called for a new model, for a test before it is saved. Raises as ``create`` does."""
+        async with self._db.read(policy.actor_of(caller)) as tx:
+            owner, provider = await self._owner_of_new(tx, caller, new), await self._provider(tx, caller, new.provider)
+        columns = _columns(self._egress, provider, owner, _given(new))
+        return with_registered(provider, _registered(uuid4(), owner, None, columns))
+
+    def templates(self) -> Sequence[Template]:
+        """The catalogue's models."""
+        return [
+            Template(
+                provider.name,
+                provider.display_name,
+                model.name,
+                model.display_name,
+                model.kind,
+                provider.base_url,
+                provider.auth.style,
+            )
+            for provider in self._catalog.providers.values()
+            for model in provider.models
+        ]
+
+    async def create(self, caller: Caller, new: NewModel) -> ModelView:
+        """Register a model of the caller's, or everybody's.
+
+        Raises ``ProviderUnknown``, ``Invalid`` and its kinds, ``Conflict`` (name or alias), ``ScopeMissing``, ``Forbidden``.
+        """
+        async with (
+            attempt(self._db, "model.create", caller),
+            taken("You have registered this model already.", "Change that one instead."),
+        ):
+            policy.require(caller, Scope.MODELS_WRITE)
+            if new.system:
+                policy.require_admin(caller)
+            now = datetime.now(UTC)
+            async with self._db.write(actor_of(caller)) as tx:
+                owner, provider = await self._owner_of_new(tx, caller, new), await self._provider(tx, caller, new.provider)
+                columns = _columns(self._egress, provider, owner, _given(new))
+                row = {"id": uuid4(), "owner_id": owner.id, "provider": provider.name, "name": _model_name(new.name)}
+                row |= {"secret_id": None, "created_at": now, "updated_at": now, **columns}
+                await self._check_names(tx, owner.id, row)
+                row["secret_id"] = await self._put_key(tx, caller, provider, owner, row, new.api_key, anyway=new.save_anyway)
+                await rows.insert(tx, self._sealed(row))
+                await self._note(tx, caller, "model.create", row, owner)
+                return _view(SimpleNamespace(**row), caller)
+
+    async def update(self, caller: Caller, model_id: UUID, fields: Mapping[str, Any]) -> ModelView:
+        """Change the fields given (``CHANGEABLE``). A blank ``api_key`` keeps the key; ``None`` takes it off the model and deletes it.
+
+        A new address binds a new key only: one that is kept stays bound to where it was, so it must be entered again with it.
+        Raises ``NotFound``, ``Invalid`` and its kinds, ``Conflict``, ``ScopeMissing``.
+        """
+        async with (
+            attempt(self._db, "model.update", caller, str(model_id)),
+            taken("Another model has this name.", "Choose another name."),
+        ):
+            policy.require(caller, Scope.MODELS_WRITE)
+            checked = Fields()
+            checked.unknown(fields.keys() - CHANGEABLE)
+            checked.check()
+            given = {name: value for name, value in fields.items() if value is not None or name in _LIFTED_BY_NONE}
+            async with self._db.write(actor_of(caller)) as tx:
+                owners = await self._managed_owners(tx, caller)
+                found = self._ours(await rows.lock(tx, owners, model_id))
+                owner = owners[found.owner_id]
+                provider = await self._provider(tx, caller, found.provider)
+                before = _before(found)
+                columns = _columns(self._egress, provider, owner, before | given)
+                row = {"id": found.id, "owner_id": owner.id, "provider": found.provider, "name": found.name}
+                row |= {"secret_id": found.secret_id, "created_at": found.created_at, "updated_at": datetime.now(UTC), **columns}
+                await self._check_names(tx, owner.id, row)
+                anyway = bool(given.get("save_anyway", False))
+                if "api_key" in given and given["api_key"] is None and found.secret_id is not None:
+                    await self._secrets.drop_for_model(tx, caller, owner.id, found.secret_id)
+                    row["secret_id"] = None
+                else:
+                    key = given.get("api_key")
+                    row["secret_id"] = await self._put_key(tx, caller, provider, owner, row, key, anyway=anyway)
+                await rows.update(tx, owner.id, found.id, self._sealed(row))
+                await self._note(tx, caller, "model.update", row, owner, fields=" ".join(sorted(given.keys() - {"save_anyway"})))
+        if row["secret_id"] != found.secret_id:
+            await self._secrets.dropped()
+        return _view(SimpleNamespace(**row), caller)
+
+    async def delete(self, caller: Caller, model_id: UUID) -> None:
+        """Delete a model with its own key: one's own, or (administrators) everybody's. Raises ``NotFound``, ``ScopeMissing``."""
+        async with attempt(self._db, "model.delete", caller, str(model_id)):
+            policy.require(caller, Scope.MODELS_WRITE)
+            async with self._db.write(actor_of(caller)) as tx:
+                owners = await self._managed_owners(tx, caller)
+                row = await rows.lock(tx, owners, model_id)
+                if row is None:
+                    raise NotFound
+                if row.secret_id is not None:
+                    await self._secrets.drop_for_model(tx, caller, row.owner_id, row.secret_id)
+                await rows.delete(tx, row.owner_id, row.id)
+                await self._note(tx, caller, "model.delete", row._asdict(), owners[row.owner_id])
+        await self._secrets.dropped()
+
+    def _ours(self, row: Any) -> Any:
+        """The row, if it is one and was written here. Raises ``NotFound``."""
+        if row is None or not registry.models_written_here(self._keyring, [row]):
+            raise NotFound
+        return row
+
+    async def _seen_owners(self, tx: AsyncConnection, caller: Caller) -> tuple[UUID, ...]:
+        mine = await reach.load(tx, self._keyring, caller.user_id, shares=False)
+        return registry.owners_of(caller.user_id, (team.team_id for team in mine.teams))
+
+    async def _managed_owners(self, tx: AsyncConnection, caller: Caller) -> dict[UUID, Owner]:
+        """Whose models the caller may change: their own, those of teams that they lead, for an administrator the system's."""
+        mine = await reach.load(tx, self._keyring, caller.user_id, shares=False)
+        owners = {caller.user_id: Owner(OwnerKind.USER, caller.user_id)}
+        owners |= {team.team_id: Owner(OwnerKind.TEAM, team.team_id) for team in mine.teams if team.leads}
+        return owners | ({SYSTEM_OWNER_ID: SYSTEM_OWNER} if caller.is_admin else {})
+
+    async def _owner_of_new(self, tx: AsyncConnection, caller: Caller, new: NewModel) -> Owner:
+        """Whose a new model is to be. Raises ``NotFound``, ``Forbidden``."""
+        if new.system:
+            return SYSTEM_OWNER
+        if new.team_id is None:
+            return Owner(OwnerKind.USER, caller.user_id)
+        return reach.led(await reach.load(tx, self._keyring, caller.user_id, shares=False), new.team_id)
+
+    async def _provider(self, tx: AsyncConnection, caller: Caller, key: str) -> Provider:
+        """A provider by name, without what was said of single models. Raises ``ProviderUnknown``."""
+        known = await registry.load(tx, self._keyring, self._catalog, caller.user_id)
+        found = known.providers.get(key)
+        if found is None:
+            raise ProviderUnknown
+        return found
+
+    async def _check_names(self, tx: AsyncConnection, owner_id: UUID, row: Mapping[str, Any]) -> None:
+        """Each alias means one model of an owner's, and none looks like another provider's model. Raises ``Conflict``."""
+        others = [other for other in await rows.of_owner(tx, owner_id) if other.id != row["id"]]
+        if len(others) >= MODELS_LIMIT:
+            raise _invalid("name", f"would be one too many; at most {MODELS_LIMIT} models are allowed")
+        taken_names = {alias for other in others for alias in (other.aliases or ())}
+        for number, alias in enumerate(row["aliases"] or ()):
+            if alias in taken_names:
+                message = "is an alias of another model of yours"
+                raise Conflict(f"The alias {message}.", fields=(FieldError(f"aliases.{number}", message),))
+
+    async def _put_key(
+        self,
+        tx: AsyncConnection,
+        caller: Caller,
+        provider: Provider,
+        owner: Owner,
+        row: Mapping[str, Any],
+        value: SecretBytes | None,
+        *,
+        anyway: bool,
+    ) -> UUID | None:
+        """Store the model's own key, if there is a new one; the id of the one it has then."""
+        secret_id: UUID | None = row["secret_id"]
+        if value is None or not value.reveal().strip():
+            return secret_id
+        policy.require(caller, Scope.SECRETS_WRITE)
+        if provider.parameters and not row["base_url"]:
+            raise _invalid("base_url", f"is required with a key of its own: an address of {provider.display_name}")
+        called = with_registered(provider, _registered(row["id"], owner, secret_id, row))
+        return await self._secrets.put_for_model(tx, caller, called, row["name"], value, save_anyway=anyway)
+
+    def _sealed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(row) | {"mac": self._keyring.row_mac(macs.MODEL, *macs.model_fields(SimpleNamespace(**row)))}
+
+    async def _note(
+        self, tx: AsyncConnection, caller: Caller, action: str, row: Mapping[str, Any], owner: Owner, **detail: str
+    ) -> None:
+        facts = {"name": f"{row['provider']}/{row['name']}"} | ({"base_url": row["base_url"]} if row["base_url"] else {}) | detail
+        record = ManagementRecord(action, caller, str(row["id"]), owner=owner, detail=tuple(facts.items()))
+        await management.record(self._db, tx, record)
+        await audience.note_owned(self._db, tx, "model", str(row["id"]), owner)
+
+
+def _given(new: NewModel) -> dict[str, Any]:
+    names = ("name", "display_name", "kind", "base_url", "auth_style", "auth_header", "parameters", "aliases")
+    return {name: getattr(new, name) for name in names}
+
+
+def _before(row: Any) -> dict[str, Any]:
+    given = {name: getattr(row, name) for name in ("name", "display_name", "base_url", "auth_style")}
+    given |= {"kind": row.kind or "chat", "auth_header": row.auth_header or "", "aliases": tuple(row.aliases or ())}
+    return given | {"parameters": json.loads(row.parameters) if row.parameters else {}}
+
+
+def _columns(egress: EgressPolicy, provider: Provider, owner: Owner, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What can be said of a model, checked together. Raises ``Invalid`` and its kinds."""
+    fields = Fields()
+    name = _model_name(given["name"])
+    kind = given["kind"]
+    if kind not in KINDS:
+        fields.wrong("kind", f"is none of {', '.join(KINDS)}")
+    aliases = fields.words("aliases", given["aliases"], ALIASES_LIMIT, NAME_LIMIT)
+    for number, alias in enumerate(aliases):
+        _check_alias(fields, f"aliases.{number}", alias)
+    columns = {
+        "display_name": fields.line("display_name", given["display_name"], NAME_LIMIT) or name,
+        "kind": kind,
+        "base_url": (given["base_url"] or "").strip().rstrip("/") or None,
+        "auth_style": given["auth_style"] or None,
+        "auth_header": given["auth_header"].lower() if given["auth_style"] == "header" else None,
+        "parameters": _parameters(fields, given["parameters"]),
+        "aliases": list(aliases) or None,
+    }
+    fields.check()
+    with_registered(provider, _registered(uuid4(), owner, None, columns))
+    if columns["base_url"]:
+        if not provider.apis:
+            raise _invalid("base_url", f"does not fit: {provider.display_name} is not reached by HTTP")
+        if owner.kind is OwnerKind.TEAM and provider.owner_id != owner.id:
+            raise _invalid("base_url", "of a team's model is that of a provider of the team's; make one")
+        check_base_url(egress, columns["base_url"], admin_defined=owner == SYSTEM_OWNER)
+    elif columns["auth_style"] == "none":
+        raise _invalid("auth_style", "is none only at an address of its own")
+    return columns
+
+
+def _registered(model_id: UUID, owner: Owner, secret_id: UUID | None, columns: Mapping[str, Any]) -> Registered:
+    address, style, header = (columns[name] or "" for name in ("base_url", "auth_style", "auth_header"))
+    return Registered(model_id, owner, secret_id, address, style, header)
+
+
+def _model_name(name: str) -> str:
+    """The model's name. Raises ``Invalid``."""
+    try:
+        check_model_name(name)
+    except Invalid as error:
+        raise _invalid("name", error.fields[0].message) from None
+    return name
+
+
+def _check_alias(fields: Fields, field_name: str, alias: str) -> None:
+    """An alias is one word without a slash: ``provider/model`` always means that provider's."""
+    try:
+        check_model_name(alias)
+    except Invalid as error:
+        fields.wrong(field_name, error.fields[0].message)
+        return
+    if "/" in alias:
+        fields.wrong(field_name, "has a slash; that is how a provider's model is named")
+
+
+def _parameters(fields: Fields, given: Mapping[str, Any]) -> str | None:
+    """Defaults of requests as canonical JSON text."""
+    for name in sorted(_NOT_DEFAULTS & {str(key).casefold() for key in given}):
+        fields.wrong("parameters", f"cannot set {name}")
+    try:
+        text = json.dumps(given, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        fields.wrong("parameters", "are not a JSON object")
+        return None
+    if len(text) > PARAMETERS_LIMIT:
+        fields.wrong("parameters", f"have {len(text)} characters of JSON; at most {PARAMETERS_LIMIT} are allowed")
+    return text if given else None
+
+
+def _view(row: Any, caller: Caller) -> ModelView:
+    owner = registry.registered_of(row, caller.user_id).owner
+    return ModelView(
+        id=row.id,
+        owner_kind=owner.kind,
+        team_id=owner.id if owner.kind is OwnerKind.TEAM else None,
+        provider=row.provider,
+        name=row.name,
+        display_name=row.display_name,
+        kind=row.kind or "chat",
+        base_url=row.base_url,
+        auth_style=row.auth_style,
+        auth_header=row.auth_header or "",
+        has_own_key=row.secret_id is not None,
+        secret_id=row.secret_id if caller.is_admin or owner.kind is not OwnerKind.SYSTEM else None,
+        parameters=json.loads(row.parameters) if row.parameters else {},
+        aliases=tuple(row.aliases or ()),
+        created_at=row.created_at,
+        updated_at=row.updated_at or row.created_at,
+    )
+
+
+def _cursor(*place: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps([str(part) for part in place]).encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[str, str, UUID]:
+    """The place a cursor names. Raises ``Invalid`` for what is no cursor of this listing."""
+    try:
+        provider, name, model_id = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
+        check_model_name(name)
+        check_model_name(provider)
+        return provider, name, UUID(model_id)
+    except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error, Invalid):
+        raise _invalid("cursor", "is not one of this listing") from None
+
+
+def _invalid(name: str, message: str) -> Invalid:
+    return Invalid(f"{name} {message}.", fields=(FieldError(name, message),))
