@@ -98,7 +98,7 @@ class Peer:
 
     def request(self, body: dict[str, Any], *, stream: bool = False) -> bytes:
         """The bytes of a chat completion through this peer."""
-        data = json.dumps(body | {"model": self.model_prefix + body["model"]}).encode()
+        data = json.dumps(body | {"model": self.model_prefix + body["model"]}, separators=(",", ":")).encode()  # as SDKs do
         fields = {
             "host": f"127.0.0.1:{self.port}",
             "accept": "text/event-stream" if stream else "application/json",

@@ -48,6 +48,7 @@ _NOTHING: Final = msgspec.json.Decoder(_Nothing)
 _RAW: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANY: Final = msgspec.json.Decoder(dict[str, Any])
 _KEY: Final = msgspec.json.Decoder(str)
+_STREAM: Final = {b"true": True, b"false": False}
 
 Spans = dict[str, tuple[int, int]]
 """By top-level key, where its value begins and ends."""
@@ -208,6 +209,11 @@ def _compact_spans(body: bytes, values: Mapping[str, msgspec.Raw]) -> Spans | No
 
 def _head(values: Mapping[str, msgspec.Raw]) -> Head:
     """The decisive keys, out of all. Raises ``msgspec.ValidationError``."""
+    if "stream_options" not in values and "model" in values:  # as most are: one look-up is cheaper than decoding anew
+        stream = _STREAM.get(bytes(values["stream"])) if "stream" in values else msgspec.UNSET
+        model = bytes(values["model"])
+        if stream is not None and model[:1] == b'"':
+            return Head(_KEY.decode(model), stream)
     decisive = {key: raw for key, raw in values.items() if key in _DECISIVE}
     return _HEAD.decode(msgspec.json.encode(decisive))
 

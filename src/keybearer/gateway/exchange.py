@@ -110,7 +110,8 @@ class Exchange(Intake):
             if not self._is_received:
                 self._take_body()
                 return
-            document = self._read()
+            body = self._body()
+            document = self._read(body)
             course = self._head.courses.get(key_of(document))
             ready = course.ready() if course is not None and course.admission is admission else None
             if course is None or ready is None or ready.is_stale():
@@ -120,7 +121,7 @@ class Exchange(Intake):
                     return
                 ready = self._credentials(admission, Wanted(planned.provider, planned.dialect, planned.model))
                 course = self._set_course(admission, planned, ready, document)
-            self._sent, self._hides_usage = compose(course.plan, self._body(), document)
+            self._sent, self._hides_usage = compose(course.plan, body, document)
             self._note_use(course, ready)
         except _Wait as wait:
             self._wait(self._proceed_after(wait.work))
@@ -151,12 +152,12 @@ class Exchange(Intake):
         head.courses.clear()
         return admission
 
-    def _read(self) -> Document | None:
+    def _read(self, body: bytes) -> Document | None:
         """2. What the body says of it: model and stream."""
         head = self._head
         if head.route is None:
             raise Unavailable
-        return read(head.route, self._body(), head.fields.content_type)
+        return read(head.route, body, head.fields.content_type)
 
     def _plan(self, admission: Admission, document: Document | None) -> Plan:
         """2. Which provider, which model, which path; all of them allowed to this token."""
@@ -347,7 +348,8 @@ class Exchange(Intake):
 
     def _end(self) -> None:
         self._is_over = True
-        self.release_body()
+        if self.buffered:
+            self.release_body()
         self.ready = self._relay = self._course = None  # no reference cycle is left for the collector
         self._sent = b""
 

@@ -82,18 +82,19 @@ class Plane:
 class RequestIds:
     """``req_`` and 24 hexadecimal digits: unique, cheap, and of no use to who guesses one (they authorise nothing).
 
-    Eight digits are this process's own; sixteen are a counter mixed by an odd multiplier modulo 2**64, which is a bijection:
-    no id comes twice, and one does not show how many there were before.
+    Eleven digits are the time in milliseconds, so that ids grow: the database's indexes over them take a record at their end for a
+    third less than anywhere. Four are this process's own; nine are a counter mixed by an odd multiplier modulo 2**36, which is a
+    bijection: no id comes twice, and one does not show how many there were before.
     """
 
-    __slots__ = ("_count", "_multiplier", "_prefix")
+    __slots__ = ("_count", "_multiplier", "_own")
 
     def __init__(self) -> None:
-        self._prefix = "req_" + secrets.token_hex(4)
-        self._count = secrets.randbits(64)
-        self._multiplier = secrets.randbits(64) | 1
+        self._own = secrets.token_hex(2)
+        self._count = secrets.randbits(36)
+        self._multiplier = secrets.randbits(36) | 1
 
     def next(self) -> str:
         """The next id."""
         self._count += 1
-        return f"{self._prefix}{self._count * self._multiplier & 0xFFFFFFFFFFFFFFFF:016x}"
+        return f"req_{int(time.time() * 1000):011x}{self._own}{self._count * self._multiplier & 0xFFFFFFFFF:09x}"

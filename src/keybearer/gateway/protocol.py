@@ -198,7 +198,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if head is None or body is None:
             return False
         self.read_due = NEVER
-        turn = Exchange(self, head, len(body), Overloaded(retry_after=1.0) if self.is_overloaded() else None)
+        is_overloaded = self.limit_concurrency is not None and self.is_overloaded()
+        turn = Exchange(self, head, len(body), Overloaded(retry_after=1.0) if is_overloaded else None)
         self.turns.append(turn)
         turn.take(body)
         return True

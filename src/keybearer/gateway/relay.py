@@ -97,7 +97,8 @@ class Relay:
 
     def on_response(self, status: int, headers: Headers) -> None:
         exchange = self._exchange
-        exchange.release_body()
+        if exchange.buffered:
+            exchange.release_body()
         self._first_byte = time.monotonic()
         if status < _FIRST_ERROR:
             self._begin(status, headers)

@@ -65,7 +65,7 @@ def cost_micro_usd(provider: str, model: str, usage: Usage, at: datetime) -> int
         return None
     try:
         rates = _loaded[0].rates(listed, model, usage.model, at)
-        return _round_up(_cost(rates, usage, usage.input_tokens))
+        return None if rates is None else _round_up(_cost(rates, usage, usage.input_tokens))
     except _Unpriced:
         return None
 
@@ -119,11 +119,11 @@ class _Book:
         self._models: dict[tuple[str, str], Any] = {}
         self._rates: dict[int, tuple[Any, Rates]] = {}
 
-    def rates(self, provider: str, model: str, answered: str | None, at: datetime) -> Rates:
+    def rates(self, provider: str, model: str, answered: str | None, at: datetime) -> Rates | None:
         """The prices of the model asked for, else of the one that answered (an alias may be unknown to the list)."""
         found = self._model(provider, model) or (self._model(provider, answered) if answered else None)
         if found is None:
-            raise _Unpriced
+            return None
         listed = found.prices if not isinstance(found.prices, list) else found.get_prices(at)
         known = self._rates.get(id(listed))
         if known is None:
