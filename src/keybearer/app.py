@@ -23,6 +23,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import uvicorn
 from fastapi import FastAPI
@@ -55,6 +56,7 @@ from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Database, migrate
 from keybearer.telemetry import configure_logging
 from keybearer.usage import prices
+from keybearer.vault.erasure import Erasure
 from keybearer.vault.holders import KeyHolder
 from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
@@ -167,14 +169,14 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         feed.subscribe(partial(forget_deleted, keyring))
         await feed.start()
         stack.push_async_callback(feed.stop)
-        rotations = Rotations(db, keyring, wrappers.get)
         yield Services(
             options=server_options(settings),
             db=db,
             feed=feed,
             keyring=keyring,
             holder=holder,
-            rotations=rotations,
+            rotations=Rotations(db, keyring, wrappers.get),
+            erasure=Erasure(db, keyring),
             journal=journal,
             shipper=shipper,
             refusals=Refusals.of(db),
@@ -196,8 +198,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
 def forget_deleted(keyring: Keyring, change: Change) -> None:
     """Drop the owner keys of a person who was changed, or is gone, from this process's memory; they are read again on need."""
-    if change.subject == "user" and change.user_id is not None:
-        keyring.forget_owner(change.user_id)
+    if change.subject == "user":
+        keyring.forget_owner(UUID(change.subject_id))
 
 
 def checkpoint_target(settings: Settings, upstream: Upstream) -> CheckpointTarget | None:

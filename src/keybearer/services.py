@@ -17,6 +17,7 @@ from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.upstream import Upstream
 from keybearer.store.changes import Feed
 from keybearer.store.db import Database
+from keybearer.vault.erasure import Erasure
 from keybearer.vault.holders import KeyHolder
 from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
@@ -54,6 +55,7 @@ class Services:
     keyring: Keyring
     holder: KeyHolder
     rotations: Rotations
+    erasure: Erasure
     journal: Journal
     shipper: Shipper
     sealer: Sealer

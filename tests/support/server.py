@@ -60,6 +60,14 @@ class Server:
         return done
 
 
+def cli_process(server: Server, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start an operator command on a server's data, to be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "keybearer", *arguments],
+        env=server.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
 def environment(data_dir: Path, **settings: str) -> dict[str, str]:
     """The environment of a server under test: nothing of the machine's own Keybearer settings."""
     # Nor to compile everything anew at each start: `make serve` does not, either.

@@ -18,7 +18,7 @@ from keybearer.crypto.envelope import key_id_of
 from keybearer.crypto.keyring import Keyring
 from keybearer.crypto.kms import Wrapper, env, passphrase
 from keybearer.domain import SYSTEM_OWNER_ID, Caller, Role
-from keybearer.errors import Conflict, Forbidden, KeyUnreadable, NotFound, RootKeyError, RotationBlocked
+from keybearer.errors import Conflict, Forbidden, Invalid, KeyUnreadable, NotFound, RootKeyError, RotationBlocked
 from keybearer.store.db import Actor, Database
 from keybearer.store.schema import deployment, owner_key, root_key, secret_version
 from keybearer.vault import rotate
@@ -204,7 +204,7 @@ class TestRootKey:
         await rotated(story, begun)
 
     async def test_a_provider_without_settings_begins_nothing(self, story: Story) -> None:
-        with pytest.raises(RootKeyError, match="not configured"):
+        with pytest.raises(Invalid, match="not configured"):
             await story.rotations.begin_root(story.admin, "aws-kms")
         assert await story.rotations.under_way() is None
 

@@ -5,7 +5,7 @@
 ``gate``            asking that before a body is read
 ``schemas``         what requests and answers hold
 ``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``teams`` ``tokens`` ``usage`` ``audit`` ``checkpoints`` ``users``
-``health``   the routes
+``keys`` ``health``   the routes
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from keybearer.api import (
     checkpoints,
     gate,
     health,
+    keys,
     me,
     models,
     problems,
@@ -53,7 +54,7 @@ def install(app: FastAPI) -> None:
         gate.Gate, covers=gate.needs_caller, ask=current_caller, refusals=(KeybearerError,), answer=problems.answer
     )
     v1 = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
-    for room in (auth, me, providers, models, secrets, teams, tokens, usage, audit, checkpoints, users):
+    for room in (auth, me, providers, models, secrets, teams, tokens, usage, audit, checkpoints, users, keys):
         v1.include_router(room.router)
     v1.include_router(teams.shares)
     app.include_router(v1)

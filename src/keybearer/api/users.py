@@ -28,6 +28,12 @@ async def create_user(body: NewAccount, caller: CurrentCaller, services: Current
     return Account.model_validate(made)
 
 
+@router.delete("/{user_id}", status_code=204)
+async def delete_user(user_id: UUID, caller: CurrentCaller, services: CurrentServices) -> None:
+    """Delete an account with all that is its own, keys first: nothing brings it back, and no copy of its secrets opens any more."""
+    await services.erasure.delete_user(user_id, caller)
+
+
 @router.patch("/{user_id}")
 async def change_user(user_id: UUID, body: AccountChange, caller: CurrentCaller, services: CurrentServices) -> Account:
     """Enable or disable an account; its tokens and sessions stop everywhere within a second."""

@@ -123,6 +123,25 @@ def user_list(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     print_rows(operate(data_dir, work), USER_COLUMNS, as_json=as_json)
 
 
+@people.command("delete")
+def user_delete(
+    email: Annotated[str, typer.Argument(help="The person's e-mail address.")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Delete an account with its keys, secrets and tokens. Nothing brings it back; the audit trail stays."""
+    if not yes:
+        typer.confirm(f"Delete {email} and everything of theirs?", abort=True)
+
+    async def work(operator: Operator) -> None:
+        await operator.erasure.delete_user((await operator.user(email)).id, None)
+        await operator.erasure.erase()
+
+    operate(data_dir, work)
+    say("Deleted.")
+
+
 @tokens.command("create")
 def token_create(
     user: Annotated[str, typer.Option(help="E-mail address of the person the token acts for.")],

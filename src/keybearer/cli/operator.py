@@ -17,6 +17,7 @@ from keybearer.domain import Caller, Client
 from keybearer.errors import NotFound
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.store.db import Database, migrate
+from keybearer.vault.erasure import Erasure
 from keybearer.vault.providers import Providers
 from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
@@ -32,6 +33,7 @@ class Operator:
     users: Users
     tokens: Tokens
     rotations: Rotations
+    erasure: Erasure
 
     async def user(self, email: str) -> User:
         """Return the person with this e-mail address. Raises ``NotFound``."""
@@ -62,6 +64,8 @@ async def opened(settings: Settings) -> AsyncIterator[Operator]:
     try:
         keyring = await root_keys.open_keyring(db, wrappers)
         users = Users(db, keyring, app.sessions_of(settings, db, keyring))
-        yield Operator(settings, db, keyring, users, Tokens(db, keyring), Rotations(db, keyring, wrappers.get))
+        yield Operator(
+            settings, db, keyring, users, Tokens(db, keyring), Rotations(db, keyring, wrappers.get), Erasure(db, keyring)
+        )
     finally:
         await db.close()

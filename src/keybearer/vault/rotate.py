@@ -31,7 +31,16 @@ from keybearer.audit import management
 from keybearer.crypto.envelope import key_id_of
 from keybearer.crypto.keyring import FindWrapper, Keyring, OwnerKey
 from keybearer.domain import SYSTEM_OWNER_ID, Caller, ManagementRecord
-from keybearer.errors import Conflict, EnvelopeError, NotFound, RotationBlocked, Unavailable
+from keybearer.errors import (
+    Conflict,
+    EnvelopeError,
+    FieldError,
+    Invalid,
+    NotFound,
+    RootKeyError,
+    RotationBlocked,
+    Unavailable,
+)
 from keybearer.store import bulk, changes
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import keys, rotations, sealed
@@ -125,14 +134,17 @@ class Rotations:
     async def begin_root(self, caller: Caller | None, to: str | None = None) -> Rotation:
         """Begin to rotate the root key, ``to`` another provider or with the one that holds it now.
 
-        Raises ``Conflict`` (one is under way), ``RootKeyError`` where the provider's settings are missing, ``Forbidden``.
+        Raises ``Conflict`` (one is under way), ``Invalid`` where the provider's settings are missing, ``Forbidden``.
         """
         async with attempt(self._db, "root_key.rotate", caller, to or ""):
             _require(caller)
             async with self._db.read(Actor.system()) as tx:
                 active = await self._keyring.active_root_key(tx)
             provider = to or active.provider
-            self._find(provider)
+            try:
+                self._find(provider)
+            except RootKeyError as error:  # here it is a wrong request, and no reason to stop a server
+                raise Invalid(error.message, hint=error.hint, fields=(FieldError("to", "is not set up"),)) from None
             return await self._begin(caller, {"kind": "root", "step": "stage", "provider": provider}, provider)
 
     async def begin_owners(self, caller: Caller | None, owner_id: UUID | None = None) -> Rotation:

@@ -29,8 +29,8 @@ class OwnersTable:
     table: sa.Table
     key: tuple[str, ...]
     """Its primary key."""
-    source: sa.Select[Any]
-    """The rows, with everything that the bindings need."""
+    source: Callable[[sa.CTE], sa.Select[Any]]
+    """From picked rows of the table to these, with everything that the bindings need."""
     envelopes: dict[str, Bind]
     """All envelopes of a row, which name one owner key together."""
 
@@ -41,6 +41,12 @@ class SystemsColumn:
 
     column: sa.Column[Any]
     bind: Callable[[UUID], Binding]
+
+
+def _with_secret(picked: sa.CTE) -> sa.Select[Any]:
+    columns = (secret.c.egress.label("secret_egress"), secret.c.fetchable.label("secret_fetchable"))
+    its_own = sa.and_(secret.c.id == picked.c.secret_id, secret.c.owner_id == picked.c.owner_id)
+    return sa.select(picked, *columns).select_from(picked.join(secret, its_own))
 
 
 def _value(row: Any, _deployment: UUID) -> Binding:
@@ -60,13 +66,7 @@ OWNERS_TABLES = (
     OwnersTable(
         secret_version,
         ("secret_id", "version"),
-        sa.select(
-            secret_version, secret.c.egress.label("secret_egress"), secret.c.fetchable.label("secret_fetchable")
-        ).select_from(
-            secret_version.join(
-                secret, sa.and_(secret.c.id == secret_version.c.secret_id, secret.c.owner_id == secret_version.c.owner_id)
-            )
-        ),
+        _with_secret,
         {"envelope": _value, "oauth_envelope": _oauth},
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keybearer.store.schema import owner_key
 
 Row = sa.Row[Any]
+Source = Callable[[sa.CTE], sa.Select[Any]]
 
 
 def _retired(table: sa.Table, owner_id: UUID | None) -> list[sa.ColumnElement[bool]]:
@@ -37,19 +38,22 @@ async def owners_retired(
 
 
 async def rows_retired(
-    tx: AsyncConnection, source: sa.Select[Any], table: sa.Table, owner_id: UUID, after: Sequence[Any] | None, limit: int
+    tx: AsyncConnection, source: Source, table: sa.Table, owner_id: UUID, after: Sequence[Any] | None, limit: int
 ) -> Sequence[Row]:
-    """Return an owner's next rows under retired keys, in the order of the primary key, locked; as that owner."""
+    """Return an owner's next rows under retired keys, in the order of the primary key, locked; as that owner.
+
+    Picked by themselves first: left to itself, PostgreSQL has joined every row with every other of that key. Whoever changes a row
+    meanwhile seals it under the active key, so that it is not among these any more.
+    """
+    retired = sa.select(owner_key.c.id).where(owner_key.c.owner_id == owner_id, owner_key.c.state == "retired")
+    key_ids = (await tx.execute(retired)).scalars().all()
     keys = list(table.primary_key.columns)
-    query = source.where(table.c.owner_id == owner_id, table.c.owner_key_id.in_(_retired_ids(owner_id)))
+    query = sa.select(table).where(table.c.owner_id == owner_id, table.c.owner_key_id.in_(key_ids))
     if after is not None:
         query = query.where(sa.tuple_(*keys) > sa.tuple_(*(sa.literal(v, k.type) for v, k in zip(after, keys, strict=True))))
-    found: Sequence[Row] = (await tx.execute(query.order_by(*keys).limit(limit).with_for_update(of=table))).all()
+    picked = query.order_by(*keys).limit(limit).with_for_update().cte("picked")
+    found: Sequence[Row] = (await tx.execute(source(picked).order_by(*(picked.c[key.name] for key in keys)))).all()
     return found
-
-
-def _retired_ids(owner_id: UUID) -> sa.Select[Any]:
-    return sa.select(owner_key.c.id).where(owner_key.c.owner_id == owner_id, owner_key.c.state == "retired")
 
 
 async def versions(tx: AsyncConnection, tables: Sequence[sa.Table]) -> Sequence[Row]:

@@ -13,7 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from keybearer.domain import OwnerKind
+from keybearer.domain import OwnerKind, TeamRole
 from keybearer.store.schema import owner, secret_share, team, team_member, user
 
 Row = sa.Row[Any]
@@ -74,6 +74,21 @@ async def update_member(tx: AsyncConnection, team_id: UUID, user_id: UUID, colum
 async def delete_member(tx: AsyncConnection, team_id: UUID, user_id: UUID) -> None:
     """End a membership."""
     await tx.execute(sa.delete(team_member).where(team_member.c.team_id == team_id, team_member.c.user_id == user_id))
+
+
+async def led_alone(tx: AsyncConnection, user_id: UUID) -> Sequence[UUID]:
+    """The teams whose only owner this person is; as the system."""
+    other = team_member.alias()
+    others = sa.exists().where(
+        other.c.team_id == team_member.c.team_id,
+        other.c.user_id != user_id,
+        other.c.role == TeamRole.OWNER.value,
+        other.c.accepted_at.is_not(None),
+    )
+    query = sa.select(team_member.c.team_id).where(
+        team_member.c.user_id == user_id, team_member.c.role == TeamRole.OWNER.value, _IS_IN, ~others
+    )
+    return (await tx.execute(query)).scalars().all()
 
 
 async def people(tx: AsyncConnection, user_id: UUID) -> Sequence[Any]:

@@ -64,6 +64,11 @@ async def set_fallback(tx: AsyncConnection, user_id: UUID, allowed: bool, at: da
     await _update(tx, user_id, fallback_allowed=allowed, updated_at=at)
 
 
+async def delete(tx: AsyncConnection, user_id: UUID) -> None:
+    """Remove an account with its owner: keys, secrets, tokens, sessions, memberships, providers and models go with it."""
+    await tx.execute(sa.delete(owner).where(owner.c.id == user_id, owner.c.kind == OwnerKind.USER.value))
+
+
 async def insert_link(tx: AsyncConnection, token_hash: bytes, purpose: str, expires_at: datetime, at: datetime) -> None:
     """A new one-time link."""
     await tx.execute(
