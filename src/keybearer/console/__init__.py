@@ -1,6 +1,8 @@
 """The web console: server-rendered pages, a strict Content-Security-Policy, no inline script.
 
-``views``     the pages; each asks the same services as the REST API
+``secrets``   the Secrets Vault's pages; each asks the same services as the REST API
+``views``     coming in, access tokens, the access log: likewise
+``forms``     what forms hold (pure)
 ``teams``     those of teams, their members and what is shared with them
 ``pages``     templates, asset addresses, who is signed in
 ``headers``   the security headers of everything but the gateway
@@ -10,13 +12,14 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from keybearer.console import headers, pages, teams, views
+from keybearer.console import headers, pages, secrets, teams, views
 
 
 def install(app: FastAPI) -> None:
     """Mount the pages and their assets."""
     app.mount("/assets", pages.assets_app(), name="assets")
     app.include_router(views.router)
+    app.include_router(secrets.router)
     app.include_router(teams.router)
     pages.install_errors(app)
     app.add_middleware(headers.SecurityHeaders)  # last, which is outermost: whatever is answered has them

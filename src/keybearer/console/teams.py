@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -63,7 +62,7 @@ async def _team_page(services: Services, visitor: Visitor, team_id: UUID, error:
         team=team,
         members=await services.teams.members(visitor.caller, team_id),
         secrets=secrets.items,
-        now=datetime.now(UTC),
+        standing=services.secrets.standing,
         error=error,
     )
 

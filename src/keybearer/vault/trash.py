@@ -28,6 +28,12 @@ class Trash:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
 
+    async def get(self, caller: Caller, secret_id: UUID) -> Secret:
+        """One deleted secret that the caller may bring back. Raises ``NotFound``, ``Forbidden``, ``ScopeMissing``."""
+        policy.require(caller, *policy.READ_SECRETS)
+        async with self._keeper.db.write(actor_of(caller)) as tx:
+            return self._keeper.secret(await self._keeper.own(tx, caller, secret_id, deleted=True))
+
     async def restore(self, caller: Caller, secret_id: UUID, name: str | None = None) -> Secret:
         """Bring a deleted secret back, under its name or another.
 
