@@ -38,6 +38,7 @@ def main() -> int:
         breaches.extend(f"{name}:{problem}" for problem in _file_breaches(name, tree))
         lengths.extend((function_lines(node), f"{name}:{node.lineno} {node.name}") for node in _functions(tree))
     breaches.extend(_length_breaches(lengths))
+    breaches.extend(_name_breaches())
     for breach in breaches:
         print(f"error: {breach}")
     print(f"gates: {len(lengths)} functions, longest {max(lengths)[0] if lengths else 0} lines, {len(breaches)} breaches")
@@ -54,6 +55,15 @@ def function_lines(node: Function) -> int:
 
 def _functions(tree: ast.Module) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def _name_breaches() -> Iterator[str]:
+    """Pytest imports test files by their bare names: two of one name are an error, but only where both are collected."""
+    seen: dict[str, Path] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        if path.name in seen:
+            yield f"{path.relative_to(ROOT)}: {seen[path.name].relative_to(ROOT)} has the same name"
+        seen[path.name] = path
 
 
 def _length_breaches(lengths: list[tuple[int, str]]) -> Iterator[str]:

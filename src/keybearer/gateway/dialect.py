@@ -204,8 +204,11 @@ class UsageHider:
 
     def feed(self, data: bytes) -> bytes:
         """What may go on to the client, now that ``data`` has come."""
-        if not self._held and not self._passing and data.endswith(_EVENT_ENDS) and _USAGE.search(data) is None:
-            return data
+        if not self._held and not self._passing and data.endswith(_EVENT_ENDS):
+            if _USAGE.search(data) is None:
+                return data
+            if b"\r" not in data:
+                return self._judge_some(data)
         return self._feed_slowly(data)
 
     def finish(self) -> bytes:
@@ -227,6 +230,21 @@ class UsageHider:
             passed.append(rest[:end_of_rest])
             self._passing, rest = True, rest[end_of_rest:]
         self._held = rest
+        return b"".join(passed)
+
+    def _judge_some(self, data: bytes) -> bytes:
+        """What passes of whole events whose lines end with a line feed alone: those that cannot state usage are not looked at."""
+        passed: list[bytes] = []
+        at = 0
+        for match in _USAGE.finditer(data):
+            if match.start() < at:
+                continue
+            before = data.rfind(b"\n\n", at, match.start())
+            start = at if before < 0 else before + 2
+            end = data.index(b"\n\n", match.end()) + 2
+            passed += (data[at:start], self._judge(data[start:end]))
+            at = end
+        passed.append(data[at:])
         return b"".join(passed)
 
     def _judge(self, event: bytes) -> bytes:

@@ -201,24 +201,34 @@ class Meter:
             self._note(b"data: " + _rebuilt(self._skimmer) + b"\n\n")
         rest = self._held if self._needle.search(self._held) else b""
         if self._first is not None:
-            yield from self._stating(_events(self._first))
-        last = (*_events(self._last or b""), *_events(rest))
+            yield from self._stating(self._candidates(self._first))
+        last = (*self._candidates(self._last or b""), *self._candidates(rest))
         yield from self._stating(reversed(last))
 
     def _stating(self, events: Iterable[bytes]) -> Iterator[_Answer]:
         for event in events:
-            if self._needle.search(event) is not None:
-                answer = _decode(_data(event))
-                if _states_usage(answer):
-                    yield answer
-                    return
+            answer = _decode(_data(event))
+            if _states_usage(answer):
+                yield answer
+                return
+
+    def _candidates(self, text: bytes) -> list[bytes]:
+        """The events that may state usage. Where line feeds alone end lines, as they do, no other event is looked at."""
+        if b"\r" in text:
+            return [event for event in _EVENT_END.split(text) if self._needle.search(event) is not None]
+        found: list[bytes] = []
+        end = -2
+        for match in self._needle.finditer(text):
+            if match.start() > end:
+                before = text.rfind(b"\n\n", 0, match.start())
+                start = 0 if before < 0 else before + 2
+                end = text.find(b"\n\n", match.end())
+                end = len(text) if end < 0 else end
+                found.append(text[start:end])
+        return found
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
-
-
-def _events(text: bytes) -> list[bytes]:
-    return [event for event in _EVENT_END.split(text) if event]
 
 
 def _data(event: bytes) -> bytes:
