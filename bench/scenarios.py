@@ -14,6 +14,7 @@ from typing import Any
 from bench.load import Load, Result
 from bench.peers import MODELS, Peer
 from bench.processes import BIN, OTHER_CORE, ROOT, SERVER_CORE, Process, Unavailable, busy_seconds
+from bench.seal import seal_trail
 
 _KB = 1000
 _CHUNKS = 200
@@ -155,6 +156,7 @@ SCENARIOS: dict[str, Scenario] = {
     "chat-20k": chat_20k,
     "latency": latency,
     "sse": sse_200,
+    "seal": seal_trail,
 }
 
 

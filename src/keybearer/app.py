@@ -36,9 +36,10 @@ from keybearer.access.users import Users
 from keybearer.audit.journal import Journal
 from keybearer.audit.publish import CheckpointFile
 from keybearer.audit.refusals import Refusals
+from keybearer.audit.retention import AuditRetention
 from keybearer.audit.seal import Sealer
 from keybearer.audit.seal import Target as CheckpointTarget
-from keybearer.audit.ship import Shipper
+from keybearer.audit.ship import KEEP, Shipper
 from keybearer.catalog import Catalog
 from keybearer.config import Fallback, RootKeyProvider, Settings
 from keybearer.crypto.keyring import Keyring
@@ -148,7 +149,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         feed = Feed(db, grace=settings.outage_grace)
         journal = await Journal.open(db, settings.journal_dir, settings.audit_durability.value)
         stack.push_async_callback(journal.close)
-        shipper = Shipper(db, settings.journal_dir, journal)
+        shipper = Shipper(db, settings.journal_dir, journal, keep=journal_seconds(settings))
         catalog = Catalog.load()
         policy = EgressPolicy(settings.egress_allow)
         tokens = Tokens(db, keyring)
@@ -180,6 +181,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             journal=journal,
             shipper=shipper,
             refusals=Refusals.of(db),
+            retention=AuditRetention(db, settings.audit_retention_days),
             sealer=Sealer(db, keyring, checkpoint_target(settings, upstream)),
             catalog=catalog,
             users=Users(db, keyring, sessions),
@@ -213,6 +215,11 @@ def checkpoint_target(settings: Settings, upstream: Upstream) -> CheckpointTarge
         return PostTarget(upstream, where)
     except Invalid as error:
         raise SettingsInvalid(f"KEYBEARER_AUDIT_CHECKPOINTS is neither a file nor a URL: {error.message}") from None
+
+
+def journal_seconds(settings: Settings) -> float:
+    """How long journal files stay that are shipped and sealed: no longer than what they tell may be kept."""
+    return min(KEEP, settings.audit_retention_days * 86400.0) if settings.audit_retention_days else KEEP
 
 
 def sessions_of(settings: Settings, db: Database, keyring: Keyring) -> Sessions:

@@ -117,6 +117,12 @@ class Settings(BaseSettings):
         repr=False,
         description="Where signed checkpoints of the audit trail go: a file to append to, or an `https://` URL to post to.",
     )
+    audit_retention_days: int = Field(
+        0,
+        ge=0,
+        le=36500,
+        description="Days after which audit records keep only their place and digest, so that proofs stay valid; 0: never.",
+    )
     audit_seal_seconds: float = Field(
         30.0, ge=1, le=3600, description="Seconds until what has arrived in the audit trail is sealed and a checkpoint signed."
     )

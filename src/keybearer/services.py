@@ -9,6 +9,7 @@ from keybearer.access.tokens import Tokens
 from keybearer.access.users import Users
 from keybearer.audit.journal import Journal
 from keybearer.audit.refusals import Refusals
+from keybearer.audit.retention import AuditRetention
 from keybearer.audit.seal import Sealer
 from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog
@@ -59,6 +60,7 @@ class Services:
     journal: Journal
     shipper: Shipper
     sealer: Sealer
+    retention: AuditRetention
     refusals: Refusals
     catalog: Catalog
     users: Users

@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 from tests.audit.audit_samples import Person, add_person, outcome, rows
+from tests.audit.sealing import sealer_of
 from tests.support.tamper import Tamper
 
 from keybearer.audit import lines, management, segments, ship
@@ -500,6 +501,11 @@ async def test_shipped_segments_go_when_they_are_old_enough(database: Database, 
         assert await Shipper(database, tmp_path / "journal", journal, keep=keep).ship_once() > 0
         assert segments.segments(journal.path) == before
     short = Shipper(database, tmp_path / "journal", journal, keep=0)
+    journal.use(who.use("r20"))
+    await short.ship_once()
+    assert len(segments.segments(journal.path)) > 1  # nothing is sealed, so the files are the only witness
+    sealer = await sealer_of(database)
+    await sealer.seal()
     journal.use(who.use("r21"))
     await short.ship_once()
     assert len(segments.segments(journal.path)) == 1
@@ -509,7 +515,9 @@ async def test_shipped_segments_go_when_they_are_old_enough(database: Database, 
     await journal.close()
     await short.ship_once()
     await Shipper(database, tmp_path / "journal", None, keep=None).ship_once()
+    await Shipper(database, tmp_path / "journal", None, keep=0).ship_once()
     assert journal.path.exists()
+    await sealer.seal()
     await Shipper(database, tmp_path / "journal", None, keep=0).ship_once()
     assert not journal.path.exists()
     report = await verify(database, tmp_path / "journal")

@@ -26,5 +26,6 @@ Terms
 ``sealed``      proving records, tree, checkpoints and what was pushed against each other
 ``archive``     the whole sealed log in a file that proves itself
 ``export``      the access log as JSON lines and CSV
+``retention``   emptying old records, so that proofs stay valid
 ``access_log``  what a caller may read of it
 """

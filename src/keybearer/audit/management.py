@@ -22,8 +22,10 @@ from keybearer.store.queries import audit as queries
 
 WRITER = UUID(int=1)
 """The writer of management records: one per deployment, so its id need not be random."""
-OPENED, LOST, ALARM = "audit.open", "audit.lost", "audit.alarm"
-"""Actions about journals; the subject is the journal's writer."""
+OPENED, LOST, ALARM, REDACTED = "audit.open", "audit.lost", "audit.alarm", "audit.redact"
+"""Actions about writers, their subject: begun, lost, contradicted, emptied by retention."""
+KEPT = (OPENED, LOST, ALARM, REDACTED)
+"""What retention keeps: without it nothing could be verified."""
 
 _log = structlog.get_logger(__name__)
 

@@ -32,6 +32,7 @@ from keybearer.domain import ManagementRecord
 from keybearer.errors import Conflict
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import audit as queries
+from keybearer.store.queries import tree
 from keybearer.store.queries import usage as usage_queries
 
 WITHIN = 10.0
@@ -180,7 +181,7 @@ class Shipper:
             await self._pump(self._own, until)
             shipped = self.shipped - before
             if shipped and self._keep is not None:
-                self._prune(journal.path, self._own.tail.seq, self._keep)
+                await self._prune(journal, self._own.tail.seq, self._keep)
         return shipped
 
     # --- one journal
@@ -199,7 +200,7 @@ class Shipper:
                 return await self._meet_stranger(writer, path)
             if row.closed_at is not None:
                 self._done[writer] = time.monotonic() + LOOK_AGAIN
-                if self._keep is not None and _is_older(path, self._keep):
+                if self._keep is not None and _is_older(path, self._keep) and await self._sealed(writer) >= row.shipped_seq:
                     segments.remove(path)
                 return 0
             stream = _Stream(writer, path, row.shipped_seq, row.shipped_hash)
@@ -300,12 +301,23 @@ class Shipper:
         self._quarantined.add(writer)
         await management.alarm(self._db, writer, seq, what)
 
-    def _prune(self, path: Path, shipped: int, keep: float) -> None:
-        """Delete segments of a living journal whose entries are all in the database, when they are old enough."""
-        known = segments.segments(path)
-        for segment, following in pairwise(known):
-            if following.first <= shipped + 1 and segment.path.stat().st_mtime <= time.time() - keep:
-                segment.path.unlink()
+    async def _prune(self, journal: Journal, shipped: int, keep: float) -> None:
+        """Delete segments of a living journal whose entries are all in the database, and sealed, when they are old enough."""
+        due = [
+            (segment.path, following.first - 1)
+            for segment, following in pairwise(segments.segments(journal.path))
+            if following.first <= shipped + 1 and segment.path.stat().st_mtime <= time.time() - keep
+        ]
+        sealed = await self._sealed(journal.writer) if due else 0
+        for path, last in due:
+            if last <= sealed:
+                path.unlink()
+
+    async def _sealed(self, writer: UUID) -> int:
+        """Up to which entry a writer is sealed: until then its journal is the only witness."""
+        async with self._db.read(Actor.system()) as tx:
+            seq, _ = await tree.sealed(tx, writer)
+        return seq
 
 
 def _fresh(row: queries.Writer | None, entries: Sequence[Entry], before: bytes) -> Sequence[Entry]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from keybearer.audit.batch import Batch, Columns, Shapes
 from keybearer.audit.lines import GENESIS, Entry, LineError
 from keybearer.audit.segments import Broken, Tail
 from keybearer.errors import AuditBroken
+from keybearer.store import bulk
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import audit as queries
 from keybearer.store.queries import usage as usage_queries
 from keybearer.store.queries.audit import Spelled, Writer
+from keybearer.store.queries.retention import EMPTIED
+from keybearer.store.schema import audit_record
 
 _CHUNK = 1000
 """Entries looked at together."""
@@ -37,6 +41,8 @@ NOBODY = UUID(int=0)
 _OF_USE = len(usage_queries.UsageRecord._fields) - len(usage_queries.OUTCOME_COLUMNS)
 """Columns of a usage record that the use tells; those after them are the outcome's, of which the first is how it ended."""
 _SECRET = usage_queries.UsageRecord._fields.index("secret_id")
+_EMPTIED = tuple(bulk.spelled(list(audit_record.c)[2:-2], [tuple(EMPTIED.values())])[0])
+"""Columns of a record that retention has emptied, but for its place and its digests."""
 _RECENT = 20_000
 """Uses without an outcome that are remembered."""
 
@@ -66,6 +72,8 @@ class WriterReport:
     """Entries that verify, in the database and beyond it in the journal."""
     unshipped: int
     """Those of them that only the journal has so far."""
+    redacted: int
+    """Those of them that retention has emptied."""
     torn_bytes: int
     """Of a write that a killed process or a power loss cut short, after the last whole entry."""
 
@@ -106,6 +114,7 @@ class Report:
                     "state": found.state,
                     "records": found.records,
                     "unshipped": found.unshipped,
+                    "redacted": found.redacted,
                     "torn_bytes": found.torn_bytes,
                 }
                 for found in self.writers
@@ -130,6 +139,9 @@ class _Walk:
     recent: dict[str, Columns] = field(default_factory=dict)
     """User, owner and secret of uses whose outcome has not come yet: saves asking the database for them."""
     shapes: Shapes = field(default_factory=Shapes)
+    redactable: int = 0
+    """Up to which number the management records tell of retention."""
+    redacted: int = 0
 
     def blame(self, seq: int, where: str, what: str) -> None:
         if len(self.problems) < _MOST_PROBLEMS:
@@ -146,12 +158,12 @@ async def verify(db: Database, directory: Path, progress: Callable[[int], None] 
         # The management records first: whether a journal is missing depends on them.
         writers = sorted(await queries.writers(tx), key=lambda writer: writer.id != management.WRITER)
         told = await _told(tx)
-        unaccounted = await usage_queries.unaccounted(tx, _MOST_PROBLEMS)
+        unaccounted = await usage_queries.unaccounted(tx, _MOST_PROBLEMS, told.before)
     reports: list[WriterReport] = []
     problems: list[Problem] = []
     notes: list[str] = list(told.alarms)
     for row in writers:
-        walk = _Walk(row.id)
+        walk = _Walk(row.id, redactable=told.redacted.get(str(row.id), 0))
         writer = await _verify_database(db, walk, row, progress)
         if writer.id != management.WRITER:
             _check_registered(walk, writer, told)
@@ -181,13 +193,25 @@ class _Told:
     """Writer → the number of the record that tells of its start."""
     lost: dict[str, dict[str, str]] = field(default_factory=dict)
     """Writer → where it ended."""
+    redacted: dict[str, int] = field(default_factory=dict)
+    """Writer → up to which number retention has emptied its records."""
+    before: datetime | None = None
+    """Until when there may be usage records whose use was emptied."""
     alarms: list[str] = field(default_factory=list)
+
+    def emptied(self, managed: lines.Managed) -> None:
+        """Take in what a record tells of retention; one that cannot be read allows nothing."""
+        try:
+            through, before = int(managed.detail["through"]), datetime.fromisoformat(managed.detail["before"])
+        except (KeyError, ValueError):
+            return
+        self.redacted[managed.subject] = max(through, self.redacted.get(managed.subject, 0))
+        self.before = max(before, self.before or before)
 
 
 async def _told(tx: AsyncConnection) -> _Told:
     told = _Told()
-    actions = (management.OPENED, management.LOST, management.ALARM)
-    for record in await queries.with_actions(tx, management.WRITER, actions):
+    for record in await queries.with_actions(tx, management.WRITER, management.KEPT):
         try:
             managed = lines.decode_manage(record.line.encode())
         except ValueError:
@@ -196,6 +220,8 @@ async def _told(tx: AsyncConnection) -> _Told:
             told.opened[managed.subject] = record.seq
         elif managed.action == management.LOST:
             told.lost[managed.subject] = managed.detail
+        elif managed.action == management.REDACTED:
+            told.emptied(managed)
         else:
             entry, what = managed.detail.get("entry"), managed.detail.get("what")
             told.alarms.append(f"an alarm was raised at entry {entry} of writer {managed.subject}: {what}")
@@ -241,6 +267,9 @@ def _check_chain(walk: _Walk, writer: Writer, rows: Sequence[Spelled]) -> list[E
             walk.blame(walk.seq + 1, "database", "changed: not a record")
             walk.read = row.seq
             continue
+        if not entry.line:
+            _check_emptied(walk, row, entry)
+            continue
         # What ``check`` looks at; only it says what is wrong.
         if sha256(entry.nonce + entry.line).digest() != entry.d or sha256(walk.h + entry.d).digest() != entry.h:
             try:
@@ -255,6 +284,18 @@ def _check_chain(walk: _Walk, writer: Writer, rows: Sequence[Spelled]) -> list[E
         walk.seq, walk.h, walk.read = entry.seq, entry.h, entry.seq
         entries.append(entry)
     return entries
+
+
+def _check_emptied(walk: _Walk, row: Spelled, entry: Entry) -> None:
+    """Check a record whose line is gone: by retention, which said so, and nothing but its place and digest is left."""
+    if entry.seq > walk.redactable:
+        walk.blame(entry.seq, "database", "missing: its line is gone, and no record tells of retention")
+    elif row[2:-2] != _EMPTIED:
+        walk.blame(entry.seq, "database", "changed: it holds what no emptied record holds")
+    if entry.seq == walk.seq + 1 and lines.chain(walk.h, entry.d) != entry.h:
+        walk.blame(entry.seq, "database", "out of place: it does not follow the entry before it")
+    walk.seq, walk.h, walk.read, walk.is_closed = entry.seq, entry.h, entry.seq, False
+    walk.redacted += 1
 
 
 async def _check_meaning(tx: AsyncConnection, walk: _Walk, rows: Sequence[Spelled], entries: Sequence[Entry]) -> None:
@@ -275,10 +316,15 @@ async def _check_meaning(tx: AsyncConnection, walk: _Walk, rows: Sequence[Spelle
     expected = {record[1]: record for record in batch.records}
     for row in rows:
         known = expected.get(row.seq)
-        if known is not None and row != known:
+        if known is not None and row != known and not (walk.redacted and _lost_its_use(row, known)):
             columns = [name for name, is_, was in zip(Spelled._fields, row, known, strict=True) if is_ != was]
             walk.blame(row.seq, "database", f"changed: {', '.join(columns)}")
     await _check_usage(tx, walk, batch, rows)
+
+
+def _lost_its_use(row: Spelled, known: bulk.Row) -> bool:
+    """Whether all that differs is whose it was, which only its use told, and retention has emptied that."""
+    return row.kind == "outcome" and tuple(known[5:8]) == (None, None, None) and (*row[:5], None, None, None, *row[8:]) == known
 
 
 async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, rows: Sequence[Spelled]) -> None:
@@ -342,7 +388,7 @@ async def _verify_journal(db: Database, walk: _Walk, writer: Writer, path: Path 
             walk.notes.append(f"the journal of writer {writer.id} ends at {tail.seq}; the database has it up to {walk.seq}")
         records = max(records, tail.seq)
     state = _state(walk, writer, is_running=is_running, is_here=path is not None, last=records)
-    return WriterReport(writer.id, writer.kind, state, records, unshipped, torn)
+    return WriterReport(writer.id, writer.kind, state, records, unshipped, walk.redacted, torn)
 
 
 async def _begin(db: Database, writer: Writer, path: Path) -> Tail:

@@ -45,7 +45,7 @@ def time_of(value: datetime) -> str:
 
 async def insert(tx: AsyncConnection, table: sa.Table, rows: Sequence[Row], *, on_conflict: str = "") -> None:
     """Insert ``rows``, whose values stand in the order of the table's columns; ``on_conflict`` is that clause in SQL."""
-    await insert_spelled(tx, table, _spell(list(table.c), rows), on_conflict=on_conflict)
+    await insert_spelled(tx, table, spelled(list(table.c), rows), on_conflict=on_conflict)
 
 
 async def insert_spelled(tx: AsyncConnection, table: sa.Table, rows: Sequence[Row], *, on_conflict: str = "") -> None:
@@ -77,7 +77,7 @@ async def update(tx: AsyncConnection, table: sa.Table, names: Sequence[str], row
     if not rows:
         return
     columns = [table.c[name] for name in names]
-    rows = _spell(columns, rows)
+    rows = spelled(columns, rows)
     if tx.dialect.name == "postgresql":
         sets = ", ".join(f"{column.name} = {_value(column, place)}" for place, column in enumerate(columns) if place >= keys)
         where = " AND ".join(f"t.{column.name} = {_value(column, place)}" for place, column in enumerate(columns[:keys]))
@@ -107,18 +107,19 @@ async def select(tx: AsyncConnection, table: sa.Table, condition: str, values: R
     return [tuple(row) for row in found]
 
 
-def _spell(columns: Sequence[sa.Column[Any]], rows: Sequence[Row]) -> Sequence[Row]:
+def spelled(columns: Sequence[sa.Column[Any]], rows: Sequence[Row]) -> Sequence[Row]:
+    """Return rows as ``insert_spelled`` takes them."""
     converters = [(place, convert) for place, column in enumerate(columns) if (convert := _converter(column)) is not None]
     if not converters:
         return rows
-    spelled = []
+    found = []
     for row in rows:
         values = list(row)
         for place, convert in converters:
             if values[place] is not None:
                 values[place] = convert(values[place])
-        spelled.append(tuple(values))
-    return spelled
+        found.append(tuple(values))
+    return found
 
 
 def _converter(column: sa.Column[Any]) -> Callable[[Any], str | None] | None:

@@ -184,14 +184,17 @@ async def by_request(tx: AsyncConnection, request_ids: Sequence[str]) -> dict[st
     return {row[0]: row for row in rows}
 
 
-async def unaccounted(tx: AsyncConnection, limit: int) -> list[str]:
-    """Return the ids of requests whose usage is recorded, but no use."""
+async def unaccounted(tx: AsyncConnection, limit: int, since: datetime | None = None) -> list[str]:
+    """Return the ids of requests whose usage is recorded, but no use: of older ones retention may have emptied it."""
     use = sa.select(audit_record.c.seq).where(
         audit_record.c.request_id == usage_record.c.request_id,
         audit_record.c.kind == "use",
         audit_record.c.kind != sa.literal_column("'outcome'"),  # chooses the index
     )
-    rows = await tx.execute(sa.select(usage_record.c.request_id).where(~use.exists()).limit(limit))
+    query = sa.select(usage_record.c.request_id).where(~use.exists())
+    if since is not None:
+        query = query.where(usage_record.c.at >= since)
+    rows = await tx.execute(query.limit(limit))
     return [row.request_id for row in rows]
 
 
