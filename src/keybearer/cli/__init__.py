@@ -4,7 +4,8 @@
 ``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``
 ``trail``    the audit trail, likewise: ``audit``
 ``keys``     ``key``: the root key and the owners' keys
-``use``      commands that talk HTTP with ``KEYBEARER_URL`` and ``KEYBEARER_TOKEN``: ``provider``, ``usage``
+``use``      commands that talk HTTP with ``KEYBEARER_URL`` and ``KEYBEARER_TOKEN``: ``usage``
+``registry`` ``provider`` and ``model``, likewise
 ``secrets``  ``secret``, likewise
 ``teams``    ``team``, likewise; ``names`` turns names that people type into ids
 ``run``      ``keybearer run -- CMD``
@@ -22,7 +23,7 @@ import typer
 
 from keybearer.errors import KeybearerError
 
-ROOMS = ("serving", "operate", "keys", "trail", "use", "secrets", "teams", "run")
+ROOMS = ("serving", "operate", "keys", "trail", "use", "registry", "secrets", "teams", "run")
 ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
 """Commands that start a server import their own room alone: the others bring an HTTP client that a server does not need."""
 

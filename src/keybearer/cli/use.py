@@ -12,12 +12,9 @@ from keybearer.cli.output import AsJson, print_rows
 from keybearer.client import Client
 from keybearer.errors import SettingsInvalid
 
-providers = typer.Typer(help="Providers: predefined ones and your own.", no_args_is_help=True)
-
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.add_typer(providers, name="provider")
     app.command("usage")(usage)
 
 
@@ -34,14 +31,6 @@ def read_value() -> str:
     if sys.stdin.isatty():
         return str(typer.prompt("Value", hide_input=True))
     return sys.stdin.read().strip("\r\n")
-
-
-@providers.command("list")
-def provider_list(*, as_json: AsJson = False) -> None:
-    """List the providers and whether you have a usable key for each."""
-    with client() as api:
-        rows = api.request("GET", "/providers")
-    print_rows(rows, ("name", "display_name", "base_url", "has_api_key", "is_predefined"), as_json=as_json)
 
 
 def usage(

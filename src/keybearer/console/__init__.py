@@ -3,6 +3,7 @@
 ``secrets``   the Secrets Vault's pages; each asks the same services as the REST API
 ``views``     coming in, access tokens, the access log: likewise
 ``forms``     what forms hold (pure)
+``registry``  those of providers and models
 ``teams``     those of teams, their members and what is shared with them
 ``pages``     templates, asset addresses, who is signed in
 ``headers``   the security headers of everything but the gateway
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from keybearer.console import headers, pages, secrets, teams, views
+from keybearer.console import headers, pages, registry, secrets, teams, views
 
 
 def install(app: FastAPI) -> None:
@@ -20,6 +21,7 @@ def install(app: FastAPI) -> None:
     app.mount("/assets", pages.assets_app(), name="assets")
     app.include_router(views.router)
     app.include_router(secrets.router)
+    app.include_router(registry.router)
     app.include_router(teams.router)
     pages.install_errors(app)
     app.add_middleware(headers.SecurityHeaders)  # last, which is outermost: whatever is answered has them

@@ -47,6 +47,15 @@ for (const button of all("[data-open]")) {
 }
 for (const button of all("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
 
+// "resource=mine, region=us-east-1", as the form's field takes it.
+const named = (text) =>
+  Object.fromEntries(
+    text
+      .split(",")
+      .filter((part) => part.includes("="))
+      .map((part) => [part.slice(0, part.indexOf("=")).trim(), part.slice(part.indexOf("=") + 1).trim()]),
+  );
+
 const result = document.querySelector("[data-result]");
 
 async function showTest(path, body) {
@@ -65,10 +74,12 @@ async function showTest(path, body) {
 
 for (const button of all("[data-test]")) button.addEventListener("click", () => showTest(`/secrets/${button.dataset.test}/test`));
 
+for (const button of all("[data-test-path]")) button.addEventListener("click", () => showTest(button.dataset.testPath));
+
 for (const form of all("[data-secret-form]")) {
   const { provider, value } = form.elements;
   form.querySelector("[data-test-unsaved]").addEventListener("click", () => {
-    if (form.reportValidity()) showTest("/secrets/test", { provider: provider.value, value: value.value });
+    if (form.reportValidity()) showTest("/secrets/test", { provider: provider.value, value: value.value, parameters: named(form.elements.parameters.value) });
   });
   value.addEventListener("paste", () =>
     setTimeout(async () => {
