@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from keybearer.access import policy
@@ -19,6 +19,7 @@ from keybearer.errors import KeybearerError
 from keybearer.services import Services
 
 router = APIRouter(include_in_schema=False)
+Asked = Annotated[str, Query(max_length=200)]
 
 LOG_ROWS = 50
 
@@ -126,13 +127,27 @@ async def revoke_token(token_id: str, visitor: CurrentVisitor, services: Current
 
 
 @router.get("/access-log")
-async def access_log(visitor: CurrentVisitor, services: CurrentServices, cursor: str | None = None) -> Response:
-    """Show what was done with one's keys."""
-    log = await audit_answer(services, visitor.caller, limit=LOG_ROWS, cursor=cursor)
+async def access_log(
+    visitor: CurrentVisitor,
+    services: CurrentServices,
+    *,
+    action: Asked = "",
+    outcome: Asked = "",
+    provider: Asked = "",
+    model: Asked = "",
+    workflow: Asked = "",
+    cursor: str | None = None,
+) -> Response:
+    """Show what was done with one's keys, all of it or what is asked for."""
+    asked = {"action": action, "outcome": outcome, "provider": provider, "model": model, "workflow": workflow}
+    wanted = {name: text.strip() for name, text in asked.items() if text.strip()}
+    log = await audit_answer(services, visitor.caller, limit=LOG_ROWS, cursor=cursor, **wanted)
     return render(
         "access_log.html",
         account=visitor.account,
         page="/access-log",
+        asked=asked,
+        wanted=wanted,
         records=log.items,
         next_cursor=log.next_cursor,
     )
