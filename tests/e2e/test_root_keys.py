@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from tests.support import aws, cloud_kms, openbao
@@ -98,3 +100,48 @@ def test_a_provider_that_is_not_named_any_more(database: dict[str, str], data_di
     assert "Wrong root key" in said
     assert "horse" not in said
     assert not (data_dir / "root.key").exists()
+
+
+PHRASE = "kbtest recovery horse battery staple"
+
+
+def test_a_lost_key_file_is_recovered_from_a_backup(database: dict[str, str], data_dir: Path, tmp_path: Path) -> None:
+    kept, older = tmp_path / "kept.json", tmp_path / "older.json"
+    with servers.running(data_dir, **database) as server:
+        servers.set_up(server).add_key("openai", VALUE)
+        server.cli("key", "backup", str(older), "--passphrase-stdin", stdin=f"{PHRASE}\n")
+        server.cli("key", "rotate")
+        server.cli("key", "backup", str(kept), "--passphrase-stdin", stdin=f"{PHRASE}\n")
+        assert kept.stat().st_mode & 0o777 == 0o600
+        again = server.cli("key", "backup", str(kept), "--passphrase-stdin", stdin=f"{PHRASE}\n", check=False)
+        assert "cannot be written" in again.stderr
+        weak = server.cli("key", "backup", str(tmp_path / "weak"), "--passphrase-stdin", stdin="kbtest\n", check=False)
+        assert "too weak" in weak.stderr
+        assert not (tmp_path / "weak").exists()
+    lost = (data_dir / "root.key").read_text().strip()
+    assert lost not in kept.read_text()
+    (data_dir / "root.key").unlink()
+    assert "is missing" in refused(data_dir, **database)
+
+    def restore(path: Path, phrase: str) -> str:
+        done = server.cli("key", "restore", str(path), "--passphrase-stdin", stdin=f"{phrase}\n", check=False)
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    (tmp_path / "broken.json").write_text(kept.read_text()[:200])
+    foreign = re.sub(r'"deployment": "[^"]+"', f'"deployment": "{uuid4()}"', kept.read_text())
+    (tmp_path / "other.json").write_text(foreign)
+    assert "no backup" in restore(tmp_path / "broken.json", PHRASE)
+    assert "another deployment's" in restore(tmp_path / "other.json", PHRASE)
+    assert "cannot be read" in restore(tmp_path / "nowhere.json", PHRASE)
+    assert "older than" in restore(older, PHRASE)
+    assert "Wrong root key" in restore(kept, PHRASE + "r")
+    assert "horse" not in restore(kept, PHRASE + "r")
+    assert "2 root key(s) are held by file now" in restore(kept, PHRASE)
+    with servers.running(data_dir, **database) as server:
+        person = servers.sign_in(server, "ada@example.com")
+        (secret,) = person.call("GET", "/secrets")["items"]
+        person.call("PATCH", f"/secrets/{secret['id']}", json={"fetchable": True})  # opens
+        assert person.call("GET", "/audit", params={"action": "root_key.restore"})["items"]
+        assert server.cli("audit", "verify").returncode == 0
+    assert (data_dir / "root.key").read_text().strip() != lost

@@ -51,6 +51,11 @@ class Story:
     people: list[Caller]
     values: dict[UUID, tuple[Caller, str]]
 
+    @property
+    def versions(self) -> int:
+        """How many versions of values are sealed: one of them has two."""
+        return len(self.values) + 1
+
     async def open_all(self, wrapper: Wrapper | None = None) -> None:
         """After a restart, every value is what it was; so are the rows that carry MACs."""
         keyring = await Keyring.open(self.world.db, wrapper or find("env"), find)
@@ -59,9 +64,9 @@ class Story:
             assert (await secrets.credential(caller, secret_id)).value.reveal().decode() == text
         assert keyring.row_mac("user_account", "x") == self.world.keyring.row_mac("user_account", "x")
 
-    async def add(self, caller: Caller, *, system: bool = False) -> UUID:
+    async def add(self, caller: Caller, **owner: Any) -> UUID:
         text = f"{OPENAI_KEY}{uuid4().hex}"
-        made = await self.world.secrets.create(caller, NewSecret("openai", value(text), name=uuid4().hex, system=system))
+        made = await self.world.secrets.create(caller, NewSecret("openai", value(text), name=uuid4().hex, **owner))
         self.values[made.id] = (caller, text)
         return made.id
 
@@ -82,6 +87,12 @@ async def story(database: Database) -> Story:
         for _ in range(PER_PERSON):
             await made.add(person)
     await made.add(admin, system=True)
+    team = await world.teams.create(people[0], "kbtest")
+    await made.add(people[0], team_id=team.team_id)
+    # A secret with an older version, which is sealed anew with it.
+    text, secret_id = f"{OPENAI_KEY}{uuid4().hex}", list(made.values)[PER_PERSON]
+    await world.secrets.update(people[1], secret_id, {"value": value(text)})
+    made.values[secret_id] = (people[1], text)
     return made
 
 
@@ -232,7 +243,7 @@ class TestRootKey:
         done = await story.rotations.finish(await story.rotations.begin_root(None))
         assert (done.state, done.unreadable) == ("finished", 1)
         states = {root["state"]: root["owner_keys"] for root in (await story.rotations.status(None)).root_keys}
-        assert states == {"active": 3, "retiring": 1}
+        assert states == {"active": 4, "retiring": 1}
         story.values = {id_: kept for id_, kept in story.values.items() if kept[0] is not broken}
         await story.open_all()
 
@@ -265,14 +276,14 @@ class TestOwnerKeys:
     async def test_all_owners_the_system_with_them(self, story: Story) -> None:
         before = (await story.rows(deployment))[0].row_mac_key
         done = await rotated(story, await story.rotations.begin_owners(story.admin))
-        assert done.total == len(story.values)
+        assert done.total == story.versions
         after = (await story.rows(deployment))[0].row_mac_key
         (system,) = [row for row in await story.rows(owner_key) if (row.owner_id, row.state) == (SYSTEM_OWNER_ID, "active")]
         assert key_id_of(before) != key_id_of(after) == system.id
         status = await story.rotations.status(None)
         assert {row["version"]: (row["state"], row["rows"]) for row in status.owner_keys} == {
             1: ("retired", 0),
-            2: ("active", len(story.values)),
+            2: ("active", story.versions),
         }
         await story.open_all()
         await rotated(story, await story.rotations.begin_root(None))
@@ -327,7 +338,7 @@ async def test_the_system_sees_no_envelope(story: Story) -> None:
     if story.world.db.name == "sqlite":
         return
     async with story.world.db.read(Actor.system()) as tx:
-        assert (await tx.execute(sa.select(sa.func.count(secret_version.c.owner_key_id)))).scalar_one() == len(story.values)
+        assert (await tx.execute(sa.select(sa.func.count(secret_version.c.owner_key_id)))).scalar_one() == story.versions
     with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
         async with story.world.db.read(Actor.system()) as tx:
             await tx.execute(sa.select(secret_version.c.envelope))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sys
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -15,8 +17,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from keybearer import config
 from keybearer.cli.operate import DataDir, operate
 from keybearer.cli.output import AsJson, print_json, print_rows, say
+from keybearer.cli.serving import need_server_extra
 from keybearer.config import RootKeyProvider
 from keybearer.domain import SYSTEM_OWNER_ID
 from keybearer.errors import Invalid, NotFound
@@ -25,10 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keybearer.cli.operator import Operator
+    from keybearer.crypto.kms import Wrapper
     from keybearer.vault.rotate import Rotation
 
 keys = typer.Typer(help="The root key and the owners' keys.", no_args_is_help=True)
 
+PassphraseOnStdin = Annotated[bool, typer.Option("--passphrase-stdin", help="Read the passphrase from standard input.")]
 STEPS = {
     "stage": "wrapping a new root key",
     "prove": "waiting for running processes to unwrap it",
@@ -123,6 +129,55 @@ def key_rotate(
         say(
             f"Set KEYBEARER_ROOT_KEY_PROVIDER={to.value} before the next start, and keep the old provider as long as a backup needs it."
         )
+
+
+@keys.command("backup")
+def key_backup(
+    path: Annotated[Path, typer.Argument(help="A new file; keep it apart from the database and the passphrase.")],
+    *,
+    passphrase_stdin: PassphraseOnStdin,
+    data_dir: DataDir = None,
+) -> None:
+    """Write the root keys to a file, wrapped by a passphrase: for the day the provider's key is lost."""
+    del passphrase_stdin
+
+    async def work(operator: Operator) -> list[UUID]:
+        from keybearer.vault import recovery  # noqa: PLC0415  # the server extra
+
+        backup, lost = await recovery.make(operator.db, operator.keyring, _phrase())
+        recovery.write(path, backup)
+        return lost
+
+    lost = operate(data_dir, work)
+    say(f"Written to {path}. Make a new one after each root-key rotation.")
+    if lost:
+        print(  # noqa: T201  # what the operator must know
+            f"warning: {len(lost)} retired root key(s) are not in it: their provider is not set up any more.", file=sys.stderr
+        )
+
+
+@keys.command("restore")
+def key_restore(
+    path: Annotated[Path, typer.Argument(help="What 'keybearer key backup' wrote.")],
+    *,
+    passphrase_stdin: PassphraseOnStdin,
+    data_dir: DataDir = None,
+) -> None:
+    """Have the provider of the settings hold the root keys of a backup, when the one before is lost. Stop all servers first."""
+    del passphrase_stdin
+    try:
+        from keybearer.cli.operator import restore_root_keys  # noqa: PLC0415  # the server extra
+    except ImportError as error:
+        raise need_server_extra(error) from error
+    settings = config.load(data_dir=data_dir)
+    restored = asyncio.run(restore_root_keys(settings, path, _phrase()))
+    say(f"{restored} root key(s) are held by {settings.root_key_provider.value} now.")
+
+
+def _phrase() -> Wrapper:
+    from keybearer.crypto.kms import passphrase  # noqa: PLC0415  # the server extra
+
+    return passphrase.parse(sys.stdin.readline(), named="The passphrase")
 
 
 async def _owner_id(operator: Operator, owner: str) -> UUID:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from keybearer import app, root_keys
 from keybearer.access import policy
@@ -13,10 +14,13 @@ from keybearer.access.users import User, Users
 from keybearer.catalog import Catalog
 from keybearer.config import Settings
 from keybearer.crypto.keyring import Keyring
+from keybearer.crypto.kms import Wrapper
+from keybearer.crypto.kms.providers import Providers as RootKeyProviders
 from keybearer.domain import Caller, Client
 from keybearer.errors import NotFound
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.store.db import Database, migrate
+from keybearer.vault import recovery
 from keybearer.vault.erasure import Erasure
 from keybearer.vault.providers import Providers
 from keybearer.vault.rotate import Rotations
@@ -52,6 +56,19 @@ class Operator:
     def caller(self, user: User) -> Caller:
         """Act in a person's name, with what that person may do."""
         return Caller(user.id, user.role, policy.scopes_of(user.role), client=Client("", "keybearer command line"))
+
+
+async def restore_root_keys(settings: Settings, path: Path, phrase: Wrapper) -> int:
+    """Have the settings' provider hold the root keys of a backup; the lost key is not asked for. Raises ``RootKeyError``."""
+    backup = recovery.read(path)
+    name = settings.root_key_provider.value
+    db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
+    try:
+        # A key file that is lost is made anew: here it is known that the old one is not needed.
+        target = RootKeyProviders(root_keys.options_of(settings), name, may_create=True).get(name)
+        return await recovery.restore(db, backup, phrase, target)
+    finally:
+        await db.close()
 
 
 @contextlib.asynccontextmanager

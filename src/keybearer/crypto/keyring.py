@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 from cryptography.hazmat.primitives import constant_time, hashes, hmac
@@ -183,7 +184,7 @@ class Keyring:
     async def new_root_key(self, wrapper: Wrapper) -> NewRootKey:
         """Draw a root key, wrap it, and see that it unwraps. Raises ``RootKeyError``, ``Unavailable``."""
         root_id, root = uuid4(), SecretBytes(os.urandom(KEY_BYTES))
-        aad = _root_key_aad(self.deployment, root_id)
+        aad = root_key_aad(self.deployment, root_id)
         wrapped = await wrapper.wrap(root.reveal(), aad)
         if not constant_time.bytes_eq(await wrapper.unwrap(wrapped, aad), root.reveal()):
             raise RootKeyError("The provider does not give back the key that it wrapped.", hint="Nothing was changed.")
@@ -209,6 +210,10 @@ class Keyring:
     def holds(self, root_id: UUID) -> bool:
         """Whether this process has unwrapped and proved a root key."""
         return root_id in self._roots
+
+    async def rewrapped(self, tx: AsyncConnection, root_id: UUID, wrapper: Wrapper) -> bytes:
+        """Wrap a root key by another provider, for a backup. Raises ``RootKeyError``, ``Unavailable``."""
+        return await wrapper.wrap((await self._root(tx, root_id)).reveal(), root_key_aad(self.deployment, root_id))
 
     async def reseal_owner_keys(self, tx: AsyncConnection, rows: Sequence[keys.Row], root_id: UUID) -> tuple[list[bulk.Row], int]:
         """Seal owner keys under another root key: (id, root key's id, envelope) each, and how many do not open.
@@ -328,7 +333,7 @@ class Keyring:
             except RootKeyError as error:
                 message = f"The database's root key is held by {row.provider} ({row.reference}). {error.message}"
                 raise RootKeyError(message, hint=error.hint) from None
-        return await _unwrap(self.deployment, wrapper, row)
+        return await unwrap_root_key(self.deployment, wrapper, row)
 
     async def _load_mac_key(self, tx: AsyncConnection, envelope: bytes | None) -> None:
         try:
@@ -418,7 +423,7 @@ async def _found(db: Database, wrapper: Wrapper) -> None:
     system, system_envelope = _new_owner_key(deployment, (root_id, root), SYSTEM_OWNER_ID, 1)
     mac_key = seal(system.key.reveal(), system.id, _mac_key_context(deployment), os.urandom(KEY_BYTES))
     proof = seal(root.reveal(), root_id, _proof_context(deployment, root_id), _PROOF)
-    wrapped = await wrapper.wrap(root.reveal(), _root_key_aad(deployment, root_id))
+    wrapped = await wrapper.wrap(root.reveal(), root_key_aad(deployment, root_id))
     try:
         async with db.write(Actor.system()) as tx:
             if await keys.get_deployment(tx) is not None:
@@ -437,12 +442,12 @@ def _only(active: Sequence[keys.Row]) -> keys.Row:
     return active[0]
 
 
-async def _unwrap(deployment: UUID, wrapper: Wrapper, row: keys.Row) -> SecretBytes:
+async def unwrap_root_key(deployment: UUID, wrapper: Wrapper, row: Any) -> SecretBytes:
     """Return the root key of ``row``, proved to be the one this database was sealed with."""
     if row.wrapped is None:
         raise RootKeyError("The wrapped root key is missing from the database.", hint=_RESTORE)
     try:
-        root = SecretBytes(await wrapper.unwrap(row.wrapped, _root_key_aad(deployment, row.id)))
+        root = SecretBytes(await wrapper.unwrap(row.wrapped, root_key_aad(deployment, row.id)))
     except RootKeyError as error:
         if row.provider == wrapper.provider:
             raise
@@ -486,5 +491,6 @@ def _mac_key_context(deployment: UUID) -> Context:
     return Context("row-mac-key", deployment, SYSTEM_OWNER_ID, deployment, 1, "key")
 
 
-def _root_key_aad(deployment: UUID, root_id: UUID) -> bytes:
+def root_key_aad(deployment: UUID, root_id: UUID) -> bytes:
+    """What a wrapped root key is bound to."""
     return b"keybearer/v1/root-key" + deployment.bytes + root_id.bytes

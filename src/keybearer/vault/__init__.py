@@ -19,6 +19,7 @@ Credential    a secret resolved and opened for one call
 ``oauth``      an OAuth token's other parts (pure)    ``standing``   what a secret is good for (pure)
 ``registry``   the providers that an owner can name   ``providers``  providers and models, made and changed
 ``rotate``     root and owner keys, exchanged online     ``erasure``   the end of an owner
+``recovery``   a backup of the root keys
 ``resolve``    from a call to its credentials         ``views``      providers as one caller sees them (pure)
 ``sealed``     rows, sealing, opening                 ``drafts``     secrets as typed, checked (pure)
 ``teams``      teams and their members                ``shares``     secrets lent to teams

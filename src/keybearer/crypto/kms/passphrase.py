@@ -83,14 +83,17 @@ class PassphraseWrapper:
         return LocalWrapper(PROVIDER, VARIABLE, await asyncio.to_thread(_argon2, self._passphrase, salt, costs))
 
 
-def parse(text: str, costs: Costs | None = None) -> PassphraseWrapper:
-    """Return the wrapper for a passphrase. Raises ``RootKeyError`` where it is missing or surely weak; never repeats it."""
+def parse(text: str, costs: Costs | None = None, *, named: str = VARIABLE) -> PassphraseWrapper:
+    """Return the wrapper for a passphrase. Raises ``RootKeyError`` where it is missing or surely weak; never repeats it.
+
+    ``named``: how messages call it.
+    """
     # The same text typed on another keyboard gives the same bytes.
     normal = unicodedata.normalize("NFC", text.strip())
     if not normal:
-        problem = f"{VARIABLE} is empty."
+        problem = f"{named} is empty."
     elif len(normal) < SHORTEST or len(set(normal)) < _FEWEST_DIFFERENT:
-        problem = f"{VARIABLE} is too weak: it needs at least {SHORTEST} characters, {_FEWEST_DIFFERENT} of them different."
+        problem = f"{named} is too weak: it needs at least {SHORTEST} characters, {_FEWEST_DIFFERENT} of them different."
     else:
         return PassphraseWrapper(SecretBytes(normal.encode()), costs or Costs())
     del text, normal  # a traceback that shows local variables shows neither

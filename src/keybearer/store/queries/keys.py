@@ -99,6 +99,18 @@ async def root_keys_in_use(tx: AsyncConnection) -> Sequence[Row]:
     return (await tx.execute(sa.select(root_key).where(root_key.c.emptied_at.is_(None)).order_by(order))).all()
 
 
+async def root_keys(tx: AsyncConnection) -> Sequence[Row]:
+    """Return all root keys, in any state."""
+    return (await tx.execute(sa.select(root_key).order_by(root_key.c.created_at))).all()
+
+
+async def set_holder(tx: AsyncConnection, key_id: UUID, origin: tuple[str, str], wrapped: bytes) -> None:
+    """Have another provider hold a root key; ``origin`` is provider and reference."""
+    provider, reference = origin
+    query = sa.update(root_key).where(root_key.c.id == key_id)
+    await tx.execute(query.values(provider=provider, reference=reference, wrapped=wrapped))
+
+
 async def lock_root_keys(tx: AsyncConnection) -> Sequence[Row]:
     """Return all root keys, locked FOR UPDATE: whoever makes an owner key under one comes before this transaction, or after."""
     return (await tx.execute(sa.select(root_key).order_by(root_key.c.id).with_for_update())).all()
