@@ -23,6 +23,7 @@ from keybearer.domain import ManagementRecord
 from keybearer.errors import AuditBroken
 from keybearer.store import schema
 from keybearer.store.db import Actor, Database
+from keybearer.store.queries import usage as usage_queries
 
 RECORD, WRITER, USAGE = schema.audit_record, schema.audit_writer, schema.usage_record
 COLUMNS = [column.name for column in RECORD.c if column.name != "writer_id"]
@@ -262,7 +263,11 @@ async def test_a_change_in_a_usage_record_is_found(
     assert (await trail.verify()).ok
 
 
-async def test_a_missing_and_an_added_usage_record_are_found(trail: Trail, tamper: Tamper, database: Database) -> None:
+@pytest.mark.parametrize("asked", [1, 2, 1000])
+async def test_a_missing_and_an_added_usage_record_are_found(
+    trail: Trail, tamper: Tamper, database: Database, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    monkeypatch.setattr(usage_queries, "_ASKED", asked)
     (row,) = await rows(database, USAGE, USAGE.c.request_id == "r1")
     await tamper(sa.insert(USAGE).values({**row._mapping, "request_id": "r9"}))
     problem = await trail.first_problem()

@@ -18,6 +18,8 @@ from keybearer.store.schema import access_token, audit_record, secret, usage_rec
 GroupBy = Literal["day", "provider", "model", "secret", "user", "token", "workflow"]
 
 _Cursor = tuple[datetime, str]
+_ASKED = 1000
+"""Request ids of one question."""
 
 OUTCOME_COLUMNS = (
     "outcome",
@@ -185,17 +187,28 @@ async def by_request(tx: AsyncConnection, request_ids: Sequence[str]) -> dict[st
 
 
 async def unaccounted(tx: AsyncConnection, limit: int, since: datetime | None = None) -> list[str]:
-    """Return the ids of requests whose usage is recorded, but no use: of older ones retention may have emptied it."""
-    use = sa.select(audit_record.c.seq).where(
-        audit_record.c.request_id == usage_record.c.request_id,
-        audit_record.c.kind == "use",
-        audit_record.c.kind != sa.literal_column("'outcome'"),  # chooses the index
-    )
-    query = sa.select(usage_record.c.request_id).where(~use.exists())
-    if since is not None:
-        query = query.where(usage_record.c.at >= since)
-    rows = await tx.execute(query.limit(limit))
-    return [row.request_id for row in rows]
+    """Return the ids of requests whose usage is recorded, but no use: of older ones retention may have emptied it.
+
+    Some at a time, by key: PostgreSQL, asked for all at once and not having looked at the tables yet, compared each with each.
+    """
+    found: list[str] = []
+    last = ""
+    while len(found) < limit:
+        query = sa.select(usage_record.c.request_id).where(usage_record.c.request_id > last)
+        if since is not None:
+            query = query.where(usage_record.c.at >= since)
+        asked = list(await tx.scalars(query.order_by(usage_record.c.request_id).limit(_ASKED)))
+        if not asked:
+            break
+        last = asked[-1]
+        used = sa.select(audit_record.c.request_id).where(
+            audit_record.c.request_id.in_(asked),
+            audit_record.c.kind == "use",
+            audit_record.c.kind != sa.literal_column("'outcome'"),  # chooses the index
+        )
+        known = set(await tx.scalars(used))
+        found += (request_id for request_id in asked if request_id not in known)
+    return found[:limit]
 
 
 async def records(
