@@ -180,3 +180,28 @@ def test_a_server_goes_on_with_what_a_killed_command_began(provider: Provider, d
         if world.admin.call("GET", "/admin/keys")["rotation"] is None:
             world.admin.call("POST", "/admin/keys/rotate", status=202, json={"kind": "root"})
         assert [root["state"] for root in finished(world)["root_keys"]] == ["active", "retired"]
+
+
+def test_a_deleted_person_is_gone_everywhere(provider: Provider, database: dict[str, str], data_dir: Path) -> None:
+    with servers.running(data_dir, egress_allow="127.0.0.1", **database) as server:
+        world = settle(server, provider)
+        made = {
+            name: world.admin.call("POST", "/users", json={"email": name, "password": PASSWORD})
+            for name in ("b@x.org", "c@x.org")
+        }
+        bob = servers.sign_in(server, "b@x.org")
+        bob.add_key("openai", "sk-proj-kbtest-bob-0123456789abcdefghijklmnopqr")
+        token = bob.token()
+        ask: dict[str, Any] = {"json": CHAT, "headers": {"authorization": f"Bearer {token}"}}
+        assert httpx2.post(f"{server.url}/v1/chat/completions", **ask).status_code == 200
+        bob.call("DELETE", f"/users/{made['c@x.org']['id']}", status=403)
+        world.admin.call("DELETE", f"/users/{world.admin.call('GET', '/me')['user']['id']}", status=403)
+        world.admin.call("DELETE", f"/users/{made['b@x.org']['id']}", status=204)
+        servers.until(lambda: httpx2.post(f"{server.url}/v1/chat/completions", **ask), lambda answer: answer.status_code == 401)
+        bob.call("GET", "/me", status=401)
+        world.admin.call("DELETE", f"/users/{made['b@x.org']['id']}", status=404)
+        server.cli("user", "delete", "c@x.org", "--yes")
+        assert [user["email"] for user in world.admin.call("GET", "/users")["items"]] == ["ada@example.com"]
+        assert len(world.admin.call("GET", "/audit", params={"action": "user.delete"})["items"]) == 5
+        assert world.admin.call("GET", "/audit", params={"user_id": made["b@x.org"]["id"]})["items"]
+        assert server.cli("audit", "verify").returncode == 0
