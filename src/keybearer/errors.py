@@ -19,7 +19,8 @@ KeybearerError
 │   ├── CsrfFailed              csrf_failed
 │   ├── AddressRefused          address_refused      (token's IP allowlist)
 │   ├── ProviderNotAllowed      provider_not_allowed (token's allowed providers)
-│   └── ModelNotAllowed         model_not_allowed    (token's or secret's allowed models)
+│   ├── ModelNotAllowed         model_not_allowed    (token's or secret's allowed models)
+│   └── SharedKeyRefused        shared_key_refused   (a key of several people may not serve this call)
 ├── NotFound (404)              not_found
 │   ├── ProviderUnknown         provider_unknown
 │   ├── ModelUnknown            model_unknown
@@ -210,6 +211,13 @@ class ModelNotAllowed(Forbidden):
 
     code = "model_not_allowed"
     default_hint = "Use an allowed model, or change the allowed models of the token or the secret."
+
+
+class SharedKeyRefused(Forbidden):
+    """A team's or the system's key may not be used for this."""
+
+    code = "shared_key_refused"
+    default_hint = "It could show you what others made with the same key. Add a key of your own for this provider."
 
 
 class NotFound(KeybearerError):

@@ -65,6 +65,60 @@ ROUTES = [
     ("POST /v1beta/openai/chat/completions", [], "openai chat.completions gemini /chat/completions - - -"),
     ("GET /gemini/v1beta/openai/models", [], "openai models gemini /models - - -"),
     ("GET /v1beta/openai/models/g", [], "openai models.get gemini /models/ g - -"),
+    ("POST /v1/images/generations", [], "openai images.generations - /images/generations - - -"),
+    ("POST /v1/images/edits", [], "openai images.edits - /images/edits - - -"),
+    ("POST /v1/audio/speech", [], "openai audio.speech - /audio/speech - - -"),
+    ("POST /openai/v1/audio/transcriptions", [], "openai audio.transcriptions openai /audio/transcriptions - - -"),
+    ("POST /v1/files", [], "openai files.create - /files - - -"),
+    ("POST /v1/files", ANTHROPIC, "anthropic files.create anthropic /files - - -"),
+    ("GET /v1/files?limit=3", [], "openai files.list - /files - - limit=3"),
+    ("GET /v1/files/file-1", [], "openai files.get - /files/file-1 - - -"),
+    ("GET /v1/files/file_1", ANTHROPIC, "anthropic files.get anthropic /files/file_1 - - -"),
+    ("HEAD /anthropic/v1/files/file_1", [], "anthropic files.get anthropic /files/file_1 - - -"),
+    ("GET /v1/files/file-1/content", [], "openai files.content - /files/file-1/content - - -"),
+    ("DELETE /openai/v1/files/file-1", [], "openai files.delete openai /files/file-1 - - -"),
+    ("POST /v1/batches", [], "openai batches.create - /batches - - -"),
+    ("GET /v1/batches/batch_1", [], "openai batches.get - /batches/batch_1 - - -"),
+    ("POST /v1/batches/batch_1/cancel", [], "openai batches.cancel - /batches/batch_1/cancel - - -"),
+    ("GET /v1/responses/resp_1?stream=true", [], "openai responses.get - /responses/resp_1 - - stream=true"),
+    ("DELETE /v1/responses/resp_1", [], "openai responses.delete - /responses/resp_1 - - -"),
+    ("POST /v1/responses/resp_1/cancel", [], "openai responses.cancel - /responses/resp_1/cancel - - -"),
+    ("GET /v1/responses/resp_1/input_items", [], "openai responses.input_items - /responses/resp_1/input_items - - -"),
+    ("POST /v1/responses/input_tokens", [], "openai responses.input_tokens - /responses/input_tokens - - -"),
+    ("GET /v1/conversations/conv_1/items/msg_1", [], "openai conversations.items - /conversations/conv_1/items/msg_1 - - -"),
+    ("POST /v1/vector_stores/vs_1/search", [], "openai vector_stores - /vector_stores/vs_1/search - - -"),
+    ("POST /v1/messages/batches", ANTHROPIC, "anthropic messages.batches.create anthropic /messages/batches - - -"),
+    ("GET /v1/messages/batches/b/results", [], "anthropic messages.batches.results anthropic /messages/batches/b/results - - -"),
+    (
+        "GET /anthropic/v1/messages/batches?beta=true",
+        [],
+        "anthropic messages.batches.list anthropic /messages/batches - - beta=true",
+    ),
+    ("POST /upload/v1beta/files", [], "gemini files.create gemini /upload/v1beta/files - - -"),
+    ("POST /gemini/upload/v1beta/files", [], "gemini files.create gemini /upload/v1beta/files - - -"),
+    ("GET /v1beta/files/abc", [], "gemini files.get gemini /v1beta/files/abc - - -"),
+    ("PATCH /gemini/v1beta/cachedContents/c", [], "gemini cachedContents.update gemini /v1beta/cachedContents/c - - -"),
+    (
+        "POST /openai/deployments/my-gpt.4/chat/completions?api-version=2024-10-21",
+        [],
+        "openai chat.completions azure /openai/deployments/ my-gpt.4 /chat/completions api-version=2024-10-21",
+    ),
+    (
+        "POST /openai/deployments/w/audio/transcriptions",
+        [],
+        "openai audio.transcriptions azure /openai/deployments/ w /audio/transcriptions -",
+    ),
+    ("GET /openai/models?api-version=1", [], "openai models azure /openai/models - - api-version=1"),
+    ("GET /openai/files/f", [], "openai files.get azure /openai/files/f - - -"),
+    ("POST /openai/responses", [], "openai responses azure /openai/responses - - -"),
+    ("POST /p/slack/api/chat.postMessage", [], "openai http slack /api/chat.postMessage - - -"),
+    ("GET /p/reddit/", [], "openai http reddit / - - -"),
+    ("DELETE /p/pinecone/indexes/a-b?x=%2F", [], "openai http pinecone /indexes/a-b - - x=%2F"),
+    ("GET /p/google_drive/drive/v3/files/A%20%C3%A4%22", [], "openai http google_drive /drive/v3/files/A%20%C3%A4%22 - - -"),
+    ("PATCH /p/my.own-1/x:y@z/(1)/", ANTHROPIC, "openai http my.own-1 /x:y@z/(1)/ - - -"),
+    ("HEAD /anthropic", [], "anthropic probe - - - - -"),
+    ("HEAD /v1/", [], "openai probe - - - - -"),
+    ("GET /gemini/v1beta", [], "gemini probe - - - - -"),
 ]
 
 
@@ -79,15 +133,15 @@ def test_each_path_means_what_the_design_says(line: str, headers: list[tuple[byt
         assert (found.dialect, found.operation, found.provider, found.model) == (dialect, operation, provider, model)
         assert (found.suffix, found.method) == ((suffix or "").encode(), method)
         assert (found.tail, found.query) == ((tail or "").encode(), (query or "").encode())
-        assert found.takes_body is found.needs_body is (method == b"POST")
+        assert (found.takes == "nothing") is (method in {b"GET", b"HEAD"} and operation != "http")
         assert found.streamed is (operation == "streamGenerateContent")
     assert dialect_of(target, headers) == dialect
 
 
 def test_only_the_aggregated_list_is_answered_here() -> None:
-    assert route(b"GET", b"/v1/models", []).is_local
-    assert not route(b"GET", b"/openai/v1/models", []).is_local
-    assert not route(b"GET", b"/v1/models", ANTHROPIC).is_local
+    assert route(b"GET", b"/v1/models", []).local == "models"
+    assert not route(b"GET", b"/openai/v1/models", []).local
+    assert not route(b"GET", b"/v1/models", ANTHROPIC).local
 
 
 @pytest.mark.parametrize(
@@ -102,6 +156,12 @@ def test_only_the_aggregated_list_is_answered_here() -> None:
         ("OPTIONS /v1/responses", "POST"),
         ("post /v1/responses", "POST"),
         ("POST\x7f /v1/responses", "POST"),
+        ("PUT /v1/files/file-1", "DELETE, GET"),
+        ("DELETE /v1/batches", "GET, HEAD, POST"),
+        ("GET /openai/deployments/d/chat/completions", "POST"),
+        ("TRACE /p/slack/api/x", "GET"),
+        ("CONNECT /p/slack/api/x", "GET"),
+        ("POST /anthropic", "GET, HEAD"),
     ],
 )
 def test_a_wrong_method_says_the_right_one(line: str, hint: str) -> None:
@@ -115,22 +175,56 @@ def test_a_wrong_method_says_the_right_one(line: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("path", "dialect"),
     [
-        ("/v1", "openai"),
-        ("/v1/", "openai"),
+        ("/v1//", "openai"),
         ("/v1/nothing", "openai"),
         ("/v1/chat/completions/", "openai"),
-        ("/v1/files", "openai"),
-        ("/openai/deployments/d/chat/completions", "openai"),
-        ("/openai", "openai"),
-        ("/p/slack/api/chat.postMessage", "openai"),
+        ("/v1/files/", "openai"),
+        ("/v1/files/..", "openai"),
+        ("/v1/files/a/..", "openai"),
+        ("/v1/files/a%2Fb", "openai"),
+        ("/v1/files/a;b", "openai"),
+        ("/v1/files/.hidden", "openai"),
+        ("/v1/files/a/content/", "openai"),
+        ("/v1/vector_stores/a/../b", "openai"),
+        ("/v1/vector_stores/a//b", "openai"),
+        ("/v1/audio/nothing", "openai"),
+        ("/openai/deployments/d/files", "openai"),
+        ("/openai/deployments/../files", "openai"),
+        ("/openai/deployments/d%2Fx/chat/completions", "openai"),
         ("/p", "openai"),
-        ("/v1/messages/batches", "anthropic"),
+        ("/p/", "openai"),
+        ("/p/slack", "openai"),
+        ("/p//slack/x", "openai"),
+        ("/p/../v1/files", "openai"),
+        ("/p/Slack/x", "openai"),
+        ("/p/slack%2Fx/y", "openai"),
+        ("/p/slack/../x", "openai"),
+        ("/p/slack/x/..", "openai"),
+        ("/p/slack/./x", "openai"),
+        ("/p/slack//x", "openai"),
+        ("/p/slack/x//", "openai"),
+        ("/p/slack/x;y=1/z", "openai"),
+        ("/p/slack/.well-known/x", "openai"),
+        ("/p/slack/%2e%2e/x", "openai"),
+        ("/p/slack/x%2Fy", "openai"),
+        ("/p/slack/x%5Cy", "openai"),
+        ("/p/slack/x%00", "openai"),
+        ("/p/slack/x%0d%0ay", "openai"),
+        ("/p/slack/x%3Fy", "openai"),
+        ("/p/slack/x%23y", "openai"),
+        ("/p/slack/x%252e", "openai"),
+        ("/p/slack/%61", "openai"),
+        ("/p/slack/x%c0%ae", "openai"),
+        ("/p/slack/x%ff", "openai"),
+        ("/p/slack/x%E2%80%AEy", "openai"),
+        ("/p/slack/x%2", "openai"),
+        ("/p/slack/ä", "openai"),
         ("/anthropic/v1/nothing", "anthropic"),
-        ("/anthropic", "anthropic"),
+        ("/v1/messages/batches/a/results/x", "anthropic"),
         ("/v1beta/models/g:explode", "gemini"),
         ("/v1beta/models/:generateContent", "gemini"),
         ("/v1beta/nothing", "gemini"),
-        ("/gemini/", "gemini"),
+        ("/gemini//", "gemini"),
         ("/gemini/v2/models", "gemini"),
         ("/v1/models/g/../x:generateContent", "gemini"),
         ("/v1/models/a%2e%2e/b", "openai"),

@@ -32,6 +32,7 @@ from keybearer.catalog.provider import (
     with_base_url,
     with_models,
     with_registered,
+    with_sharing,
 )
 from keybearer.catalog.registry import MODEL_NAME_LIMIT, Entry, Registry
 from keybearer.catalog.sharing import Sharing, Verdict
@@ -65,4 +66,5 @@ __all__ = [
     "with_base_url",
     "with_models",
     "with_registered",
+    "with_sharing",
 ]

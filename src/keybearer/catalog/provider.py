@@ -179,9 +179,12 @@ class Provider:
     registered: Registered | None = None
     roots: Mapping[str, bytes] = field(init=False, repr=False)
     """By dialect, the upstream path that an operation's own path follows: base path and prefix."""
+    base: bytes = field(init=False, repr=False)
+    """The base URL's own path, without a trailing slash: what follows it under ``/p/{provider}``."""
 
     def __post_init__(self) -> None:
         base = _base_path(self.base_url) if self.base_url else ""
+        object.__setattr__(self, "base", base.encode("ascii"))
         roots = {dialect: _join(base, api.prefix).encode("ascii") for dialect, api in self.apis.items()}
         object.__setattr__(self, "roots", MappingProxyType(roots))
 
@@ -205,6 +208,11 @@ def with_auth(provider: Provider, style: str, header: str) -> Provider:
     """The same provider, which takes its key in another way. Raises ``Invalid``."""
     auth = _auth(style, header)
     return replace(provider, apis=MappingProxyType({name: replace(api, auth=auth) for name, api in provider.apis.items()}))
+
+
+def with_sharing(provider: Provider, sharing: Sharing) -> Provider:
+    """The same provider, whose APIs let a key of several people serve these calls."""
+    return replace(provider, apis=MappingProxyType({name: replace(api, sharing=sharing) for name, api in provider.apis.items()}))
 
 
 def with_models(provider: Provider, models: Iterable[Model]) -> Provider:

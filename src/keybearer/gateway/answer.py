@@ -12,6 +12,9 @@ from keybearer.errors import KeybearerError
 from keybearer.gateway import dialect
 from keybearer.gateway.fields import Headers
 
+PROBE_HEADERS: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+PROBE_BODY = b"{}"
+"""Says to whoever knocks at a dialect's base that somebody is there, and nothing else."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 

@@ -14,7 +14,8 @@ from keybearer.domain import UseRecord
 from keybearer.errors import InvalidRequest
 from keybearer.gateway.credentials import Admission, Ready
 from keybearer.gateway.fields import Lines
-from keybearer.gateway.plan import Document, Plan
+from keybearer.gateway.plan import Document, Form, Plan
+from keybearer.gateway.sharing import Guard
 
 Request = bytes | list[bytes]
 CourseKey = tuple[object, object]
@@ -28,12 +29,14 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 class Course:
     """Where calls that look alike go, and how they are written down."""
 
-    __slots__ = ("_block", "_first", "_ready", "_states_length", "admission", "plan", "use_tail")
+    __slots__ = ("_block", "_first", "_ready", "_states_length", "admission", "guard", "plan", "use_tail")
 
     def __init__(self, admission: Admission, plan: Plan, ready: Ready, forwarded: Lines, use: UseRecord) -> None:
         """``forwarded``: what of the client's headers goes on; ``use``: one such use. Raises ``InvalidRequest``."""
         self.admission = admission
         self.plan = plan
+        self.guard: Guard | None = None
+        """What a key of several people may not do; ``None``: the key is the caller's own."""
         self.use_tail = use_tail(use)
         self._ready = ref(ready)  # the caches decide how long a key is in memory, not a connection that idles
         if ready.auth_name or ready.defaults:
@@ -62,7 +65,7 @@ class Course:
             raise InvalidRequest("The request cannot be passed on.")
 
 
-def key_of(document: Document | None) -> CourseKey:
+def key_of(document: Document | Form | None) -> CourseKey:
     """By what courses of one head are told apart; where the body decides nothing, there is one."""
     return (None, None) if document is None else (document.head.model, document.head.stream)
 

@@ -22,21 +22,24 @@ from keybearer.errors import (
     EgressRefused,
     Frozen,
     KeybearerError,
+    NotFound,
+    TokenMissing,
     TrustLost,
     Unavailable,
     UpstreamError,
 )
 from keybearer.gateway import dialect
 from keybearer.gateway.allowance import check_address, check_model, check_scope
-from keybearer.gateway.answer import answer, error_headers
+from keybearer.gateway.answer import PROBE_BODY, PROBE_HEADERS, answer, error_headers
 from keybearer.gateway.course import Course, key_of
 from keybearer.gateway.credentials import Admission, Ready, Wanted, now
 from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
 from keybearer.gateway.intake import Intake
-from keybearer.gateway.plan import Document, Plan, compose, dialect_of, plan, read, route
+from keybearer.gateway.plan import Document, Form, Plan, compose, dialect_of, is_probe, plan, read, route
 from keybearer.gateway.refusal import known, refusal
 from keybearer.gateway.relay import CLIENT_GONE, NO_USAGE, Relay
 from keybearer.gateway.request import Head, refuse_token_in_target
+from keybearer.gateway.sharing import Guard
 from keybearer.gateway.turns import Connection
 from keybearer.usage import prices
 
@@ -117,10 +120,12 @@ class Exchange(Intake):
             if course is None or ready is None or ready.is_stale():
                 planned = self._plan(admission, document)
                 if planned.provider is None:
-                    self._answer_locally(admission.grant)
+                    self._answer_locally(planned, admission.grant)
                     return
                 ready = self._credentials(admission, Wanted(planned.provider, planned.dialect, planned.model))
                 course = self._set_course(admission, planned, ready, document)
+            if course.guard is not None:
+                self._check_objects(course.guard, body)
             self._sent, self._hides_usage = compose(course.plan, body, document)
             self._note_use(course, ready)
         except _Wait as wait:
@@ -152,14 +157,14 @@ class Exchange(Intake):
         head.courses.clear()
         return admission
 
-    def _read(self, body: bytes) -> Document | None:
+    def _read(self, body: bytes) -> Document | Form | None:
         """2. What the body says of it: model and stream."""
         head = self._head
         if head.route is None:
             raise Unavailable
         return read(head.route, body, head.fields.content_type)
 
-    def _plan(self, admission: Admission, document: Document | None) -> Plan:
+    def _plan(self, admission: Admission, document: Document | Form | None) -> Plan:
         """2. Which provider, which model, which path; all of them allowed to this token."""
         grant, credentials = admission.grant, self.plane.credentials
         self.registry = credentials.registry(grant.user_id)
@@ -184,7 +189,13 @@ class Exchange(Intake):
         ready.check_egress()
         return ready
 
-    def _set_course(self, admission: Admission, planned: Plan, ready: Ready, document: Document | None) -> Course:
+    def _check_objects(self, guard: Guard, body: bytes) -> None:
+        """3. With a key of several people, every object that the call names must be its caller's own."""
+        named = guard.named(body, self._head.fields.content_type)
+        if named:
+            raise NotFound("You have made no such object with this key.")
+
+    def _set_course(self, admission: Admission, planned: Plan, ready: Ready, document: Document | Form | None) -> Course:
         """For this call and those that look like it."""
         head, grant, credential = self._head, admission.grant, ready.credential
         use = UseRecord(
@@ -204,7 +215,10 @@ class Exchange(Intake):
             node=head.fields.node,
             client=self._client(),
         )
-        course = Course(admission, planned, ready, head.fields.forwarded, use)
+        guard = Guard.of(planned, credential, grant.user_id)
+        forwarded = head.fields.forwarded if guard is None else guard.forwarded(head.fields.forwarded)
+        course = Course(admission, planned, ready, forwarded, use)
+        course.guard = guard
         if len(head.courses) >= _COURSES:
             head.courses.clear()
         head.courses[key_of(document)] = course
@@ -303,8 +317,11 @@ class Exchange(Intake):
 
     # --- answers of our own ---------------------------------------------------------------------------------------------
 
-    def _answer_locally(self, grant: Grant) -> None:
-        """The model list over all providers: no key leaves, so there is no use to note."""
+    def _answer_locally(self, planned: Plan, grant: Grant) -> None:
+        """The model list over all providers, or that somebody is here: no key leaves, so there is no use to note."""
+        if planned.local == "probe":
+            self._answer(200, PROBE_HEADERS, PROBE_BODY)
+            return
         body = dialect.models_body(
             self._dialect(),
             self.registry or Registry(()),
@@ -316,6 +333,9 @@ class Exchange(Intake):
     def refuse(self, error: KeybearerError) -> None:
         """Answer with an error in the dialect's shape."""
         if self._is_over:
+            return
+        if isinstance(error, TokenMissing) and is_probe(self._head.method, self._head.path):
+            self._answer(200, PROBE_HEADERS, PROBE_BODY)
             return
         status, content_type, body = dialect.error_body(self._dialect(), error, self.request_id)
         if self.used_at:

@@ -15,13 +15,26 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from keybearer.catalog import ANTHROPIC, GEMINI, OPENAI
+from keybearer.catalog import ANTHROPIC, GEMINI, HTTP, OPENAI
 from keybearer.errors import InvalidRequest, KeybearerError, MethodNotAllowed, RouteUnknown
+from keybearer.gateway.endpoints import (
+    ANTHROPIC_FILES,
+    AZURE_DEPLOYMENT,
+    AZURE_MOUNT,
+    AZURE_TAILS,
+    GEMINI_ACTIONS,
+    GEMINI_VERSIONS,
+    PROBED,
+    Mount,
+    Route,
+    route_of,
+    tables,
+)
 
 Headers = Iterable[tuple[bytes, bytes]]
 """Names in lower case."""
 
-_FIRST: Final = frozenset({b"v1", b"v1beta", b"v1alpha", b"openai", b"anthropic", b"gemini", b"p"})
+_FIRST: Final = frozenset({b"v1", b"v1beta", b"v1alpha", b"openai", b"anthropic", b"gemini", b"upload", b"p"})
 _PREFIXES: Final = tuple(b"/" + name + b"/" for name in sorted(_FIRST))
 _SEGMENT: Final = rb"[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*"
 _PLAIN: Final = re.compile(rb"/(?:" + _SEGMENT + rb"(?:/" + _SEGMENT + rb")*/?)?")
@@ -29,6 +42,7 @@ _DECODINGS: Final = 4  # '%25252576…': nobody honest nests escapes; what is st
 
 _OPENAI_PATHS: Final = (
     b"/openai",
+    b"/p/",
     b"/v1/chat",
     b"/v1/responses",
     b"/anthropic/v1/chat",
@@ -41,36 +55,6 @@ _CREDENTIAL_NAMES: Final = frozenset(
 )
 _PATH_MODEL: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,=:@-]+(?:/[A-Za-z0-9._~!$&'()*+,=:@-]+)*")
 _HARMLESS_ESCAPE: Final = re.compile(rb"%(?:2[Ff]|3[Aa]|40)")  # '/', ':' and '@', which SDKs escape inside a model's name
-
-
-class Route(msgspec.Struct, frozen=True):
-    """What method and path say of a request."""
-
-    dialect: str
-    operation: str
-    """``chat.completions``, ``completions``, ``responses``, ``embeddings``, ``moderations``, ``messages``,
-    ``messages.count_tokens``, ``generateContent`` … (as Google names them), ``models``, ``models.get``."""
-    method: bytes
-    """Upper case; as it goes upstream."""
-    provider: str | None
-    """The path's home provider, which bare model names mean; ``None``: found by the model's name."""
-    suffix: bytes
-    """Upstream path after the API's root; where ``model`` is set, up to the model."""
-    model: str | None = None
-    """Where it stands in the path."""
-    tail: bytes = b""
-    """Upstream path after the model."""
-    query: bytes = b""
-    """Without its question mark."""
-    takes_body: bool = True
-    needs_body: bool = True
-    needs_model: bool = True
-    body_limit: int | None = None
-    """Bytes; ``None``: the server's own limit."""
-    streamed: bool = False
-    """The path itself asks for a stream (Gemini); otherwise the body does."""
-    is_local: bool = False
-    """Answered by the gateway itself."""
 
 
 def is_gateway_path(target: bytes) -> bool:
@@ -89,19 +73,24 @@ def route(method: bytes, target: bytes, headers: Headers) -> Route:
     ``headers`` decide only where providers' paths collide. Raises ``RouteUnknown``, ``MethodNotAllowed``, ``InvalidRequest``.
     """
     found = _STATIC.get((method, target))
-    if found is not None:
+    if found is not None and found.operation not in _COLLIDING:
         return found
     path, mark, query = target.partition(b"?")
     if mark:
         _check_query(query)
     found = _STATIC.get((method, path))
-    if found is None:
+    if found is None or found.operation in _COLLIDING:
         # Only where paths collide do headers count, so that the answers for all other paths can be remembered.
-        collides = path.startswith(b"/v1/models")
+        collides = path.startswith(_COLLIDING_PATHS)
         found = _dynamic(method, path, _dialect_by_header(headers) if collides else OPENAI)
     if found is None:
         raise _unknown(method, path)
     return msgspec.structs.replace(found, query=query) if query else found
+
+
+def is_probe(method: bytes, path: bytes) -> bool:
+    """Whether a request only asks if somebody is there: at a dialect's base, and answered to strangers, too."""
+    return path in PROBED and method in {b"GET", b"HEAD"}
 
 
 def dialect_of(target: bytes, headers: Headers = ()) -> str:
@@ -111,7 +100,7 @@ def dialect_of(target: bytes, headers: Headers = ()) -> str:
         return OPENAI
     if path.startswith((b"/anthropic", b"/v1/messages")):
         return ANTHROPIC
-    if path.startswith((b"/gemini", b"/v1beta", b"/v1alpha")):
+    if path.startswith((b"/gemini", b"/v1beta", b"/v1alpha", b"/upload")):
         return GEMINI
     if path.startswith(b"/v1/models/") and path.rpartition(b":")[2] in _LOWER_ACTIONS:
         return GEMINI
@@ -163,20 +152,12 @@ def _first(segments: list[bytes]) -> bytes:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-_OPENAI_POSTS: Final = {
-    b"/chat/completions": "chat.completions",
-    b"/completions": "completions",
-    b"/responses": "responses",
-    b"/embeddings": "embeddings",
-    b"/moderations": "moderations",
-}
-_ANTHROPIC_POSTS: Final = {b"/messages": "messages", b"/messages/count_tokens": "messages.count_tokens"}
-_GEMINI_ACTIONS: Final = {
-    name.encode(): name
-    for name in ("generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "countTokens")
-}
-_LOWER_ACTIONS: Final = frozenset(name.lower() for name in _GEMINI_ACTIONS)
-_GEMINI_VERSIONS: Final = (b"/v1beta", b"/v1alpha")
+_ACTIONS: Final = {name.encode(): name for name in GEMINI_ACTIONS}
+_LOWER_ACTIONS: Final = frozenset(name.lower() for name in _ACTIONS)
+_VERSIONS: Final = tuple(version.encode() for version in GEMINI_VERSIONS)
+_COLLIDING: Final = frozenset({"files.create", "files.list"})
+"""What the table has for OpenAI, and headers may make Anthropic's."""
+_COLLIDING_PATHS: Final = (b"/v1/models", b"/v1/files")
 
 _MODEL_PATHS: Final[tuple[tuple[bytes, str | None, str | None, bytes], ...]] = (
     # path before the model, dialect (None: by header), home provider, upstream path before the model
@@ -186,16 +167,9 @@ _MODEL_PATHS: Final[tuple[tuple[bytes, str | None, str | None, bytes], ...]] = (
     (b"/v1beta/openai/models/", OPENAI, "gemini", b"/models/"),
     (b"/gemini/v1beta/openai/models/", OPENAI, "gemini", b"/models/"),
     (b"/gemini/v1/models/", GEMINI, "gemini", b"/v1/models/"),
-    *((version + b"/models/", GEMINI, "gemini", version + b"/models/") for version in _GEMINI_VERSIONS),
-    *((b"/gemini" + version + b"/models/", GEMINI, "gemini", version + b"/models/") for version in _GEMINI_VERSIONS),
+    *((version + b"/models/", GEMINI, "gemini", version + b"/models/") for version in _VERSIONS),
+    *((b"/gemini" + version + b"/models/", GEMINI, "gemini", version + b"/models/") for version in _VERSIONS),
 )
-
-
-def _post(dialect: str, operation: str, provider: str | None, suffix: bytes) -> Route:
-    if operation == "moderations":
-        # The one operation whose model may be left out (OpenAI API reference, moderations): then it is OpenAI's default.
-        return Route(dialect, operation, b"POST", provider or "openai", suffix, needs_model=False)
-    return Route(dialect, operation, b"POST", provider, suffix)
 
 
 def _list(dialect: str, method: bytes, provider: str | None, suffix: bytes) -> Route:
@@ -205,41 +179,45 @@ def _list(dialect: str, method: bytes, provider: str | None, suffix: bytes) -> R
         method,
         provider,
         suffix,
-        takes_body=False,
-        needs_body=False,
+        takes="nothing",
         needs_model=False,
         body_limit=0,
-        is_local=provider is None,
+        metering="nothing",
+        local="" if provider else "models",
     )
+
+
+def _probe(dialect: str, method: bytes) -> Route:
+    return Route(dialect, "probe", method, None, b"", takes="nothing", needs_model=False, body_limit=0, local="probe")
 
 
 def _table() -> dict[tuple[bytes, bytes], Route]:
-    """Every route without a model in its path, by method and path as spelled by the client."""
-    table: dict[tuple[bytes, bytes], Route] = {}
-    openai_mounts: tuple[tuple[bytes, str | None], ...] = (
-        (b"/v1", None),
-        (b"/openai/v1", "openai"),
-        (b"/v1beta/openai", "gemini"),
-        (b"/gemini/v1beta/openai", "gemini"),
-    )
-    for mount, provider in openai_mounts:
-        for suffix, operation in _OPENAI_POSTS.items():
-            table[b"POST", mount + suffix] = _post(OPENAI, operation, provider, suffix)
-    table[b"POST", b"/anthropic/v1/chat/completions"] = _post(OPENAI, "chat.completions", "anthropic", b"/chat/completions")
-    for mount in (b"/v1", b"/anthropic/v1"):
-        for suffix, operation in _ANTHROPIC_POSTS.items():
-            table[b"POST", mount + suffix] = _post(ANTHROPIC, operation, "anthropic", suffix)
+    """Every route without a model or an id in its path, by method and path as spelled by the client."""
+    table, _ = _TABLES
+    table = {
+        # Its model may be left out, so it is OpenAI's whatever the name.
+        key: msgspec.structs.replace(found, provider=found.provider or OPENAI) if found.operation == "moderations" else found
+        for key, found in table.items()
+    }
+    chat = table[b"POST", b"/v1/chat/completions"]
+    table[b"POST", b"/anthropic/v1/chat/completions"] = msgspec.structs.replace(chat, provider="anthropic")
+    mounts = ((b"/openai/v1", "openai"), (b"/v1beta/openai", "gemini"), (b"/gemini/v1beta/openai", "gemini"))
     for method in (b"GET", b"HEAD"):
-        for mount, provider in openai_mounts[1:]:
+        for mount, provider in mounts:
             table[method, mount + b"/models"] = _list(OPENAI, method, provider, b"/models")
+        azure = _list(OPENAI, method, AZURE_MOUNT.provider, b"/openai/models")
+        table[method, b"/openai/models"] = msgspec.structs.replace(azure, from_base=True, call=b"/models")
         table[method, b"/anthropic/v1/models"] = _list(ANTHROPIC, method, "anthropic", b"/models")
         table[method, b"/gemini/v1/models"] = _list(GEMINI, method, "gemini", b"/v1/models")
-        for version in _GEMINI_VERSIONS:
-            for mount in (b"", b"/gemini"):
-                table[method, mount + version + b"/models"] = _list(GEMINI, method, "gemini", version + b"/models")
+        for version in _VERSIONS:
+            for front in (b"", b"/gemini"):
+                table[method, front + version + b"/models"] = _list(GEMINI, method, "gemini", version + b"/models")
+        for path in PROBED:
+            table[method, path] = _probe(dialect_of(path), method)
     return table
 
 
+_TABLES: Final = tables()
 _STATIC: Final = _table()
 _LISTS: Final = {
     (method, dialect): found
@@ -253,13 +231,20 @@ _LISTS: Final = {
 _METHODS: Final[dict[bytes, str]] = {
     path: ", ".join(sorted(known.decode() for known, other in _STATIC if other == path)) for _, path in _STATIC
 } | {b"/v1/models": "GET, HEAD"}
+_PATTERNS: Final = _TABLES[1]
+_FILES_OF_ANTHROPIC: Final = {
+    (endpoint.method.encode(), endpoint.operation): route_of(ANTHROPIC, endpoint, Mount("/v1", "anthropic"))
+    for endpoint in ANTHROPIC_FILES
+}
 
 
 @lru_cache(maxsize=1024)
 def _dynamic(method: bytes, path: bytes, by_header: str) -> Route | None:
-    """Routes that are no table look-up: ``GET /v1/models``, which all three have, and those with a model in the path."""
+    """Routes that are no table look-up: what several dialects have, and paths with a model, an id or a provider in them."""
     if path == b"/v1/models":
         return _LISTS.get((method, by_header))
+    if path.startswith(b"/p/"):
+        return _passed(method, path)
     for before, dialect, provider, suffix in _MODEL_PATHS:
         if path.startswith(before):
             name = path[len(before) :]
@@ -268,13 +253,99 @@ def _dynamic(method: bytes, path: bytes, by_header: str) -> Route | None:
                 if action is not None:
                     return action
             return _one_model(method, name, (dialect or by_header, provider, suffix))
-    return None
+    if path.startswith(b"/openai/deployments/"):
+        return _deployed(method, path)
+    found = _STATIC.get((method, path)) or _with_id(method, path)
+    return _files_by_header(found, by_header) if found is not None and path.startswith(b"/v1/files") else found
+
+
+def _with_id(method: bytes, path: bytes) -> Route | None:
+    """A path with an object's id in it, spelled plainly. Raises ``MethodNotAllowed``."""
+    fits = [pattern for pattern in _PATTERNS if pattern.path.fullmatch(path)]
+    for pattern in fits:
+        found = pattern.routes.get(method)
+        if found is not None:
+            own = path[len(pattern.mount) :]
+            return msgspec.structs.replace(found, suffix=pattern.upstream + own, call=own if found.from_base else b"")
+    if not fits:
+        return None
+    allowed = ", ".join(sorted({known.decode() for pattern in fits for known in pattern.routes}))
+    raise MethodNotAllowed(f"{_printable(path)} does not take {_printable(method)}.", hint=f"Use {allowed}.")
+
+
+def _files_by_header(found: Route, by_header: str) -> Route | None:
+    """``/v1/files`` is OpenAI's and Anthropic's; Gemini has its files under ``/v1beta``."""
+    if by_header == OPENAI:
+        return found
+    if by_header == GEMINI:
+        return None
+    other = _FILES_OF_ANTHROPIC[b"GET" if found.method == b"HEAD" else found.method, found.operation]
+    return msgspec.structs.replace(other, method=found.method, suffix=found.suffix)
+
+
+def _deployed(method: bytes, path: bytes) -> Route | None:
+    """Azure: ``/openai/deployments/{deployment}/chat/completions``; the deployment's name is the model's."""
+    found = AZURE_DEPLOYMENT.fullmatch(path)
+    endpoint = AZURE_TAILS.get(found["tail"]) if found is not None else None
+    if found is None or endpoint is None:
+        return None
+    if method != b"POST":
+        raise MethodNotAllowed(f"{endpoint.operation} does not take {_printable(method)}.", hint="Use POST.")
+    made = route_of(OPENAI, endpoint, AZURE_MOUNT)
+    before = b"/openai/deployments/"
+    return msgspec.structs.replace(made, suffix=before, model=found["model"].decode(), tail=found["tail"], call=found["tail"])
+
+
+def _passed(method: bytes, path: bytes) -> Route | None:
+    """``/p/{provider}/…``: any path of a provider, spelled so that no reader can take it for another."""
+    found = _PASSED.fullmatch(path)
+    if found is None or not _is_plain(found["path"]):
+        raise RouteUnknown(
+            "The path after /p/ is not spelled plainly.",
+            hint="Write /p/{provider}/ and the provider's own path, without '//', '..', ';' and escapes that are not needed.",
+        )
+    if method not in _PASSED_METHODS:
+        raise MethodNotAllowed(f"{_printable(method)} is not passed on.", hint=f"Use {', '.join(_PASSED_SHOWN)}.")
+    return Route(
+        OPENAI,
+        HTTP,
+        method,
+        found["provider"].decode(),
+        found["path"],
+        takes="anything",
+        needs_model=False,
+        metering="nothing",
+        from_base=True,
+    )
+
+
+_PASSED_SHOWN: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+_PASSED_METHODS: Final = frozenset(name.encode() for name in _PASSED_SHOWN)
+_CHARACTER: Final = rb"(?:[A-Za-z0-9_~!$&'()*+,=:@-]|%[0-9A-Fa-f]{2})"
+_PASSED: Final = re.compile(
+    rb"/p/(?P<provider>[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?)(?P<path>/(?:"
+    + (_CHARACTER + rb"(?:" + _CHARACTER + rb"|\.)*+(?:/" + _CHARACTER + rb"(?:" + _CHARACTER + rb"|\.)*+)*/?")
+    + rb")?)"
+)
+_ESCAPABLE: Final = frozenset(b" !\"$&'()*+,:<=>@[]^`{|}")
+"""ASCII characters that may be escaped: those that mean nothing in a path, or that careful clients escape."""
+
+
+def _is_plain(path: bytes) -> bool:
+    """Whether each escape is of a character that has to be escaped, or may be, and changes nothing when it is not: no '/', '.', '%'."""
+    decoded = unquote_to_bytes(path)
+    try:
+        text = decoded.decode()
+    except UnicodeDecodeError:
+        return False
+    escaped = {bytes.fromhex(code.decode()) for code in re.findall(rb"%([0-9A-Fa-f]{2})", path)}
+    return text.isprintable() and all(code[0] in _ESCAPABLE or code >= b"\x80" for code in escaped)
 
 
 def _gemini_action(method: bytes, name: bytes, provider: str | None, suffix: bytes) -> Route | None:
     """``{model}:{action}``; ``None`` where there is no such action."""
     model, _, action = name.rpartition(b":")
-    operation = _GEMINI_ACTIONS.get(action)
+    operation = _ACTIONS.get(action)
     if operation is None or not model:
         return None
     if method != b"POST":
@@ -288,6 +359,7 @@ def _gemini_action(method: bytes, name: bytes, provider: str | None, suffix: byt
         model=_path_model(model),
         tail=b":" + action,
         streamed=operation == "streamGenerateContent",
+        metering="nothing" if operation == "countTokens" else "answer",
     )
 
 
@@ -307,9 +379,9 @@ def _one_model(method: bytes, name: bytes, where: tuple[str, str | None, bytes])
         provider,
         suffix,
         model=_path_model(name),
-        takes_body=False,
-        needs_body=False,
+        takes="nothing",
         body_limit=0,
+        metering="nothing",
     )
 
 

@@ -12,12 +12,27 @@ from urllib.parse import quote
 
 import msgspec
 
-from keybearer.catalog import OPENAI, Api, Provider, Registry
-from keybearer.errors import FieldError, Invalid, InvalidRequest, ModelUnknown, UnsupportedMediaType
+from keybearer.catalog import HTTP, OPENAI, Api, Provider, Registry
+from keybearer.errors import FieldError, Invalid, InvalidRequest, ModelUnknown, ProviderUnknown, UnsupportedMediaType
 from keybearer.gateway.body import Document, check_object, rename_inside
-from keybearer.gateway.paths import Headers, Route, dialect_of, is_gateway_path, route
+from keybearer.gateway.endpoints import Metering, Route, Takes
+from keybearer.gateway.form import Form, is_form
+from keybearer.gateway.paths import Headers, dialect_of, is_gateway_path, is_probe, route
 
-__all__ = ["Document", "Headers", "Plan", "Route", "compose", "dialect_of", "is_gateway_path", "plan", "read", "route"]
+__all__ = [
+    "Document",
+    "Form",
+    "Headers",
+    "Plan",
+    "Route",
+    "compose",
+    "dialect_of",
+    "is_gateway_path",
+    "is_probe",
+    "plan",
+    "read",
+    "route",
+]
 
 _JSON_TYPES: Final = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
 _JSON_TYPE: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*"?utf-?8"?[ \t]*)?;?[ \t]*', re.IGNORECASE)
@@ -43,49 +58,113 @@ class Plan(msgspec.Struct, frozen=True):
     """The upstream request target: path and query."""
     asks_usage: bool
     """The provider must be asked for the usage event at the stream's end."""
-    local: Literal["models"] | None = None
+    local: Literal["models", "probe"] | None = None
+    metering: Metering = "answer"
+    call: str = ""
+    """The path that the catalogue's rules for shared keys are asked about; empty: they know of no such call."""
+    takes: Takes = "json"
 
 
-def read(route: Route, body: bytes, content_type: bytes) -> Document | None:
+def read(route: Route, body: bytes, content_type: bytes) -> Document | Form | None:
     """What decides in a body, where something does. ``body`` is whole, ``content_type`` the header's value (empty: none).
 
     Raises ``InvalidJson``, ``UnsupportedMediaType``, ``Invalid``, ``InvalidRequest``.
     """
-    if not route.needs_body:
+    takes = route.takes
+    if takes == "json":
+        if content_type not in _JSON_TYPES:
+            _check_content_type(content_type)
+    elif takes == "nothing":
         if body:
             raise InvalidRequest("This request takes no body.", hint="Send it without a body.")
         return None
-    if content_type not in _JSON_TYPES:
+    elif takes == "anything":
+        return None
+    elif takes == "form" or is_form(content_type):
+        return Form(body, content_type)
+    else:
         _check_content_type(content_type)
-    if route.model is None:
+    if route.model is None or route.from_base:
         return Document(body)
     check_object(body)
     return None
 
 
-def plan(route: Route, document: Document | None, registry: Registry) -> Plan:
+def plan(route: Route, document: Document | Form | None, registry: Registry) -> Plan:
     """Decide one request. ``document``: what ``read`` gave. Raises ``ModelUnknown``, ``ModelAmbiguous``, ``Invalid``."""
-    if route.is_local:
-        return Plan(route.dialect, route.operation, route.method, None, None, "", "", False, b"", False, "models")
-    name = route.model if document is None else document.head.model
+    if route.local:
+        return Plan(route.dialect, route.operation, route.method, None, None, "", "", False, b"", False, route.local)
+    if route.operation == HTTP:
+        return _passed(route, registry)
+    name = document.head.model if document is not None and route.model is None else route.model
     if isinstance(name, str):
         found, model = registry.locate(name, route.provider)
-    elif route.needs_body and route.needs_model:
+    elif route.needs_model:
         raise Invalid("The body names no model.", fields=(FieldError("model", "is missing"),))
     else:
         found, name, model = registry.get(route.provider or OPENAI), "", ""
     provider, api = _api(route, found)
     streamed = route.streamed if document is None else document.head.stream is True
-    path = provider.roots[api.dialect] + route.suffix
+    path = (provider.base if route.from_base else provider.roots[api.dialect]) + route.suffix
+    call = route.call or route.suffix
     if route.model is not None:
-        path += quote(model, safe="/:@").encode("ascii") + route.tail
+        named = quote(model, safe="/:@").encode("ascii") + route.tail
+        path += named
+        call = route.call or call + named
     if route.query:
         path += b"?" + route.query
-    asks_usage = streamed and api.asks_usage and route.operation in _ASKABLE
-    return Plan(route.dialect, route.operation, route.method, provider, api, name, model, streamed, path, asks_usage)
+    return Plan(
+        route.dialect,
+        route.operation,
+        route.method,
+        provider,
+        api,
+        # What stands in the path was written there: nothing in the body is to be renamed.
+        model if route.from_base else name,
+        model,
+        streamed,
+        path,
+        asks_usage=streamed and api.asks_usage and route.operation in _ASKABLE,
+        metering=route.metering,
+        call=call.decode("ascii"),
+        takes=route.takes,
+    )
 
 
-def compose(planned: Plan, body: bytes, document: Document | None) -> tuple[bytes, bool]:
+def _passed(route: Route, registry: Registry) -> Plan:
+    """``/p/{provider}/…``: the provider's own path after its base URL. Raises ``ProviderUnknown``."""
+    provider = registry.get(route.provider or "")
+    if not provider.apis:
+        raise ProviderUnknown(f"{provider.display_name} is not reached by HTTP.", hint="See GET /api/v1/providers.")
+    # The longest root that the path lies under is the API that is called; of two equal ones the first.
+    below = [api for api in provider.apis.values() if _is_below(provider.base + route.suffix, provider.roots[api.dialect])]
+    api = max(below, key=lambda api: len(provider.roots[api.dialect]), default=next(iter(provider.apis.values())))
+    path = provider.base + route.suffix
+    call = path[len(provider.roots[api.dialect]) :].decode("ascii") if below else ""
+    if route.query:
+        path += b"?" + route.query
+    return Plan(
+        api.dialect,
+        route.operation,
+        route.method,
+        provider,
+        api,
+        "",
+        "",
+        streamed=False,
+        path=path,
+        asks_usage=False,
+        metering="nothing",
+        call=call,
+        takes=route.takes,
+    )
+
+
+def _is_below(path: bytes, root: bytes) -> bool:
+    return path.startswith(root) and (not root or path[len(root) : len(root) + 1] == b"/")
+
+
+def compose(planned: Plan, body: bytes, document: Document | Form | None) -> tuple[bytes, bool]:
     """The body that goes on, and whether the stream will end with a usage event that the client did not ask for.
 
     Such an event is taken out on the way back (``dialect.UsageHider``). Raises ``Invalid``.
@@ -106,6 +185,8 @@ def compose(planned: Plan, body: bytes, document: Document | None) -> tuple[byte
 def _api(route: Route, provider: Provider) -> tuple[Provider, Api]:
     """The provider's API in the dialect that the client speaks. Raises ``ModelUnknown``: nothing is translated."""
     api = provider.apis.get(route.dialect)
+    if route.from_base and provider.name != route.provider:
+        raise ModelUnknown(f"This path is {route.provider}'s own.", hint="Call POST /v1/chat/completions for other providers.")
     if api is None:
         spoken = ", ".join(sorted(provider.apis))
         raise ModelUnknown(

@@ -52,6 +52,7 @@ class Relay:
         "_is_metered",
         "_is_over",
         "_meter",
+        "_metering",
         "_operation",
         "_status",
         "_streamed",
@@ -69,7 +70,8 @@ class Relay:
         self._meter: Meter | None = None
         """Of an answer that comes in pieces."""
         self._usage = NO_USAGE
-        self._is_metered = True
+        self._metering = planned.metering
+        self._is_metered = self._metering == "answer"
         self._filter: UsageHider | Scrubber | None = UsageHider() if hides_usage else None
         self._head = b""
         """The answer's head, as long as it is not written."""
@@ -102,6 +104,8 @@ class Relay:
         self._first_byte = time.monotonic()
         if status < _FIRST_ERROR:
             self._begin(status, headers)
+            if self._metering == "events":
+                self._is_metered = self._is_event_stream
         elif exchange.ready is not None:
             self._begin_error(status, headers, exchange.ready.credential)
 
@@ -113,10 +117,10 @@ class Relay:
         if self._is_metered:
             if self._meter is not None:
                 self._meter.feed(data)
-            elif ended and not self._streamed:
+            elif ended and not (self._streamed or self._is_event_stream):
                 self._usage = usage_of(self._dialect, self._operation, data)
             else:
-                self._meter = Meter(self._dialect, self._operation, self._streamed)
+                self._meter = Meter(self._dialect, self._operation, self._streamed or self._is_event_stream)
                 self._meter.feed(data)
         if self._filter is not None:
             data = self._filter.feed(data)

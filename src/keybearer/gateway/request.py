@@ -12,9 +12,9 @@ import re
 from typing import TYPE_CHECKING
 
 from keybearer.errors import CredentialsConflict, InvalidRequest, TooLarge
+from keybearer.gateway.endpoints import Route
 from keybearer.gateway.fields import Fields, Headers
 from keybearer.gateway.limits import Limits
-from keybearer.gateway.paths import Route
 
 if TYPE_CHECKING:
     from keybearer.gateway.course import Course, CourseKey

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import macs
 from keybearer.catalog import (
+    OPENAI,
     Catalog,
     Entry,
     Model,
@@ -26,6 +27,7 @@ from keybearer.catalog import (
     with_base_url,
     with_models,
     with_registered,
+    with_sharing,
 )
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import SYSTEM_OWNER_ID, Owner, OwnerKind
@@ -101,7 +103,9 @@ def build(catalog: Catalog, provider_rows: Iterable[Any], model_rows: Iterable[A
         for name, provider in catalog.providers.items()
     ]
     own_first = sorted(known, key=lambda row: owners.index(row.owner_id))
-    found.extend(_custom(row, models, owners[0]) for row in own_first if not row.is_predefined)
+    # They speak OpenAI's dialect, so a shared key may do there what it may do at OpenAI itself.
+    sharing = catalog.get(OPENAI).apis[OPENAI].sharing
+    found.extend(with_sharing(_custom(row, models, owners[0]), sharing) for row in own_first if not row.is_predefined)
     return Registry(found, _entries(Registry(found), models, owners))
 
 

@@ -1,0 +1,201 @@
+"""With a key of several people: which calls are served, and which objects a call names. Pure; what is decided is a call's *guard*.
+
+Files, batches and stored responses belong to an account with the provider, so whoever uses its key could ask for everybody's. The
+catalogue says which calls are harmless, which make an object and which name one (``catalog.sharing``); a body may name objects, too.
+Everything named must have been made by the same caller with the same owner's key: ``gateway.objects`` knows.
+
+A body is decoded only where it can name something. Names count in any case and at any depth, and each time that they stand there:
+readers of JSON disagree on which of two keys counts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
+
+from keybearer.catalog import Sharing, Verdict
+from keybearer.domain import Credential, OwnerKind
+from keybearer.errors import InvalidJson, SharedKeyRefused, TooLarge
+from keybearer.gateway.fields import Lines
+from keybearer.gateway.form import Form, is_form
+from keybearer.gateway.plan import Plan
+
+Named = frozenset[tuple[str, str]]
+"""Kind and id of each object."""
+
+NOTHING: Final[Named] = frozenset()
+_DECODED_LIMIT: Final = 4 * 2**20
+"""Bytes that are decoded of one request: at some 20 MB a second, other calls wait meanwhile."""
+_ID: Final = r"[A-Za-z0-9_-]{1,200}"
+_WRITTEN: Final = re.compile(rf"(?:(?:https://[a-z0-9.-]+(?::[0-9]+)?/v1(?:alpha|beta)?/)?(?:files|cachedContents)/)?({_ID})")
+"""An id alone, or as Gemini writes it: ``files/abc``, ``https://generativelanguage.googleapis.com/v1beta/files/abc``."""
+_OF_AN_OBJECT: Final = ".id"
+"""Ends names of fields that name something only as an object with an id: a ``prompt`` may be plain text."""
+_VALUE_OF: Final = {"reasoning": "encrypted_content", "compaction": "encrypted_content", "image_generation_call": "result"}
+"""Items of a conversation that the provider looks up by their id, unless they bring their content in this field."""
+_INPUT: Final = "input"
+_NOT_SHARED: Final = frozenset({b"\r\nidempotency-key: ", b"\r\nx-idempotency-key: "})
+"""Headers by which a provider repeats an answer that it gave before: it would not ask to whom."""
+
+
+class Guard:
+    """What holds for calls of one course. ``verdict``: what the catalogue says of method and path."""
+
+    __slots__ = ("_needle", "_reads_items", "_takes", "sharing", "verdict")
+
+    def __init__(self, sharing: Sharing, verdict: Verdict, planned: Plan) -> None:
+        self.sharing = sharing
+        self.verdict = verdict
+        self._needle = _needle(tuple(sharing.references))
+        self._reads_items = "previous_response_id" in sharing.references and planned.call.startswith(("/responses", "/conv"))
+        self._takes = planned.takes
+
+    @staticmethod
+    def of(planned: Plan, credential: Credential, user_id: UUID) -> Guard | None:
+        """The guard of calls with this key; ``None``: it is the caller's own. Raises ``SharedKeyRefused``."""
+        if credential.owner.kind is OwnerKind.USER and credential.owner.id == user_id:
+            return None
+        if planned.api is None:
+            raise SharedKeyRefused
+        sharing = planned.api.sharing
+        method = "GET" if planned.method == b"HEAD" else planned.method.decode("ascii")
+        verdict = sharing.judge(method, planned.call) if planned.call else None
+        if verdict is None or verdict.rule == "refused":
+            raise SharedKeyRefused(f"{credential.source.capitalize()} keys may not be used for this call.")
+        return Guard(sharing, verdict, planned)
+
+    def forwarded(self, lines: Lines) -> Lines:
+        """The client's headers without those that could bring back an answer to somebody else."""
+        pairs = list(zip(lines.pieces[::2], lines.pieces[1::2], strict=True))
+        if not any(name in _NOT_SHARED for name, _ in pairs):
+            return lines
+        return Lines([piece for pair in pairs if pair[0] not in _NOT_SHARED for piece in pair])
+
+    def named(self, body: bytes, content_type: bytes) -> Named:
+        """The objects that a call names, in its path and in its body. Raises ``SharedKeyRefused``, ``InvalidJson``, ``TooLarge``."""
+        in_path = frozenset({(self.verdict.kind, self.verdict.object_id)}) if self.verdict.rule == "uses" else NOTHING
+        references = self.sharing.references
+        if not body or not references:
+            return in_path
+        if is_form(content_type):
+            return in_path | self._in_form(Form(body, content_type))
+        if self._takes == "json" and not self._reads_items and self._needle.search(body) is None:
+            return in_path  # it was found to be JSON
+        if len(body) > _DECODED_LIMIT:
+            raise TooLarge("With a shared key, a body that may name stored objects has at most 4 MB.")
+        return in_path | self._in_json(body)
+
+    def _in_json(self, body: bytes) -> Named:
+        found = _Found(self.sharing.references)
+        document = found.read(body)
+        if self._reads_items:
+            found.items(document)
+        return frozenset(found.named)
+
+    def _in_form(self, form: Form) -> Named:
+        """Fields by their names (``images[0][file_id]``); files by their lines, which a batch may consist of."""
+        found = _Found(self.sharing.references)
+        for name, value in form.fields():
+            for part in re.split(r"[\[\].]+", name):
+                found.pair(part, value.decode("utf-8", "replace"))
+        if self.verdict.rule == "creates":
+            decoded = 0
+            for content in form.files():
+                if self._needle.search(content) is None:
+                    continue
+                for line in content.splitlines():
+                    if self._needle.search(line) is not None:
+                        decoded += len(line)
+                        if decoded > _DECODED_LIMIT:
+                            raise TooLarge("With a shared key, a file that names stored objects has at most 4 MB of them.")
+                        self._in_line(found, line)
+        return frozenset(found.named)
+
+    def _in_line(self, found: _Found, line: bytes) -> None:
+        """One line of a file: if it is a call of a batch, it names objects as a call does; if it is no JSON, it is no call."""
+        try:
+            call = found.read(line)
+        except InvalidJson:
+            return
+        if isinstance(call, dict):
+            found.items(_value(call, "body"))
+
+
+class _Found:
+    """What is named, collected while JSON is read: the hook sees each pair of each object, also of keys that stand twice."""
+
+    def __init__(self, references: Mapping[str, str]) -> None:
+        self.named: set[tuple[str, str]] = set()
+        self._kinds = _kinds(tuple(references.items()))
+
+    def read(self, body: bytes) -> Any:
+        """Decode a body. Raises ``InvalidJson``."""
+        try:
+            return json.loads(body.decode(), object_pairs_hook=self._object)
+        except (ValueError, RecursionError):
+            raise InvalidJson("With a shared key, only JSON and forms are passed on here.") from None
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, value in pairs:
+            self.pair(name, value)
+        made = dict(pairs)
+        if len({name.casefold() for name in made}) != len(pairs) and any(name.casefold() in _CONFUSED for name in made):
+            raise SharedKeyRefused("With a shared key, no key of an object may stand twice in a body.")
+        return made
+
+    def pair(self, name: str, value: Any) -> None:
+        """One key, or field of a form, with its value."""
+        known = self._kinds.get(name.casefold())
+        if known is None:
+            return
+        kind, is_text = known
+        for each in value if isinstance(value, list) else (value,):
+            written = _value(each, "id") if isinstance(each, dict) else each if is_text else None
+            if isinstance(written, str) and written:
+                found = _WRITTEN.fullmatch(written)
+                self.named.add((kind, found[1] if found else written))
+
+    def items(self, call: Any) -> None:
+        """Items of a conversation that stand there by their id alone: nobody's, for it is not known who made them."""
+        for name in (_INPUT, "items"):
+            listed = _value(call, name) if isinstance(call, dict) else None
+            for item in listed if isinstance(listed, list) else ():
+                if isinstance(item, dict) and isinstance(_value(item, "id"), str) and _is_looked_up(item):
+                    raise SharedKeyRefused(
+                        "With a shared key, an item of a conversation cannot be named by its id alone.",
+                        hint="Send 'store': false and 'include': ['reasoning.encrypted_content'], or previous_response_id.",
+                    )
+
+
+_CONFUSED: Final = frozenset({"id", "type", _INPUT, "items", "encrypted_content", "result", "body", "role"})
+"""Keys that decide here what an object names: of two, a reader might take the other one."""
+
+
+def _is_looked_up(item: Mapping[str, Any]) -> bool:
+    kind = _value(item, "type")
+    if kind is None:
+        return _value(item, "role") is None
+    return kind == "item_reference" or (kind in _VALUE_OF and not item.get(_VALUE_OF[kind]))
+
+
+def _value(found: Mapping[str, Any], name: str) -> Any:
+    """A key's value, in whatever case: providers written in Go take ``"ID"`` for ``"id"``."""
+    return next((value for key, value in found.items() if key.casefold() == name), None)
+
+
+@lru_cache(maxsize=64)
+def _kinds(references: tuple[tuple[str, str], ...]) -> Mapping[str, tuple[str, bool]]:
+    """By folded name: the kind of object, and whether plain text names one."""
+    return {name.removesuffix(_OF_AN_OBJECT).casefold(): (kind, not name.endswith(_OF_AN_OBJECT)) for name, kind in references}
+
+
+@lru_cache(maxsize=64)
+def _needle(names: Iterable[str]) -> re.Pattern[bytes]:
+    """Finds in JSON whatever may be one of these keys: in any case, or with letters escaped."""
+    folded = sorted(re.escape(name.removesuffix(_OF_AN_OBJECT)) for name in names)
+    alternatives = "|".join([*folded, _INPUT, "item_reference"])
+    return re.compile(rf'"(?:{alternatives})"|\\u00[2-7]'.encode(), re.IGNORECASE)
