@@ -67,6 +67,7 @@ from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.shares import Shares
 from keybearer.vault.teams import Teams
+from keybearer.vault.transfer.imports import Imports
 
 COLLECT_AFTER = (20_000, 20, 100)
 """The collector's thresholds while serving: net new objects, then rounds of the younger generation."""
@@ -170,6 +171,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         feed.subscribe(partial(forget_deleted, keyring))
         await feed.start()
         stack.push_async_callback(feed.stop)
+        models = Models(db, keyring, catalog, policy, secrets)
         yield Services(
             options=server_options(settings),
             db=db,
@@ -188,10 +190,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             sessions=sessions,
             tokens=tokens,
             providers=providers,
-            models=Models(db, keyring, catalog, policy, secrets),
+            models=models,
             secrets=secrets,
             teams=Teams(db, keyring, catalog),
             shares=Shares(db, keyring, catalog),
+            imports=Imports(db, keyring, catalog, secrets, models, config.server_environment),
             resolver=resolver,
             credentials=credentials,
             upstream=upstream,

@@ -223,6 +223,18 @@ def client_environment() -> tuple[str, str]:
     return os.environ.get(f"{PREFIX}URL", ""), os.environ.get(f"{PREFIX}TOKEN", "")
 
 
+def kv_environment() -> tuple[str, str]:
+    """Token and namespace for reading OpenBao's or Vault's KV engine, from their own variables; empty where unset."""
+    tokens = (os.environ.get(name, "") for name in ("BAO_TOKEN", "VAULT_TOKEN"))
+    namespaces = (os.environ.get(name, "") for name in ("BAO_NAMESPACE", "VAULT_NAMESPACE"))
+    return next(filter(None, tokens), ""), next(filter(None, namespaces), "")
+
+
+def server_environment() -> dict[str, str]:
+    """Return this process's environment without our own settings: what an administrator may import keys from."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+
+
 def with_process_environment(added: dict[str, str]) -> dict[str, str]:
     """Return this process's environment with ``added``, for a child process; nothing of ours is changed."""
     return {**os.environ, **added}

@@ -27,6 +27,7 @@ from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.shares import Shares
 from keybearer.vault.teams import Teams
+from keybearer.vault.transfer.imports import Imports
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Services:
     secrets: Secrets
     teams: Teams
     shares: Shares
+    imports: Imports
     resolver: Resolver
     credentials: Credentials
     upstream: Upstream

@@ -458,3 +458,10 @@ def test_previews_and_checks_never_fail(value: str) -> None:
         shown = preview(value, secret_type)
         assert len(shown) < max(len(value), 1) + 5
     CATALOG.check_key(CATALOG.get("openai"), value)
+
+
+def test_a_variables_name_is_one_providers() -> None:
+    names = [name for provider in CATALOG.providers.values() for name in provider.variables]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(r"[A-Z][A-Z0-9_]+", name) for name in names)
+    assert all(provider.variables for provider in CATALOG.providers.values() if provider.category == "model")

@@ -5,7 +5,7 @@
 ``gate``            asking that before a body is read
 ``schemas``         what requests and answers hold
 ``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``teams`` ``tokens`` ``usage`` ``audit`` ``checkpoints`` ``users``
-``keys`` ``health``   the routes
+``keys`` ``transfer`` ``health``   the routes
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from keybearer.api import (
     secrets,
     teams,
     tokens,
+    transfer,
     usage,
     users,
 )
@@ -54,7 +55,7 @@ def install(app: FastAPI) -> None:
         gate.Gate, covers=gate.needs_caller, ask=current_caller, refusals=(KeybearerError,), answer=problems.answer
     )
     v1 = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
-    for room in (auth, me, providers, models, secrets, teams, tokens, usage, audit, checkpoints, users, keys):
+    for room in (auth, me, providers, models, secrets, teams, tokens, usage, audit, checkpoints, users, keys, transfer):
         v1.include_router(room.router)
     v1.include_router(teams.shares)
     app.include_router(v1)

@@ -105,6 +105,7 @@ class _Provider(_Strict):
     keys_url: str = ""
     docs_url: str = ""
     headers: dict[str, str] = {}
+    variables: list[str] = []
 
 
 class _File(_Strict):
@@ -176,6 +177,7 @@ def _provider(name: str, entry: _Provider, shared: Mapping[str, Sharing]) -> Pro
             Parameter(name, known.label, re.compile(known.pattern, re.ASCII), known.example)
             for name, known in entry.parameters.items()
         ),
+        variables=tuple(entry.variables),
         places=tuple(Place(re.compile(place.key_pattern), place.base_url) for place in entry.places),
     )
     _check_addresses(made)

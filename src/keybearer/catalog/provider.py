@@ -176,6 +176,8 @@ class Provider:
     """Forms of keys that other providers' keys have, too: they are no reason to warn, and tell nothing."""
     parameters: tuple[Parameter, ...] = ()
     places: tuple[Place, ...] = ()
+    variables: tuple[str, ...] = ()
+    """Environment variables that people keep its key in, the usual one first."""
     registered: Registered | None = None
     roots: Mapping[str, bytes] = field(init=False, repr=False)
     """By dialect, the upstream path that an operation's own path follows: base path and prefix."""

@@ -8,6 +8,7 @@
 ``registry`` ``provider`` and ``model``, likewise
 ``secrets``  ``secret``, likewise
 ``teams``    ``team``, likewise; ``names`` turns names that people type into ids
+``transfer``  ``import`` and ``export``: over HTTP, or on the server's own data
 ``run``      ``keybearer run -- CMD``
 ``output``   tables, JSON, ``error:`` and ``hint:``
 """
@@ -23,7 +24,7 @@ import typer
 
 from keybearer.errors import KeybearerError
 
-ROOMS = ("serving", "operate", "keys", "trail", "use", "registry", "secrets", "teams", "run")
+ROOMS = ("serving", "operate", "keys", "trail", "use", "registry", "secrets", "teams", "transfer", "run")
 ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
 """Commands that start a server import their own room alone: the others bring an HTTP client that a server does not need."""
 

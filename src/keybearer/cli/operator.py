@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from keybearer import app, root_keys
+from keybearer import app, config, root_keys
 from keybearer.access import policy
 from keybearer.access.tokens import Tokens
 from keybearer.access.users import User, Users
@@ -22,9 +22,11 @@ from keybearer.gateway.egress import EgressPolicy
 from keybearer.store.db import Database, migrate
 from keybearer.vault import recovery
 from keybearer.vault.erasure import Erasure
+from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
 from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
+from keybearer.vault.transfer.imports import Imports
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,12 @@ class Operator:
         secrets = Secrets(self.db, self.keyring, catalog, app.retention_of(self.settings))
         egress = EgressPolicy(self.settings.egress_allow)
         return Providers(self.db, self.keyring, catalog, egress, secrets, self.settings.fallback.value), secrets
+
+    def imports(self) -> Imports:
+        """Open the way in for files, as the server has it."""
+        catalog, (_, secrets) = Catalog.load(), self.vault()
+        models = Models(self.db, self.keyring, catalog, EgressPolicy(self.settings.egress_allow), secrets)
+        return Imports(self.db, self.keyring, catalog, secrets, models, config.server_environment)
 
     def caller(self, user: User) -> Caller:
         """Act in a person's name, with what that person may do."""

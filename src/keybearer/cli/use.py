@@ -18,12 +18,12 @@ def add_to(app: typer.Typer) -> None:
     app.command("usage")(usage)
 
 
-def client() -> Client:
-    """Connect as the environment says. Raises ``SettingsInvalid``."""
+def client(timeout: float = 30.0) -> Client:
+    """Connect as the environment says; ``timeout`` in seconds for each request. Raises ``SettingsInvalid``."""
     url, token = config.client_environment()
     if not token:
         raise SettingsInvalid("KEYBEARER_TOKEN is not set.", hint="Create an access token in the console and export it.")
-    return Client(url or "http://127.0.0.1:8787", token)
+    return Client(url or "http://127.0.0.1:8787", token, timeout=timeout)
 
 
 def read_value() -> str:

@@ -33,7 +33,7 @@ from keybearer.store.db import Database
 from keybearer.store.queries import models as rows
 from keybearer.vault import audience, reach, registry
 from keybearer.vault.addresses import check_base_url
-from keybearer.vault.secrets import Secrets, actor_of
+from keybearer.vault.secrets import Put, Secrets, actor_of
 
 PAGE_LIMIT = 200
 MODELS_LIMIT = 5_000
@@ -184,17 +184,39 @@ class Models:
             policy.require(caller, Scope.MODELS_WRITE)
             if new.system:
                 policy.require_admin(caller)
-            now = datetime.now(UTC)
             async with self._db.write(actor_of(caller)) as tx:
-                owner, provider = await self._owner_of_new(tx, caller, new), await self._provider(tx, caller, new.provider)
-                columns = _columns(self._egress, provider, owner, _given(new))
-                row = {"id": uuid4(), "owner_id": owner.id, "provider": provider.name, "name": _model_name(new.name)}
-                row |= {"secret_id": None, "created_at": now, "updated_at": now, **columns}
-                await self._check_names(tx, owner.id, row)
-                row["secret_id"] = await self._put_key(tx, caller, provider, owner, row, new.api_key, anyway=new.save_anyway)
-                await rows.insert(tx, self._sealed(row))
-                await self._note(tx, caller, "model.create", row, owner)
-                return _view(SimpleNamespace(**row), caller)
+                return await self._insert(tx, caller, await self._owner_of_new(tx, caller, new), new)
+
+    async def put(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewModel) -> Put:
+        """Register a model within an import's transaction, unless the owner has it; say what was done.
+
+        One that is there stays as it is: ``unchanged`` where it has this very key (or none is given), else ``conflict``. Raises
+        ``ProviderUnknown``, ``Invalid`` and its kinds, ``Conflict`` (alias), ``ScopeMissing``, before anything is written.
+        """
+        policy.require(caller, Scope.MODELS_WRITE)
+        found = [row for row in await rows.of_owner(tx, owner.id) if (row.provider, row.name) == (new.provider, new.name)]
+        if not found:
+            await self._insert(tx, caller, owner, new)
+            return "create"
+        row = self._ours(found[0])
+        if new.api_key is None:
+            is_same = row.secret_id is None
+        else:
+            is_same = row.secret_id is not None and await self._secrets.is_model_key(tx, owner.id, row.secret_id, new.api_key)
+        wanted = _columns(self._egress, await self._provider(tx, caller, new.provider), owner, _given(new))
+        kept = {name: getattr(row, name) for name in wanted}
+        return "unchanged" if is_same and kept == wanted else "conflict"
+
+    async def _insert(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewModel) -> ModelView:
+        now, provider = datetime.now(UTC), await self._provider(tx, caller, new.provider)
+        columns = _columns(self._egress, provider, owner, _given(new))
+        row = {"id": uuid4(), "owner_id": owner.id, "provider": provider.name, "name": _model_name(new.name)}
+        row |= {"secret_id": None, "created_at": now, "updated_at": now, **columns}
+        await self._check_names(tx, owner.id, row)
+        row["secret_id"] = await self._put_key(tx, caller, provider, owner, row, new.api_key, anyway=new.save_anyway)
+        await rows.insert(tx, self._sealed(row))
+        await self._note(tx, caller, "model.create", row, owner)
+        return _view(SimpleNamespace(**row), caller)
 
     async def update(self, caller: Caller, model_id: UUID, fields: Mapping[str, Any]) -> ModelView:
         """Change the fields given (``CHANGEABLE``). A blank ``api_key`` keeps the key; ``None`` takes it off the model and deletes it.

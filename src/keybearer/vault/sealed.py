@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from cryptography.hazmat.primitives.constant_time import bytes_eq
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import macs
@@ -35,6 +36,13 @@ class Content:
     value: SecretBytes
     preview: str
     oauth: OAuth | None = None
+
+    def same_as(self, other: Content) -> bool:
+        """Whether both hold the same; parts of an OAuth token that ``other`` does not have are not asked for."""
+        if not bytes_eq(self.value.reveal(), other.value.reveal()):
+            return False
+        mine, theirs = ((each.oauth or OAuth()).sealable().reveal() for each in (self, other))
+        return other.oauth is None or bytes_eq(mine, theirs)
 
 
 class Unreadable(KeyUnreadable):

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
+from cryptography.hazmat.primitives.constant_time import bytes_eq
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import policy
@@ -51,6 +52,9 @@ from keybearer.vault.versions import Versions
 __all__ = ["NewSecret", "Page", "SecretFilter", "Secrets", "Standing", "State", "actor_of"]
 
 PAGE_LIMIT = 200
+
+Put = Literal["create", "update", "unchanged", "conflict"]
+"""What ``Secrets.put`` did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class Secrets:
             if new.system:
                 policy.require_admin(caller)
             async with self._keeper.db.write(actor_of(caller)) as tx:
-                return await self._insert(tx, caller, await self._owner_of_new(tx, caller, new), new)
+                return await self._insert(tx, caller, await self.owner_of_new(tx, caller, new), new)
 
     async def list(self, caller: Caller, wanted: SecretFilter | None = None, cursor: str | None = None, limit: int = 50) -> Page:
         """One page of secrets without their values. Raises ``Invalid`` (cursor, limit), ``ScopeMissing``, ``Forbidden``."""
@@ -281,6 +285,29 @@ class Secrets:
         fields = {"value": value, "is_active": True, "save_anyway": save_anyway, "parameters": parameters}
         return await self._update(tx, caller, row, fields, rebind=rebind)
 
+    async def put(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret, *, replace: bool) -> Put:
+        """Store a secret within an import's transaction, unless there is one of that name; say what was done.
+
+        ``owner`` is the caller, or was said by ``owner_of_new``. One that is there keeps its value unless ``replace``; all else about
+        it stays as it is in any case. Raises ``ProviderUnknown``, ``Invalid`` and its kinds, before anything is written.
+        """
+        known = await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
+        draft = checked_draft(known, self._catalog, new, datetime.now(UTC))
+        named = (draft.columns["provider"], draft.columns["secret_type"], draft.columns["name"])
+        found = await rows.named(tx, owner.id, *named)
+        if found is None:
+            await self._insert(tx, caller, owner, new)
+            return "create"
+        row = await self._keeper.own(tx, caller, found)
+        before = await self._keeper.current(tx, row)
+        if before is not None and before.same_as(draft.content):
+            return "unchanged"
+        if not replace:
+            return "conflict"
+        fields = {"value": new.value, "oauth": new.oauth, "parameters": new.parameters or None, "save_anyway": new.save_anyway}
+        await self._update(tx, caller, row, fields)
+        return "update"
+
     async def put_for_model(
         self, tx: AsyncConnection, caller: Caller, provider: Provider, model: str, value: SecretBytes, *, save_anyway: bool
     ) -> UUID:
@@ -304,6 +331,12 @@ class Secrets:
             await self._keeper.note(tx, caller, "secret.purge", row, provider=row.provider, name=row.deleted_name or row.name)
             await versions.delete_all(tx, row.owner_id, row.id)
             await rows.delete(tx, row.owner_id, row.id)
+
+    async def is_model_key(self, tx: AsyncConnection, owner_id: UUID, secret_id: UUID, value: SecretBytes) -> bool:
+        """Whether a model's own key is ``value``, within an import's transaction."""
+        row = await rows.get(tx, secret_id, (owner_id,))
+        held = None if row is None else await self._keeper.current(tx, row)
+        return held is not None and bytes_eq(held.value.reveal(), value.reveal().strip())
 
     async def dropped(self) -> None:
         """After a commit that may have dropped a model's key: have SQLite's log forget it."""
@@ -338,7 +371,7 @@ class Secrets:
         await self._keeper.note(tx, caller, "secret.create", row, provider=new.provider, name=draft.columns["name"])
         return self._keeper.secret(row)
 
-    async def _owner_of_new(self, tx: AsyncConnection, caller: Caller, new: NewSecret) -> Owner:
+    async def owner_of_new(self, tx: AsyncConnection, caller: Caller, new: NewSecret) -> Owner:
         """Whose a new secret is to be. Raises ``NotFound``, ``Forbidden``."""
         if new.system:
             return SYSTEM_OWNER

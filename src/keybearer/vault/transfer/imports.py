@@ -1,0 +1,304 @@
+"""From a file to secrets and models: read, opened where it is encrypted, checked, and stored as one transaction.
+
+A dry run does all that the import does and then rolls it back: so what it says is what would happen. A file goes in whole or not at
+all, unless the caller says that what cannot be stored is to be left out. What nobody's key seems to be is left out in any case; or, if
+the caller wants that, stored as a secret of the type ``custom``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keybearer.access import policy
+from keybearer.access.attempts import attempt, record_alone, taken
+from keybearer.access.fields import secret_value
+from keybearer.audit import management
+from keybearer.catalog import Catalog, Registry
+from keybearer.crypto.keyring import Keyring
+from keybearer.crypto.legacy import NotOpened, Reader
+from keybearer.domain import Caller, ManagementRecord, Owner, Scope, SecretType
+from keybearer.errors import Conflict, FieldError, Invalid, KeybearerError, ProviderUnknown, TooLarge
+from keybearer.store.db import Database
+from keybearer.vault import registry
+from keybearer.vault.drafts import NewSecret
+from keybearer.vault.models import Models, NewModel
+from keybearer.vault.secrets import Secrets, actor_of
+from keybearer.vault.transfer import documents, dotenv
+from keybearer.vault.transfer.items import CONTENT_LIMIT, ITEMS_LIMIT, Format, Item, Target, shown, target_of
+
+Outcome = Literal["create", "update", "unchanged", "conflict", "unknown", "invalid"]
+
+FAILURES: frozenset[Outcome] = frozenset({"conflict", "invalid"})
+CUSTOM = "env"
+"""The provider's name of variables that are nobody's key, where they are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an import goes about it."""
+
+    dry_run: bool = False
+    replace: bool = False
+    """A secret of the same name gets the file's value as its next version."""
+    skip_failed: bool = False
+    """What cannot be stored is left out, and the rest is stored."""
+    keep_unknown: bool = False
+    """What is nobody's key is stored, too, as a custom secret."""
+    save_anyway: bool = False
+    """Save although formats look wrong."""
+    system: bool = False
+    team_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one item, or would."""
+
+    place: str
+    label: str
+    """Its name in the file; empty where that might be a value."""
+    outcome: Outcome
+    provider: str = ""
+    name: str = ""
+    reason: str = ""
+    kind: str = "secret"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a file, or would."""
+
+    dry_run: bool
+    applied: bool
+    """Whether the file's items were stored (in a dry run: would be). False: nothing was changed."""
+    results: tuple[Result, ...]
+
+    def counts(self) -> dict[str, int]:
+        """How many items of each outcome."""
+        return dict(sorted(Counter(result.outcome for result in self.results).items()))
+
+
+class _Undone(Exception):
+    """Rolls a transaction back that has told what it would do."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+
+class Imports:
+    """One per process. ``environment`` gives the server's own environment variables, for administrators."""
+
+    def __init__(
+        self,
+        db: Database,
+        keyring: Keyring,
+        catalog: Catalog,
+        secrets: Secrets,
+        models: Models,
+        environment: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self._db = db
+        self._keyring = keyring
+        self._catalog = catalog
+        self._secrets = secrets
+        self._models = models
+        self._environment = environment
+
+    async def run(self, caller: Caller, form: Format, content: str, reader: Reader | None, options: Options) -> Report:
+        """Import a file. ``reader`` opens values that are encrypted.
+
+        Raises ``Invalid`` (no such file), ``TooLarge``, ``ScopeMissing``, ``Forbidden``, ``NotFound`` (team), ``Conflict`` (somebody
+        stored one of these at the same moment: nothing was changed).
+        """
+        async with attempt(self._db, "secret.import", caller):
+            policy.require(caller, Scope.SECRETS_WRITE)
+            items = await asyncio.to_thread(_read, form, content, reader)
+        return await self._store(caller, items, form, options)
+
+    async def environment(self, caller: Caller, options: Options) -> Report:
+        """Import what the server's own environment has of well-known variables, and nothing else. Administrators only."""
+        async with attempt(self._db, "secret.import", caller):
+            policy.require_admin(caller)
+            policy.require(caller, Scope.SECRETS_WRITE)
+            known = {name for provider in self._catalog.providers.values() for name in provider.variables}
+            found = sorted(self._environment().items())
+            # What an encoding could not read came in as lone surrogates, and is refused by name where the value is checked.
+            items = [Item("environment", name, secret_value(value)) for name, value in found if name in known and value.strip()]
+        return await self._store(caller, items, "environment", replace(options, keep_unknown=False))
+
+    async def _store(self, caller: Caller, items: list[Item], form: str, options: Options) -> Report:
+        async with (
+            attempt(self._db, "secret.import", caller),
+            taken("Somebody stored one of these secrets at the same moment.", "Nothing was changed: import again."),
+        ):
+            if options.system:
+                policy.require_admin(caller)
+            try:
+                report = await self._transaction(caller, items, form, options)
+            except _Undone as undone:
+                report = undone.report
+        if not report.applied and not options.dry_run:  # its record was rolled back with it
+            counts = tuple((outcome, str(count)) for outcome, count in report.counts().items())
+            await record_alone(self._db, ManagementRecord("secret.import", caller, "", outcome="refused", detail=counts))
+        return report
+
+    async def _transaction(self, caller: Caller, items: list[Item], form: str, options: Options) -> Report:
+        """Store the items; raise ``_Undone`` where they are not to be."""
+        async with self._db.write(actor_of(caller)) as tx:
+            whose = NewSecret("", secret_value(""), system=options.system, team_id=options.team_id)
+            owner = await self._secrets.owner_of_new(tx, caller, whose)
+            known = await registry.load(tx, self._keyring, self._catalog, owner.id)
+            report = await _Import(self, tx, caller, owner, known, options).run(items)
+            await self._record(tx, caller, owner, form, report)
+            if options.dry_run or not report.applied:
+                raise _Undone(report)
+            return report
+
+    async def _record(self, tx: AsyncConnection, caller: Caller, owner: Owner, form: str, report: Report) -> None:
+        counts = tuple((outcome, str(count)) for outcome, count in report.counts().items())
+        record = ManagementRecord("secret.import", caller, "", owner=owner, detail=(("format", form), *counts))
+        await management.record(self._db, tx, record)
+
+    async def put_secret(
+        self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret, options: Options
+    ) -> Literal["create", "update", "unchanged", "conflict"]:
+        """Store one secret; see ``Secrets.put``."""
+        return await self._secrets.put(tx, caller, owner, new, replace=options.replace)
+
+    async def put_model(
+        self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewModel
+    ) -> Literal["create", "update", "unchanged", "conflict"]:
+        """Register one model; see ``Models.put``."""
+        return await self._models.put(tx, caller, owner, new)
+
+    def shown(self, name: str) -> str:
+        """A name from a file as a report may repeat it."""
+        return shown(self._catalog, name)
+
+    def target(self, known: Registry, item: Item, value: str) -> Target | None:
+        """Whose key an item is."""
+        return target_of(known, self._catalog, item, value)
+
+
+@dataclass(slots=True)
+class _Import:
+    """One file on its way in."""
+
+    room: Imports
+    tx: AsyncConnection
+    caller: Caller
+    owner: Owner
+    known: Registry
+    options: Options
+
+    async def run(self, items: list[Item]) -> Report:
+        seen: dict[tuple[str, ...], bytes] = {}
+        results = [await self._one(item, seen) for item in items]
+        applied = self.options.skip_failed or not any(result.outcome in FAILURES for result in results)
+        return Report(self.options.dry_run, applied, tuple(results))
+
+    async def _one(self, item: Item, seen: dict[tuple[str, ...], bytes]) -> Result:
+        result = Result(item.place, self.room.shown(item.variable), "invalid", kind=item.kind, reason=item.problem)
+        if item.problem:
+            return result
+        try:
+            return await self._model(item, result, seen) if item.kind == "model" else await self._secret(item, result, seen)
+        except ProviderUnknown as error:
+            return replace(result, outcome="unknown", reason=error.message)
+        except Conflict as error:
+            return replace(result, outcome="conflict", reason=error.message)
+        except (Invalid, TooLarge) as error:
+            return replace(result, outcome="invalid", reason=_reason(error))
+
+    async def _secret(self, item: Item, result: Result, seen: dict[tuple[str, ...], bytes]) -> Result:
+        raw = item.value.reveal() if item.value is not None else b""
+        target = self.room.target(self.known, item, raw.decode("utf-8", "replace").strip())
+        if target is None and self.options.keep_unknown:
+            target = Target(CUSTOM, SecretType.CUSTOM, item.variable.lower() or "default")
+        if target is None:
+            reason = "Neither its name nor its value tells of which provider it is."
+            return replace(result, outcome="unknown", reason=reason)
+        fields = {name: value for name, value in item.fields.items() if name not in {"name", "secret_type"}}
+        new = NewSecret(
+            target.provider,
+            secret_value("") if item.value is None else item.value,
+            target.secret_type,
+            target.name,
+            save_anyway=self.options.save_anyway,
+            **fields,
+        )
+        if not self._is_first(seen, raw, "secret", target.provider, str(target.secret_type or ""), target.name):
+            return self._twice(result, seen, raw, "secret", target.provider, str(target.secret_type or ""), target.name)
+        outcome = await self.room.put_secret(self.tx, self.caller, self.owner, new, self.options)
+        shown_as = {"provider": self.room.shown(target.provider), "name": self.room.shown(target.name)}
+        return replace(result, outcome=outcome, reason=_CONFLICT if outcome == "conflict" else "", **shown_as)
+
+    async def _model(self, item: Item, result: Result, seen: dict[tuple[str, ...], bytes]) -> Result:
+        fields: dict[str, Any] = dict(item.fields)
+        new = NewModel(
+            item.provider, str(fields.pop("name", "")), api_key=item.value, **fields, save_anyway=self.options.save_anyway
+        )
+        raw = item.value.reveal() if item.value is not None else b""
+        if not self._is_first(seen, raw, "model", new.provider, new.name):
+            return self._twice(result, seen, raw, "model", new.provider, new.name)
+        outcome = await self.room.put_model(self.tx, self.caller, self.owner, new)
+        shown_as = {"provider": self.room.shown(new.provider), "name": self.room.shown(new.name)}
+        reason = "A model of this name is registered otherwise." if outcome == "conflict" else ""
+        return replace(result, outcome=outcome, reason=reason, **shown_as)
+
+    @staticmethod
+    def _is_first(seen: dict[tuple[str, ...], bytes], raw: bytes, *key: str) -> bool:
+        if key in seen:
+            return False
+        seen[key] = raw
+        return True
+
+    def _twice(self, result: Result, seen: dict[tuple[str, ...], bytes], raw: bytes, *key: str) -> Result:
+        """Of a name that stands twice in a file: the same value again is no news, another one is a question to its author."""
+        name = self.room.shown(key[-1])
+        if seen[key].strip() == raw.strip():
+            return replace(result, outcome="unchanged", provider=key[1], name=name, reason="It stands in the file twice.")
+        return replace(result, outcome="invalid", name=name, reason="It stands in the file twice, with different values.")
+
+
+_CONFLICT = "There is a secret of this name with another value."
+
+
+def _read(form: Format, content: str, reader: Reader | None) -> list[Item]:
+    """All items, opened. In a thread: deriving keys takes its time. Raises ``Invalid``, ``TooLarge``."""
+    if len(content) > CONTENT_LIMIT:
+        raise TooLarge(f"The file has more than {CONTENT_LIMIT} characters.", hint="Split it.")
+    readers: dict[str, Callable[[str], Iterator[Item]]] = {
+        "env": dotenv.read,
+        "json": documents.read_json,
+        "csv": documents.read_csv,
+    }
+    items: list[Item] = []
+    for item in readers[form](content):
+        if len(items) == ITEMS_LIMIT:
+            raise TooLarge(f"The file has more than {ITEMS_LIMIT} entries.", hint="Split it.")
+        items.append(item if reader is None else _opened(item, reader))
+    if not items:
+        raise Invalid("The file has nothing in it.", fields=(FieldError("content", "is empty"),))
+    return items
+
+
+def _opened(item: Item, reader: Reader) -> Item:
+    if item.problem or item.value is None:
+        return item
+    try:
+        return replace(item, value=reader.open(item.value.reveal().decode("utf-8", "replace"), item.facts))
+    except NotOpened:
+        return replace(item, value=None, problem="does not open with the keys given: another key, or it is damaged")
+
+
+def _reason(error: KeybearerError) -> str:
+    """What is wrong with an item; messages never hold a value."""
+    return " ".join([error.message, *(f"{wrong.field} {wrong.message}." for wrong in error.fields[1:])])
