@@ -280,6 +280,8 @@ class Credential:
     expires_at: datetime | None
     is_fallback: bool = False
     """The version before a rotation: serves only where the one in force is refused."""
+    priority: int = 0
+    """Among the keys of its scope: lower first; those of one number take turns."""
 
 
 # The three that are made for every call are structs: made in C, a UseRecord takes 0.2 µs, as a dataclass 1.0, as a frozen one 4.3.

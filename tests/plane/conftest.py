@@ -65,6 +65,8 @@ class Vault:
     grants: dict[bytes, Grant] = field(default_factory=dict)
     providers: Registry = field(default_factory=lambda: Registry(()))
     keys: dict[str, Credential] = field(default_factory=dict)
+    further: dict[str, tuple[Credential, ...]] = field(default_factory=dict)
+    """By provider, the keys behind the first."""
     reads: list[str] = field(default_factory=list)
     latch: Callable[[str], Any] | None = None
 
@@ -95,7 +97,7 @@ class Vault:
         await self._answered("key")
         if found is None:
             raise KeyMissing
-        return (found,)
+        return (found, *self.further.get(provider.name, ()))
 
 
 class App:

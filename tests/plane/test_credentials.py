@@ -221,7 +221,7 @@ async def test_a_key_is_not_kept_for_a_token_that_ended_meanwhile(bench: Bench) 
     latch.opened.set()
     await filling
     assert bench.credentials.admission(sha256(bench.token).digest()) is None
-    assert admission.ready == {}
+    assert admission.rings == {}
 
 
 async def test_what_was_missing_and_is_added_meanwhile_is_found(bench: Bench) -> None:
@@ -369,7 +369,7 @@ async def test_the_number_of_entries_is_bounded_and_what_is_evicted_counts_as_dr
     assert admission is not None
     for model in ("a", "b"):
         await held.fill_ready(admission, bench.wanted._replace(model=model))
-    assert len(admission.ready) <= 2
+    assert len(admission.rings) <= 2
     assert first.is_stale()
 
 

@@ -6,6 +6,8 @@ Route        what method and path alone say of a request
 Plan         what is to be sent where, decided from route, body and the caller's registry; no I/O
 Course       what calls that look alike have in common: their plan, their lines, the key they use as long as it is at hand
 Spelling     the bytes of a head that was read before: the same bytes mean the same again
+Ring         the keys of one scope that may serve a call: priority groups whose members take turns
+Health       how a key fares at its provider, as far as this process knows
 Upstream     the provider's side of an exchange
 
 ``paths``     which paths are the gateway's, and what each means          ``body``     the few decisive keys of a JSON body
@@ -24,4 +26,6 @@ Upstream     the provider's side of an exchange
 ``course``    where calls that look alike go, worked out once
 ``answer``    answers of our own, as bytes                              ``plane``    what all connections share
 ``refused``   keys a provider refused, tested and marked               ``client_address``  where a request comes from
+``health``    which keys rest, until when, and why                      ``ring``     whose turn it is, and who is next
+``leftover``  the rest of an answer that nobody wants
 """

@@ -18,8 +18,8 @@ from keybearer.gateway.plan import Document, Form, Plan
 from keybearer.gateway.sharing import Guard
 
 Request = bytes | list[bytes]
-CourseKey = tuple[object, object]
-"""The model's name and the stream flag as the body has them."""
+CourseKey = tuple[object, ...]
+"""The model's name and the stream flag as the body has them; where several keys take turns, the key's health beside."""
 
 _JOINED_BODY = 64 * 1024
 """Bodies up to this size are joined with the head for one write; larger ones are not copied."""

@@ -17,7 +17,7 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Container, Hashable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -41,7 +41,9 @@ from keybearer.errors import (
 )
 from keybearer.gateway.client_address import Network
 from keybearer.gateway.egress import origin_of, placed, require_bound
-from keybearer.gateway.fields import CREDENTIAL_NAMES
+from keybearer.gateway.fields import CREDENTIAL_NAMES, Headers
+from keybearer.gateway.health import KEY_REFUSED, TOO_MANY, Health, Healths, stated_wait
+from keybearer.gateway.ring import Ring
 from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Actor, Database
@@ -83,22 +85,32 @@ class Ready:
         "credential",
         "defaults",
         "head",
+        "health",
         "is_dropped",
         "lines",
         "provider",
         "receipt",
+        "stands_in_for",
+        "takes_turns",
         "target",
         "until",
+        "wanted",
     )
 
-    def __init__(self, credential: Credential, target: Target, head: SecretBytes, *, until: float) -> None:
+    def __init__(self, credential: Credential, wanted: Wanted, target: Target, head: SecretBytes, health: Health) -> None:
         self.credential = credential
+        self.wanted = wanted
+        self.health = health
+        self.takes_turns = False
+        """There are other keys for such calls: whose turn it is, is asked for each."""
+        self.stands_in_for: Health | None = None
+        """The health of the value in force, where this is the one before a rotation."""
         self.provider = credential.provider
         self.target = target
         self.head = head
         """`` HTTP/1.1``, Host, the provider's auth header and Accept-Encoding: what follows method and path."""
         self.lines = head.reveal().count(b"\n")
-        self.until = until
+        self.until = 0.0
         self.is_dropped = False
         self.auth_name = b""
         """The provider's auth header where it is none of the usual names: a client's header of that name is not relayed."""
@@ -125,7 +137,7 @@ class Admission:
     until: float
     networks: tuple[Network, ...]
     is_dropped: bool = False
-    ready: dict[Wanted, Ready] = field(default_factory=dict)
+    rings: dict[Wanted, Ring] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -159,8 +171,10 @@ class Credentials:
         self._frozen: bool | None = None
         self._fills: dict[Hashable, _Fill] = {}
         self._purge_timer: asyncio.TimerHandle | None = None
+        self.healths = Healths()
+        """How the keys of this process fare; it outlives the entries of these caches."""
         self.on_key_refused: Callable[[Credential, int], None] | None = None
-        """Told when a provider answered 401 or 403 to a key."""
+        """Told when a provider answered 401, 402 or 403 to a key."""
         feed.subscribe(self._on_change)
 
     # --- look-ups -------------------------------------------------------------------------------------------------------
@@ -182,17 +196,43 @@ class Credentials:
             return None
         return found[1]
 
-    def ready(self, admission: Admission, wanted: Wanted) -> Ready | None:
-        """The key that is wanted, if it is ready."""
-        found = admission.ready.get(wanted)
-        if found is None or found.until <= now():
+    def ready(self, admission: Admission, wanted: Wanted, tried: Container[Health] = ()) -> Ready | None:
+        """The key that is wanted, if it is ready; of several the one whose turn it is. ``tried``: those that failed this call.
+
+        Raises ``RateLimited`` where all of them rest.
+        """
+        ring, at = admission.rings.get(wanted), now()
+        if ring is None or ring.until <= at:
             return None
+        if not tried:
+            ring.turn()
+        found = ring.pick(at, tried)
+        if found is None:
+            raise ring.problem(at)
+        if found.health.marks:
+            found.health.begin_trial(wanted.model, at)
         return found
 
-    def key_refused(self, credential: Credential, status: int) -> None:
-        """A provider answered 401 or 403 to this key."""
-        if self.on_key_refused is not None:
-            self.on_key_refused(credential, status)
+    def other(self, admission: Admission, ready: Ready, tried: Container[Health]) -> bool:
+        """Whether there is a key at hand beside ``ready``, in its scope, that this call has not tried."""
+        ring = admission.rings.get(ready.wanted)
+        return ring is not None and not admission.is_dropped and ring.pick(now(), tried) is not None
+
+    def resting(self, admission: Admission, ready: Ready) -> KeybearerError | None:
+        """What to tell a caller if the last of several keys was asked too often."""
+        ring = admission.rings.get(ready.wanted)
+        return None if ring is None or len(ring.keys) < 2 else ring.problem(now())  # noqa: PLR2004  # several
+
+    def failed(self, ready: Ready, status: int, headers: Headers) -> None:
+        """A provider answered a call with an error: what that says of the key."""
+        if status in KEY_REFUSED or status == TOO_MANY:
+            ready.health.failed(status, ready.wanted.model, now(), stated_wait(headers, datetime.now(UTC)))
+        if status in KEY_REFUSED and self.on_key_refused is not None:
+            self.on_key_refused(ready.credential, status)
+
+    def served(self, ready: Ready) -> None:
+        """A provider took a key against which there is a mark."""
+        ready.health.served(ready.wanted.model, now())
 
     @property
     def is_frozen(self) -> bool | None:
@@ -235,15 +275,30 @@ class Credentials:
         def install(candidates: tuple[Credential, ...], started: float) -> None:
             if admission.is_dropped:
                 return  # the request starts again with the token
-            if len(admission.ready) >= _READY_PER_TOKEN:
+            if len(admission.rings) >= _READY_PER_TOKEN:
                 _drop_ready(admission)
-            previous = admission.ready.get(wanted)
+            ring = Ring(self._prepared(candidates, wanted, started), wanted.model)
+            previous = admission.rings.get(wanted)
             if previous is not None:
-                previous.is_dropped = True
-            admission.ready[wanted] = made = _prepare(_choose(candidates, wanted), wanted, started)
-            made.until = min(made.until, admission.until)
+                previous.drop()
+            admission.rings[wanted] = ring
+            ring.until = min(ring.until, admission.until)
 
         await self._fill((admission.digest, wanted), _Fill(grant.token_id, grant.user_id), read, install)
+
+    def _prepared(self, candidates: tuple[Credential, ...], wanted: Wanted, started: float) -> list[Ready]:
+        """Those of the keys that may be used for this model and can be sent. Raises what is wrong with the first if none can."""
+        problem: KeybearerError | None = None
+        keys = []
+        for credential in _allowed(candidates, wanted):
+            health = self.healths.of(credential.secret_id, credential.secret_version)
+            try:
+                keys.append(_prepare(credential, wanted, health, started))
+            except KeybearerError as error:
+                problem = problem or error
+        if problem is not None and not keys:
+            raise problem
+        return keys
 
     async def check_not_frozen(self) -> None:
         """For what uses a key outside the gateway's paths. Raises ``Frozen``."""
@@ -321,10 +376,10 @@ class Credentials:
             if admission.until <= at:
                 self._drop(admission)
                 continue
-            for key, ready in tuple(admission.ready.items()):
-                if ready.until <= at:
-                    ready.is_dropped = True
-                    del admission.ready[key]
+            for wanted, ring in tuple(admission.rings.items()):
+                if ring.until <= at:
+                    ring.drop()
+                    del admission.rings[wanted]
         for user_id, (until, _) in tuple(self._registries.items()):
             if until <= at:
                 del self._registries[user_id]
@@ -380,9 +435,9 @@ async def _read_steadily(fill: _Fill, read: Callable[[], Awaitable[T]], install:
 
 
 def _drop_ready(admission: Admission) -> None:
-    for ready in admission.ready.values():
-        ready.is_dropped = True
-    admission.ready.clear()
+    for ring in admission.rings.values():
+        ring.drop()
+    admission.rings.clear()
 
 
 def _make_room(cache: dict[UUID, tuple[float, Registry]], limit: int) -> None:
@@ -398,19 +453,22 @@ def _until(started: float, expires_at: datetime | None) -> float:
     return until
 
 
-def _choose(candidates: tuple[Credential, ...], wanted: Wanted) -> Credential:
-    """The first key in order that may be used for this model."""
+def _allowed(candidates: tuple[Credential, ...], wanted: Wanted) -> list[Credential]:
+    """The keys that may be used for this model, in their order."""
     if not candidates:
         raise KeyMissing(f"You have no key for {wanted.provider.display_name}.")
     full_name = f"{wanted.provider.name}/{wanted.model}"
-    for credential in candidates:
-        allowed = credential.allowed_models
-        if allowed is None or wanted.model in allowed or full_name in allowed:
-            return credential
-    raise ModelNotAllowed(f"No key of yours for {wanted.provider.display_name} may be used for this model.")
+    found = [
+        each
+        for each in candidates
+        if each.allowed_models is None or not each.allowed_models.isdisjoint((wanted.model, full_name))
+    ]
+    if not found:
+        raise ModelNotAllowed(f"No key of yours for {wanted.provider.display_name} may be used for this model.")
+    return found
 
 
-def _prepare(credential: Credential, wanted: Wanted, started: float) -> Ready:
+def _prepare(credential: Credential, wanted: Wanted, health: Health, started: float) -> Ready:
     """Everything about sending this key that does not change from call to call."""
     provider = placed(wanted.provider, credential.egress)
     if provider is None:
@@ -426,7 +484,8 @@ def _prepare(credential: Credential, wanted: Wanted, started: float) -> Ready:
     elif auth.style == "header":
         lines += (b"\r\n", auth.header.lower().encode("ascii"), b": ", value)
     target = Target.of_owner(origin, provider.owner_id)
-    ready = Ready(credential, target, SecretBytes(b"".join(lines)), until=_until(started, credential.expires_at))
+    ready = Ready(credential, wanted, target, SecretBytes(b"".join(lines)), health)
+    ready.until = _until(started, credential.expires_at)
     ready.check_egress()
     if auth.style == "header" and auth.header.lower().encode("ascii") not in CREDENTIAL_NAMES:
         ready.auth_name = b"\r\n" + auth.header.lower().encode("ascii") + b": "

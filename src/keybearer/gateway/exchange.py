@@ -31,9 +31,10 @@ from keybearer.errors import (
 from keybearer.gateway import dialect
 from keybearer.gateway.allowance import check_address, check_model, check_scope
 from keybearer.gateway.answer import PROBE_BODY, PROBE_HEADERS, answer, error_headers
-from keybearer.gateway.course import Course, key_of
+from keybearer.gateway.course import Course, CourseKey, key_of
 from keybearer.gateway.credentials import Admission, Ready, Wanted, now
 from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
+from keybearer.gateway.health import Health
 from keybearer.gateway.intake import Intake
 from keybearer.gateway.plan import Document, Form, Plan, compose, dialect_of, is_probe, plan, read, route
 from keybearer.gateway.refusal import known, refusal
@@ -48,8 +49,10 @@ log = logging.getLogger("keybearer.gateway")
 _ATTEMPTS = 8
 """Times that ``proceed`` may begin anew before the server owns up to being overtaken by changes."""
 _RETRY_SECONDS = 0.25
-_COURSES = 16
+_COURSES = 64
 """Courses kept for one head of one connection."""
+_OTHER_KEYS = 7
+"""Keys that one call may try beside the first."""
 
 
 class _Wait(Exception):  # no error: how a step says what it needs
@@ -68,6 +71,7 @@ class Exchange(Intake):
         "_hides_usage",
         "_relay",
         "_sent",
+        "_tried",
         "_use_at",
         "is_head",
         "is_http10",
@@ -103,6 +107,8 @@ class Exchange(Intake):
         """``used_at``, from the moment the journal has been told."""
         self._relay: Relay | None = None
         self._attempts = 0
+        self._tried: tuple[Health, ...] = ()
+        """The keys that failed this call."""
 
     # --- the six steps --------------------------------------------------------------------------------------------------
 
@@ -115,7 +121,8 @@ class Exchange(Intake):
                 return
             body = self._body()
             document = self._read(body)
-            course = self._head.courses.get(key_of(document))
+            key = key_of(document)
+            course = self._head.courses.get(key)
             ready = course.ready() if course is not None and course.admission is admission else None
             if course is None or ready is None or ready.is_stale():
                 planned = self._plan(admission, document)
@@ -123,7 +130,9 @@ class Exchange(Intake):
                     self._answer_locally(planned, admission.grant)
                     return
                 ready = self._credentials(admission, Wanted(planned.provider, planned.dialect, planned.model))
-                course = self._set_course(admission, planned, ready, document)
+                course = self._set_course(admission, planned, ready, key)
+            elif ready.takes_turns or ready.health.marks:
+                course, ready = self._take_turn(course, ready, key)
             if course.guard is not None:
                 self._check_objects(course.guard, body)
             self._sent, self._hides_usage = compose(course.plan, body, document)
@@ -183,7 +192,7 @@ class Exchange(Intake):
             raise _Wait(credentials.fill_frozen())
         if credentials.is_frozen:
             raise Frozen
-        ready = credentials.ready(admission, wanted)
+        ready = credentials.ready(admission, wanted, self._tried)
         if ready is None:
             raise _Wait(credentials.fill_ready(admission, wanted))
         ready.check_egress()
@@ -195,7 +204,19 @@ class Exchange(Intake):
         if named:
             raise NotFound("You have made no such object with this key.")
 
-    def _set_course(self, admission: Admission, planned: Plan, ready: Ready, document: Document | Form | None) -> Course:
+    def _take_turn(self, course: Course, ready: Ready, key: CourseKey) -> tuple[Course, Ready]:
+        """3. Of several keys, or where something is known against the only one: the key that serves this call, and its course."""
+        head = self._head
+        chosen = self._credentials(course.admission, ready.wanted)
+        if chosen is ready:
+            return course, ready
+        key = (*key, chosen.health)
+        beside = head.courses.get(key)
+        if beside is None or beside.admission is not course.admission or beside.ready() is not chosen:
+            beside = self._set_course(course.admission, course.plan, chosen, key)
+        return beside, chosen
+
+    def _set_course(self, admission: Admission, planned: Plan, ready: Ready, key: CourseKey) -> Course:
         """For this call and those that look like it."""
         head, grant, credential = self._head, admission.grant, ready.credential
         use = UseRecord(
@@ -221,7 +242,7 @@ class Exchange(Intake):
         course.guard = guard
         if len(head.courses) >= _COURSES:
             head.courses.clear()
-        head.courses[key_of(document)] = course
+        head.courses[key] = course
         return course
 
     def _note_use(self, course: Course, ready: Ready) -> None:
@@ -314,6 +335,38 @@ class Exchange(Intake):
         self.request_id = self.plane.request_id()
         self._attempts += 1
         self._again()
+
+    # --- the next key ---------------------------------------------------------------------------------------------------
+
+    def may_fail_over(self) -> bool:
+        """Whether another key of the same scope can try this call: one is left, and the request as it came is still at hand."""
+        course, ready = self._course, self.ready
+        if course is None or ready is None or len(self._tried) >= _OTHER_KEYS:
+            return False
+        return self.plane.credentials.other(course.admission, ready, (*self._tried, ready.health))
+
+    def fail_over(self, status: int, first_byte: float | None = None) -> None:
+        """The key did not serve: its use ends so, and another begins, with a look at everything anew."""
+        if self.ready is not None:
+            self._tried = (*self._tried, self.ready.health)
+        self.note_outcome(status, "upstream_error", first_byte)
+        self._relay = self.ready = self._course = None
+        self.request_id = self.plane.request_id()
+        self.started = time.monotonic()
+        self.proceed()
+
+    def refuse_resting(self, status: int, first_byte: float | None) -> bool:
+        """The last of several keys was asked too often: the caller is told when the first of them can be asked again."""
+        course, ready = self._course, self.ready
+        if course is None or ready is None:
+            return False
+        problem = self.plane.credentials.resting(course.admission, ready)
+        if problem is None:
+            return False
+        problem.is_recorded = True
+        self.note_outcome(status, "upstream_error", first_byte)
+        self.refuse(problem)
+        return True
 
     # --- answers of our own ---------------------------------------------------------------------------------------------
 

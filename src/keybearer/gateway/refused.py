@@ -1,6 +1,6 @@
 """Keys that a provider refused in use: confirmed by a connection test, then marked, so that calls stop with a clear answer.
 
-A 401 or 403 alone may be about the model, the region or the call. So the key is tested first, in the background, at most once a
+A 401, 402 or 403 alone may be about the model, the region or the call. So the key is tested first, in the background, at most once a
 minute each; only a provider that does not know the key any more makes it *failed*. A later test that succeeds, or a new value, mends
 that (``Secrets.mark``); a secret in a rotation's overlap falls back to the value before.
 """
@@ -44,7 +44,7 @@ class RefusedKeys:
         credentials.on_key_refused = self.told
 
     def told(self, credential: Credential, status: int) -> None:
-        """A provider answered ``status`` (401 or 403) to this key. Called on the hot path: does no more than start a task."""
+        """A provider answered ``status`` (401, 402 or 403) to this key. Called on the hot path: does no more than start a task."""
         key, now = (credential.secret_id, credential.secret_version), time.monotonic()
         # A flood of refusals tests little: what is not confirmed now is refused, and told, again.
         if now < self._tested.get(key, 0.0) + EVERY or len(self._tasks) >= _AT_ONCE:

@@ -12,23 +12,41 @@ import time
 from typing import TYPE_CHECKING
 
 from keybearer.domain import Credential, Usage
-from keybearer.errors import Frozen, KeybearerError, TrustLost, Unavailable, UpstreamMalformed
+from keybearer.errors import (
+    Frozen,
+    KeybearerError,
+    TrustLost,
+    Unavailable,
+    UpstreamError,
+    UpstreamMalformed,
+    UpstreamUnreachable,
+)
 from keybearer.gateway import dialect
 from keybearer.gateway.answer import status_line
 from keybearer.gateway.dialect import UsageHider
 from keybearer.gateway.fields import Headers
+from keybearer.gateway.health import KEY_REFUSED, TOO_MANY
+from keybearer.gateway.leftover import leave
 from keybearer.gateway.plan import Plan
 from keybearer.gateway.scrubber import Scrubber
 from keybearer.gateway.upstream import Call
 from keybearer.usage.meter import Meter, usage_of
 
 if TYPE_CHECKING:
+    from keybearer.gateway.credentials import Ready
     from keybearer.gateway.exchange import Exchange
 
 CLIENT_GONE = 499
 """Noted as the status where the client left before there was one."""
 _FIRST_ERROR = 400
-_KEY_REFUSED = (401, 403)
+_ANOTHER_KEY = KEY_REFUSED | {TOO_MANY}
+"""Statuses of a client's error, by their number, that are the key's: another may do. So it may after any error of the server's."""
+_FIRST_OF_SERVER = 500
+_REPEATABLE = frozenset(
+    {"chat.completions", "completions", "embeddings", "moderations", "rerank", "messages", "messages.count_tokens"}
+    | {"generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "countTokens", "models", "models.get"}
+)
+"""Calls that leave nothing behind at the provider: sent twice, the worst is that both are paid for."""
 _WITHOUT_BODY = (204, 304)
 NO_USAGE = Usage()
 
@@ -98,16 +116,21 @@ class Relay:
             raise Overtaken
 
     def on_response(self, status: int, headers: Headers) -> None:
-        exchange = self._exchange
-        if exchange.buffered:
-            exchange.release_body()
+        exchange, ready = self._exchange, self._exchange.ready
+        if ready is None:
+            return
         self._first_byte = time.monotonic()
+        ready.health.last_status = status
         if status < _FIRST_ERROR:
+            if exchange.buffered:
+                exchange.release_body()
+            if ready.health.marks:
+                exchange.plane.credentials.served(ready)
             self._begin(status, headers)
             if self._metering == "events":
                 self._is_metered = self._is_event_stream
-        elif exchange.ready is not None:
-            self._begin_error(status, headers, exchange.ready.credential)
+        else:
+            self._on_error(status, headers, ready)
 
     def on_wait(self) -> None:
         head, self._head = self._head, b""
@@ -144,11 +167,23 @@ class Relay:
         if isinstance(error, TrustLost | Overtaken) and not sent:
             self._is_over = True
             exchange.restart()
+        elif self._may_repeat(error, sent=sent) and exchange.may_fail_over():
+            self._is_over = True
+            exchange.fail_over(error.status)
         elif not self._status or self._head:
             self._is_over = True
             exchange.refuse(error)
         else:
             self._break_off(error, "upstream_error")
+
+    def _may_repeat(self, error: KeybearerError, *, sent: bool) -> bool:
+        """Whether a call that brought no answer at all may be sent again: if nothing was sent, or no harm comes of it.
+
+        What was sent and timed out is not repeated: the provider may still be at it.
+        """
+        if self._status or not isinstance(error, UpstreamError):
+            return False
+        return not sent or (type(error) is UpstreamUnreachable and self._operation in _REPEATABLE)
 
     # --- from the client's side -----------------------------------------------------------------------------------------
 
@@ -204,11 +239,30 @@ class Relay:
         lines.append(b"\r\n")
         self._head = b"".join(lines)
 
-    def _begin_error(self, status: int, headers: Headers, credential: Credential) -> None:
-        """A provider's error: it may quote the key, and says nothing of what was used."""
+    def _on_error(self, status: int, headers: Headers, ready: Ready) -> None:
+        """A provider's error: another key may do better; if there is none, the client gets it as it came."""
         exchange = self._exchange
-        if status in _KEY_REFUSED:
-            exchange.plane.credentials.key_refused(credential, status)
+        exchange.plane.credentials.failed(ready, status, headers)
+        if (status in _ANOTHER_KEY or status >= _FIRST_OF_SERVER) and exchange.may_fail_over():
+            self._leave()
+            exchange.fail_over(status, self._first_byte)
+        elif status == TOO_MANY and exchange.refuse_resting(status, self._first_byte):
+            self._leave()
+        else:
+            if exchange.buffered:
+                exchange.release_body()
+            self._begin_error(status, headers, ready.credential)
+
+    def _leave(self) -> None:
+        """The rest of this answer is nobody's."""
+        self._is_over = True
+        call, self.call = self.call, None
+        if call is not None:
+            leave(call)
+
+    def _begin_error(self, status: int, headers: Headers, credential: Credential) -> None:
+        """It may quote the key, and says nothing of what was used."""
+        exchange = self._exchange
         if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in headers):
             # It cannot be read, hence not scrubbed, so it is not shown; identity was asked for.
             self._is_over = True

@@ -243,4 +243,5 @@ def credential_of(row: Any, value: SecretBytes, source: KeySource, *, is_fallbac
         allowed_models=None if row.allowed_models is None else frozenset(row.allowed_models),
         expires_at=min(ends, default=None),
         is_fallback=is_fallback,
+        priority=row.priority,
     )

@@ -1,0 +1,88 @@
+"""The keys that may serve one kind of call for one token, all of one scope: in groups of one priority, which take turns.
+
+Lowest number first; inside a group round robin, from a random start so that many tokens do not all begin with the same key. The value
+before a rotation stands behind its group and serves only while the provider refuses the one in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from itertools import groupby
+from random import randrange
+from typing import TYPE_CHECKING
+
+from keybearer.errors import KeybearerError, RateLimited, UpstreamUnreachable
+from keybearer.gateway.health import Fitness, Health
+
+if TYPE_CHECKING:
+    from keybearer.gateway.credentials import Ready
+
+
+class Ring:
+    """Keys in the order in which they serve. Decides; sends nothing, and changes nobody's health."""
+
+    __slots__ = ("_groups", "_model", "_turn", "keys", "until")
+
+    def __init__(self, keys: Sequence[Ready], model: str) -> None:
+        """``keys``: by priority, at least one; ``model``: as the provider names it."""
+        self.keys = keys
+        self.until = min(key.until for key in keys)
+        self._model = model
+        in_force = {key.credential.secret_id: key.health for key in keys if not key.credential.is_fallback}
+        for key in keys:
+            key.takes_turns = len(keys) > 1
+            if key.credential.is_fallback:
+                key.stands_in_for = in_force.get(key.credential.secret_id)
+        ordered = sorted(keys, key=_place)
+        self._groups = [tuple(group) for _, group in groupby(ordered, key=_place)]
+        self._turn = randrange(max(map(len, self._groups)))  # noqa: S311  # who begins is no secret
+
+    def turn(self) -> None:
+        """The next call begins with the next key of its group."""
+        self._turn += 1
+
+    def pick(self, now: float, tried: Container[Health] = ()) -> Ready | None:
+        """The key whose turn it is, but for those that this call has tried; ``None``: all the others rest, or there are none."""
+        last: Ready | None = None
+        rests = False
+        for group in self._groups:
+            size = len(group)
+            for index in range(size):
+                key = group[(self._turn + index) % size]
+                health = key.health
+                if health in tried:
+                    continue
+                if key.stands_in_for is not None and not key.stands_in_for.is_refused(self._model):
+                    continue
+                fitness = health.fitness(self._model, now) if health.marks else Fitness.FIT
+                if fitness <= Fitness.DUE:
+                    return key
+                if fitness is Fitness.RESTING:
+                    rests = True
+                elif last is None or (last.health.is_refused(self._model) and not health.is_refused(self._model)):
+                    last = key
+        # A refused key would only be refused again: better that the caller comes back when the others have rested.
+        return None if last is not None and rests and last.health.is_refused(self._model) else last
+
+    def problem(self, now: float) -> KeybearerError:
+        """What to tell a caller whom no key serves: when to come again."""
+        waits = [
+            key.health.rests_for(self._model, now) for key in self.keys if key.health.fitness(self._model, now) is Fitness.RESTING
+        ]
+        if not waits:
+            return UpstreamUnreachable("None of the keys for this call could serve it.")
+        which = "All keys for this provider have" if len(self.keys) > 1 else "The key for this provider has"
+        return RateLimited(
+            f"{which} reached the provider's rate limit.",
+            hint="Wait as long as retry-after says, or add another key.",
+            retry_after=max(0.0, min(waits)),
+        )
+
+    def drop(self) -> None:
+        """None of them is to be used any more."""
+        for key in self.keys:
+            key.is_dropped = True
+
+
+def _place(key: Ready) -> tuple[int, bool]:
+    return key.credential.priority, key.stands_in_for is not None
