@@ -168,6 +168,18 @@ async def test_what_leaves_something_behind_is_not_sent_twice(house: House) -> N
     assert (answer.status, asked(house)) == (502, [FIRST])
 
 
+async def test_what_is_stored_is_looked_for_in_the_account_where_it_is(house: House) -> None:
+    give(house, FIRST, SECOND, THIRD, priorities=(1, 1, 1))
+    house.provider.script = by_key({})
+    for _ in range(5):
+        await house.ask(house.request(b"", path="/v1/files/file-1", method="GET"))
+        await house.ask(house.request(b'{"model":"gpt-4o-mini","input":"x"}', path="/v1/responses"))
+    assert asked(house) == [FIRST] * 10
+    house.provider.script = by_key({FIRST: LIMITED})
+    answer = await house.ask(house.request(b'{"model":"gpt-4o-mini","input":"x"}', path="/v1/responses"))
+    assert (answer.status, asked(house)[10:]) == (200, [FIRST, SECOND])
+
+
 RETRY_AFTER: list[tuple[tuple[bytes, ...], float, float]] = [
     ((b"retry-after: 30",), 29, 30),
     ((b"retry-after: 2.5",), 1.5, 2.5),

@@ -105,7 +105,10 @@ class Rig:
         self.seen: list[str] = []
         options = SimpleNamespace(trusted_proxies=(), max_buffered_bytes=10_000, max_body_bytes=1_000)
         feed = SimpleNamespace(is_trusted=lambda: True)
-        services: Any = SimpleNamespace(credentials=Stranger(), feed=feed, journal=None, upstream=None, options=options)
+        refusals = SimpleNamespace(note=lambda refusal: None)
+        services: Any = SimpleNamespace(
+            credentials=Stranger(), feed=feed, journal=None, refusals=refusals, upstream=None, options=options
+        )
         config = uvicorn.Config(
             self.app, interface="asgi3", ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False
         )

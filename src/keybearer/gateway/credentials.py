@@ -43,7 +43,7 @@ from keybearer.gateway.client_address import Network
 from keybearer.gateway.egress import origin_of, placed, require_bound
 from keybearer.gateway.fields import CREDENTIAL_NAMES, Headers
 from keybearer.gateway.health import KEY_REFUSED, TOO_MANY, Health, Healths, stated_wait
-from keybearer.gateway.ring import Ring
+from keybearer.gateway.ring import Kind, Ring
 from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Actor, Database
@@ -69,11 +69,12 @@ _HEADER_VALUE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
 
 
 class Wanted(NamedTuple):
-    """What a key is wanted for: this very provider (of a user's registry), in this dialect, this model."""
+    """What a key is wanted for: this very provider (of a user's registry), in this dialect, this model, such a call."""
 
     provider: Provider
     dialect: str
     model: str
+    kind: Kind = "passing"
 
 
 class Ready:
@@ -277,7 +278,7 @@ class Credentials:
                 return  # the request starts again with the token
             if len(admission.rings) >= _READY_PER_TOKEN:
                 _drop_ready(admission)
-            ring = Ring(self._prepared(candidates, wanted, started), wanted.model)
+            ring = Ring(self._prepared(candidates, wanted, started))
             previous = admission.rings.get(wanted)
             if previous is not None:
                 previous.drop()

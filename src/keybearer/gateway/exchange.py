@@ -16,7 +16,7 @@ from typing import Any
 
 from keybearer.audit.lines import repeated_use_line
 from keybearer.audit.refusals import is_refusal
-from keybearer.catalog import Registry
+from keybearer.catalog import Provider, Registry
 from keybearer.domain import Client, Grant, OutcomeRecord, Usage, UseRecord
 from keybearer.errors import (
     EgressRefused,
@@ -40,6 +40,7 @@ from keybearer.gateway.plan import Document, Form, Plan, compose, dialect_of, is
 from keybearer.gateway.refusal import known, refusal
 from keybearer.gateway.relay import CLIENT_GONE, NO_USAGE, Relay
 from keybearer.gateway.request import Head, refuse_token_in_target
+from keybearer.gateway.ring import kind_of
 from keybearer.gateway.sharing import Guard
 from keybearer.gateway.turns import Connection
 from keybearer.usage import prices
@@ -129,7 +130,7 @@ class Exchange(Intake):
                 if planned.provider is None:
                     self._answer_locally(planned, admission.grant)
                     return
-                ready = self._credentials(admission, Wanted(planned.provider, planned.dialect, planned.model))
+                ready = self._credentials(admission, _wanted(planned, planned.provider))
                 course = self._set_course(admission, planned, ready, key)
             elif ready.takes_turns or ready.health.marks:
                 course, ready = self._take_turn(course, ready, key)
@@ -487,6 +488,10 @@ class Exchange(Intake):
         if self._head.route is not None:
             return self._head.route.dialect
         return dialect_of(self._head.target, self._head.fields.headers)
+
+
+def _wanted(planned: Plan, provider: Provider) -> Wanted:
+    return Wanted(provider, planned.dialect, planned.model, kind_of(planned.operation))
 
 
 def _outcome_of(error: KeybearerError) -> str:

@@ -28,6 +28,7 @@ from keybearer.gateway.fields import Headers
 from keybearer.gateway.health import KEY_REFUSED, TOO_MANY
 from keybearer.gateway.leftover import leave
 from keybearer.gateway.plan import Plan
+from keybearer.gateway.ring import PASSING
 from keybearer.gateway.scrubber import Scrubber
 from keybearer.gateway.upstream import Call
 from keybearer.usage.meter import Meter, usage_of
@@ -42,11 +43,6 @@ _FIRST_ERROR = 400
 _ANOTHER_KEY = KEY_REFUSED | {TOO_MANY}
 """Statuses of a client's error, by their number, that are the key's: another may do. So it may after any error of the server's."""
 _FIRST_OF_SERVER = 500
-_REPEATABLE = frozenset(
-    {"chat.completions", "completions", "embeddings", "moderations", "rerank", "messages", "messages.count_tokens"}
-    | {"generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "countTokens", "models", "models.get"}
-)
-"""Calls that leave nothing behind at the provider: sent twice, the worst is that both are paid for."""
 _WITHOUT_BODY = (204, 304)
 NO_USAGE = Usage()
 
@@ -183,7 +179,7 @@ class Relay:
         """
         if self._status or not isinstance(error, UpstreamError):
             return False
-        return not sent or (type(error) is UpstreamUnreachable and self._operation in _REPEATABLE)
+        return not sent or (type(error) is UpstreamUnreachable and self._operation in PASSING)
 
     # --- from the client's side -----------------------------------------------------------------------------------------
 

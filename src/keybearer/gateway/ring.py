@@ -2,6 +2,9 @@
 
 Lowest number first; inside a group round robin, from a random start so that many tokens do not all begin with the same key. The value
 before a rotation stands behind its group and serves only while the provider refuses the one in force.
+
+What a provider keeps (files, batches, stored responses) is in the account of the key that made it, so calls about such things take no
+turns: the first key serves as long as it can.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from itertools import groupby
 from random import randrange
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from keybearer.errors import KeybearerError, RateLimited, UpstreamUnreachable
 from keybearer.gateway.health import Fitness, Health
@@ -17,17 +20,34 @@ from keybearer.gateway.health import Fitness, Health
 if TYPE_CHECKING:
     from keybearer.gateway.credentials import Ready
 
+Kind = Literal["chat", "passing", "keeping"]
+PASSING: Final = frozenset(
+    {"chat.completions", "completions", "embeddings", "moderations", "rerank", "messages", "messages.count_tokens", "models"}
+    | {"images.generations", "images.edits", "images.variations", "audio.speech", "audio.transcriptions", "audio.translations"}
+    | {"generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "countTokens", "models.get"}
+    | {"responses.input_tokens", "responses.compact"}
+)
+"""Operations that leave nothing behind at the provider: any key may serve them, and sent twice, the worst is that both are paid for."""
+
+
+def kind_of(operation: str) -> Kind:
+    """What matters of an operation when a key is looked for: OpenRouter serves chats, and what is kept is in one key's account."""
+    if operation == "chat.completions":
+        return "chat"
+    return "passing" if operation in PASSING else "keeping"
+
 
 class Ring:
     """Keys in the order in which they serve. Decides; sends nothing, and changes nobody's health."""
 
-    __slots__ = ("_groups", "_model", "_turn", "keys", "until")
+    __slots__ = ("_groups", "_is_steady", "_model", "_turn", "keys", "until")
 
-    def __init__(self, keys: Sequence[Ready], model: str) -> None:
-        """``keys``: by priority, at least one; ``model``: as the provider names it."""
+    def __init__(self, keys: Sequence[Ready]) -> None:
+        """``keys``: in their order, at least one, all wanted for the same."""
         self.keys = keys
         self.until = min(key.until for key in keys)
-        self._model = model
+        self._model = keys[0].wanted.model
+        self._is_steady = keys[0].wanted.kind == "keeping"
         in_force = {key.credential.secret_id: key.health for key in keys if not key.credential.is_fallback}
         for key in keys:
             key.takes_turns = len(keys) > 1
@@ -35,11 +55,12 @@ class Ring:
                 key.stands_in_for = in_force.get(key.credential.secret_id)
         ordered = sorted(keys, key=_place)
         self._groups = [tuple(group) for _, group in groupby(ordered, key=_place)]
-        self._turn = randrange(max(map(len, self._groups)))  # noqa: S311  # who begins is no secret
+        self._turn = 0 if self._is_steady else randrange(max(map(len, self._groups)))  # noqa: S311  # who begins is no secret
 
     def turn(self) -> None:
         """The next call begins with the next key of its group."""
-        self._turn += 1
+        if not self._is_steady:
+            self._turn += 1
 
     def pick(self, now: float, tried: Container[Health] = ()) -> Ready | None:
         """The key whose turn it is, but for those that this call has tried; ``None``: all the others rest, or there are none."""
