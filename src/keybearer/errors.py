@@ -325,7 +325,9 @@ class KeyRefused(Invalid):
     """This cannot be a usable key."""
 
     code = "key_refused"
-    default_hint = "Copy the key again from the provider's page, without spaces or line breaks."
+    default_hint = (
+        "Check that it is the right kind of key, and copy it again from the provider's page, without spaces or line breaks."
+    )
 
 
 class KeyDoubtful(Invalid):

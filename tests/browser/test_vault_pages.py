@@ -40,13 +40,13 @@ def test_a_secrets_life_in_the_console(page: Page, ada: Person) -> None:
     expect(page.locator(".card")).to_have_count(1)
     page.get_by_label("Search").fill("nothing like it")
     page.get_by_role("button", name="Filter").click()
-    expect(page.get_by_text("Nothing fits.")).to_be_visible()
+    expect(page.get_by_text("No secret matches.")).to_be_visible()
 
     # Changed: an end is set and lifted again, and what is wrong is told.
     page.get_by_role("link", name="Clear").click()
     page.get_by_role("link", name="ending").click()
     expect(page.locator("h1 .badge")).to_have_text("expiring")
-    page.get_by_label("Ends on").fill("")
+    page.get_by_label("Expires").fill("")
     page.get_by_label("Priority").fill("7")
     page.get_by_label("Allowed models").fill("gpt-5, o3")
     page.get_by_role("button", name="Save").click()
@@ -62,7 +62,7 @@ def test_a_secrets_life_in_the_console(page: Page, ada: Person) -> None:
     expect(page.get_by_role("alert")).to_be_visible()
     page.get_by_label("New value").fill(OTHER)
     page.get_by_role("button", name="Rotate").click()
-    expect(page.get_by_text("serves where it is refused")).to_be_visible()
+    expect(page.get_by_text("serves if the provider refuses it")).to_be_visible()
     expect(page.locator("td .badge")).to_contain_text(["current", "fallback"])
     shot(page, "secret-rotated")
     page.get_by_role("button", name="Roll back to version 1").click()
@@ -85,7 +85,7 @@ def test_a_secrets_life_in_the_console(page: Page, ada: Person) -> None:
     expect(page.get_by_text("Gone for good at")).to_be_visible()
     shot(page, "deleted")
     page.get_by_role("button", name="Purge ending now").click()
-    expect(page.get_by_text("Nothing fits.")).to_be_visible()
+    expect(page.get_by_text("No deleted secrets.")).to_be_visible()
     names = {item["name"] for item in ada.call("GET", "/secrets")["items"]}
     assert names == {"work", "off"}
 

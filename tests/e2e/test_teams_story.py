@@ -183,7 +183,7 @@ def test_the_consoles_pages(firm: Firm) -> None:
     assert cleo.post(f"{path}/members", data={"email": "bob@example.com"}).status_code == 303
     assert "You are invited to “Paper &amp; pen”" in bob.get("/teams").text
     assert "You are invited" in bob.get(path).text
-    assert bob.post(f"{path}/accept").headers["location"] == path
+    assert bob.post(f"{path}/accept").headers["location"] == f"{path}?done=joined"
     lent = firm.people["cleo"].add_key("openai", CLEOS, name="lent by form")
     team_id = path.removeprefix("/teams/")
     assert "Share with a team" in cleo.get(f"/secrets/{lent['id']}").text
@@ -209,7 +209,7 @@ def test_the_consoles_pages(firm: Firm) -> None:
     )
     assert "the team&#39;s" in cleo.get(path).text or "the team's" in cleo.get(path).text
     assert bob.post(f"{path}/priority", data={"priority": "x"}).status_code == 422
-    assert bob.post(f"{path}/leave").headers["location"] == "/teams"
+    assert bob.post(f"{path}/leave").headers["location"] == "/teams?done=left"
     assert cleo.post(f"/secrets/{lent['id']}/unshare", data={"team_id": team_id}).status_code == 303
-    assert cleo.post(f"{path}/delete").headers["location"] == "/teams"
+    assert cleo.post(f"{path}/delete").headers["location"] == "/teams?done=deleted"
     assert cleo.get(path).status_code == 404

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, time
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Form
 
+from keybearer.domain import Scope
 from keybearer.errors import FieldError, Invalid
 
 Text = Annotated[str, Form()]
+Texts = Annotated[Sequence[str], Form()]
 _DIGITS = 9
 """More are out of any range."""
 
@@ -42,6 +45,14 @@ def whole(text: str, field: str) -> int | None:
     if not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS):
         raise Invalid(fields=(FieldError(field, "Write a whole number."),))
     return int(digits)
+
+
+def scopes_of(names: Iterable[str]) -> frozenset[Scope]:
+    """Read the scopes that were ticked. Raises ``Invalid``."""
+    try:
+        return frozenset(Scope(name) for name in names)
+    except ValueError:
+        raise Invalid(fields=(FieldError("scopes", "holds something that is no scope"),)) from None
 
 
 def end_of_day(text: str) -> datetime | None:

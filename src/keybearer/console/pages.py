@@ -30,6 +30,28 @@ OPEN = frozenset({"/setup", "/sign-in"})
 """Whose forms strangers may send."""
 
 
+DONE = {
+    "stored": "Stored, encrypted. Your apps can use it now.",
+    "saved": "Saved.",
+    "rotated": "The new value is in force.",
+    "rolled-back": "The earlier value is in force again.",
+    "off": "Switched off, everywhere within a second.",
+    "on": "Switched on.",
+    "restored": "Brought back.",
+    "purged": "Removed for good.",
+    "revoked": "Revoked. It stops working everywhere within a second.",
+    "added": "Added.",
+    "deleted": "Deleted.",
+    "invited": "Invited. They are in the team once they accept.",
+    "removed": "Removed. The team's keys stop serving them within a second.",
+    "joined": "You are in the team now.",
+    "left": "You are no longer in the team.",
+    "shared": "Shared.",
+    "unshared": "The share has ended, everywhere within a second.",
+}
+"""What a page says of the form that led to it. An address names one, and so can say nothing else."""
+
+
 class SignInNeeded(Exception):  # not an error: a way
     """Nobody is signed in: the page redirects to sign in."""
 
@@ -71,17 +93,20 @@ def render(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     return HTMLResponse(_templates().get_template(template).render(**values), status)
 
 
-def go(path: str) -> RedirectResponse:
-    """Redirect after a form was accepted (Post/Redirect/Get)."""
+def go(path: str, done: str = "") -> RedirectResponse:
+    """Redirect after a form was accepted (Post/Redirect/Get). ``done``: which of ``DONE`` the next page says."""
+    if done:
+        path += f"{'&' if '?' in path else '?'}done={done}"
     return RedirectResponse(path, SEE_OTHER)
 
 
 class Visitor:
-    """The signed-in person of a page: ``caller`` for the services, ``account`` for the page's head."""
+    """The signed-in person of a page: ``caller`` for the services, ``shown`` for the page's head."""
 
-    def __init__(self, caller: Caller, account: User) -> None:
+    def __init__(self, caller: Caller, account: User, done: str = "") -> None:
         self.caller = caller
         self.account = account
+        self.shown: dict[str, Any] = {"account": account, "notice": DONE.get(done, "")}
 
 
 async def signed_in(request: Request) -> Visitor:
@@ -102,7 +127,7 @@ async def _visitor(request: Request) -> Visitor:
         caller = await services.sessions.authenticate(cookie, client_of(request))
     except Unauthenticated:
         raise SignInNeeded from None
-    return Visitor(caller, await services.users.get(caller.user_id))
+    return Visitor(caller, await services.users.get(caller.user_id), request.query_params.get("done", ""))
 
 
 CurrentVisitor = Annotated[Visitor, Depends(signed_in)]

@@ -31,7 +31,7 @@ async def _providers_page(services: Services, visitor: Visitor, status: int = 20
     groups = [(title, [view for view in listed if view.category == name]) for name, title in CATEGORIES]
     blank = {"name": "", "display_name": "", "base_url": "", "models": ""}
     values["draft"] = blank | values.get("draft", {})
-    return render("providers.html", status=status, account=visitor.account, page="/providers", groups=groups, **values)
+    return render("providers.html", status=status, **visitor.shown, page="/providers", groups=groups, **values)
 
 
 @router.get("/providers")
@@ -59,7 +59,7 @@ async def add_provider(
     except KeybearerError as error:
         draft = {"name": name, "display_name": display_name, "base_url": base_url, "models": models}
         return await _providers_page(services, visitor, error.status, draft=draft, error=error)
-    return go("/providers")
+    return go("/providers", "added")
 
 
 @router.post("/providers/{provider_id}/delete")
@@ -67,7 +67,7 @@ async def delete_provider(provider_id: str, visitor: CurrentVisitor, services: C
     """Delete a custom provider."""
     policy.require(visitor.caller, Scope.PROVIDERS_WRITE)
     await services.providers.delete(visitor.caller, provider_id)
-    return go("/providers")
+    return go("/providers", "deleted")
 
 
 async def _models_page(services: Services, visitor: Visitor, status: int = 200, **values: Any) -> Response:
@@ -78,7 +78,7 @@ async def _models_page(services: Services, visitor: Visitor, status: int = 200, 
     return render(
         "models.html",
         status=status,
-        account=visitor.account,
+        **visitor.shown,
         page="/models",
         models=listed,
         providers=[view for view in providers if view.category == "model"],
@@ -106,7 +106,7 @@ async def model_page(model_id: UUID, visitor: CurrentVisitor, services: CurrentS
 async def _model_page(services: Services, visitor: Visitor, model_id: UUID, error: KeybearerError | None = None) -> Response:
     model = await services.models.get(visitor.caller, model_id)
     status = error.status if error else 200
-    return render("model.html", status=status, account=visitor.account, page="/models", model=model, error=error)
+    return render("model.html", status=status, **visitor.shown, page="/models", model=model, error=error)
 
 
 @router.post("/models")
@@ -140,7 +140,7 @@ async def add_model(
         draft = {"provider": provider, "name": name, "display_name": display_name, "kind": kind}
         draft |= {"base_url": base_url, "aliases": aliases}
         return await _models_page(services, visitor, error.status, draft=draft, error=error)
-    return go("/models")
+    return go("/models", "added")
 
 
 @router.post("/models/{model_id}")
@@ -163,7 +163,7 @@ async def change_model(
         await services.models.update(visitor.caller, model_id, fields)
     except KeybearerError as error:
         return await _model_page(services, visitor, model_id, error)
-    return go(f"/models/{model_id}")
+    return go(f"/models/{model_id}", "saved")
 
 
 @router.post("/models/{model_id}/delete")
@@ -171,4 +171,4 @@ async def delete_model(model_id: UUID, visitor: CurrentVisitor, services: Curren
     """Delete a model with its own key."""
     policy.require(visitor.caller, Scope.MODELS_WRITE)
     await services.models.delete(visitor.caller, model_id)
-    return go("/models")
+    return go("/models", "deleted")

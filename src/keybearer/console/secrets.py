@@ -47,10 +47,10 @@ async def vault(
     """Show one's secrets, grouped by provider. ``deleted``: the one that was just deleted, to be brought back."""
     wanted = SecretFilter(text=search or None, tag=tag or None, state=_state(state))
     page = await services.secrets.list(visitor.caller, wanted, cursor=cursor, limit=LISTED)
-    names = {view.name: view.display_name for view in await services.providers.list(visitor.caller)}
+    names = await _display_names(services, visitor)
     return render(
         "vault.html",
-        account=visitor.account,
+        **visitor.shown,
         page="/",
         groups=grouped(page.items, names),
         standing=services.secrets.standing,
@@ -61,6 +61,10 @@ async def vault(
         undo=await _deleted(services, visitor, deleted),
         base_url=services.options.public_url,
     )
+
+
+async def _display_names(services: Services, visitor: Visitor) -> dict[str, str]:
+    return {view.name: view.display_name for view in await services.providers.list(visitor.caller)}
 
 
 def _state(text: str) -> Standing | None:
@@ -110,7 +114,7 @@ async def _new_secret_page(services: Services, visitor: Visitor, status: int = 2
     teams = [team for team in await services.teams.list(visitor.caller) if team.leads]
     types = [kind.value for kind in SecretType]
     return render(
-        "secret_new.html", status=status, account=visitor.account, providers=providers, teams=teams, types=types, **values
+        "secret_new.html", status=status, **visitor.shown, page="/", providers=providers, teams=teams, types=types, **values
     )
 
 
@@ -181,7 +185,7 @@ async def new_secret(
         await services.secrets.create(visitor.caller, draft)
     except KeybearerError as error:
         return await _new_secret_page(services, visitor, error.status, draft=shown, error=error)
-    return go(f"/teams/{team_id}" if team_id else "/")
+    return go(f"/teams/{team_id}" if team_id else "/", "stored")
 
 
 def _parts(typed: dict[str, str], scopes: str) -> dict[str, Any] | None:
@@ -205,14 +209,17 @@ async def _secret_page(
     services: Services, visitor: Visitor, secret_id: UUID, *, cursor: str | None = None, error: KeybearerError | None = None
 ) -> Response:
     secret = await services.secrets.get(visitor.caller, secret_id)
+    names = await _display_names(services, visitor)
     may_change = secret.access is Grade.MANAGE
     versions, _ = await services.secrets.versions.list(visitor.caller, secret_id) if may_change else ([], None)
     log = await audit_answer(services, visitor.caller, limit=LOG_ROWS, cursor=cursor, secret_id=secret_id)
     return render(
         "secret.html",
         status=error.status if error else 200,
-        account=visitor.account,
+        **visitor.shown,
+        page="/",
         secret=secret,
+        provider_name=names.get(secret.provider, secret.provider),
         standing=services.secrets.standing(secret),
         falls_back=any(version.state == "fallback" for version in versions),
         may_change=may_change,
@@ -260,7 +267,7 @@ async def change_secret(
         await services.secrets.update(visitor.caller, secret_id, changes)
     except KeybearerError as error:
         return await _secret_page(services, visitor, secret_id, error=error)
-    return go(f"/secrets/{secret_id}")
+    return go(f"/secrets/{secret_id}", "saved")
 
 
 @router.post("/secrets/{secret_id}/rotate")
@@ -280,7 +287,7 @@ async def rotate_secret(
         )
     except KeybearerError as error:
         return await _secret_page(services, visitor, secret_id, error=error)
-    return go(f"/secrets/{secret_id}")
+    return go(f"/secrets/{secret_id}", "rotated")
 
 
 @router.post("/secrets/{secret_id}/rollback")
@@ -290,7 +297,7 @@ async def roll_back_secret(secret_id: UUID, visitor: CurrentVisitor, services: C
         await services.secrets.versions.rollback(visitor.caller, secret_id, whole(version, "version"))
     except KeybearerError as error:
         return await _secret_page(services, visitor, secret_id, error=error)
-    return go(f"/secrets/{secret_id}")
+    return go(f"/secrets/{secret_id}", "rolled-back")
 
 
 @router.post("/secrets/{secret_id}/active")
@@ -300,7 +307,7 @@ async def switch_secret(secret_id: UUID, visitor: CurrentVisitor, services: Curr
         await services.secrets.update(visitor.caller, secret_id, {"is_active": is_active == "yes"})
     except KeybearerError as error:
         return await _secret_page(services, visitor, secret_id, error=error)
-    return go(f"/secrets/{secret_id}")
+    return go(f"/secrets/{secret_id}", "on" if is_active == "yes" else "off")
 
 
 @router.post("/secrets/{secret_id}/delete")
@@ -314,11 +321,11 @@ async def delete_secret(secret_id: UUID, visitor: CurrentVisitor, services: Curr
 async def restore_secret(secret_id: UUID, visitor: CurrentVisitor, services: CurrentServices, name: Text = "") -> Response:
     """Bring a deleted secret back."""
     await services.secrets.trash.restore(visitor.caller, secret_id, name or None)
-    return go(f"/secrets/{secret_id}")
+    return go(f"/secrets/{secret_id}", "restored")
 
 
 @router.post("/secrets/{secret_id}/purge")
 async def purge_secret(secret_id: UUID, visitor: CurrentVisitor, services: CurrentServices) -> Response:
     """Remove a secret for good."""
     await services.secrets.trash.purge(visitor.caller, secret_id)
-    return go("/?state=deleted")
+    return go("/?state=deleted", "purged")

@@ -26,7 +26,7 @@ async def _teams_page(services: Services, visitor: Visitor, error: KeybearerErro
     return render(
         "teams.html",
         status=error.status if error else 200,
-        account=visitor.account,
+        **visitor.shown,
         page="/teams",
         teams=await services.teams.list(visitor.caller),
         error=error,
@@ -46,7 +46,7 @@ async def create_team(visitor: CurrentVisitor, services: CurrentServices, name: 
         made = await services.teams.create(visitor.caller, name)
     except KeybearerError as error:
         return await _teams_page(services, visitor, error)
-    return go(f"/teams/{made.team_id}")
+    return go(f"/teams/{made.team_id}", "added")
 
 
 async def _team_page(services: Services, visitor: Visitor, team_id: UUID, error: KeybearerError | None = None) -> Response:
@@ -57,7 +57,7 @@ async def _team_page(services: Services, visitor: Visitor, team_id: UUID, error:
     return render(
         "team.html",
         status=error.status if error else 200,
-        account=visitor.account,
+        **visitor.shown,
         page="/teams",
         team=team,
         members=await services.teams.members(visitor.caller, team_id),
@@ -80,14 +80,14 @@ async def rename_team(team_id: UUID, visitor: CurrentVisitor, services: CurrentS
         await services.teams.rename(visitor.caller, team_id, name)
     except KeybearerError as error:
         return await _team_page(services, visitor, team_id, error)
-    return go(f"/teams/{team_id}")
+    return go(f"/teams/{team_id}", "saved")
 
 
 @router.post("/teams/{team_id}/accept")
 async def accept(team_id: UUID, visitor: CurrentVisitor, services: CurrentServices) -> Response:
     """Accept an invitation."""
     await services.teams.accept(visitor.caller, team_id)
-    return go(f"/teams/{team_id}")
+    return go(f"/teams/{team_id}", "joined")
 
 
 @router.post("/teams/{team_id}/leave")
@@ -97,7 +97,7 @@ async def leave(team_id: UUID, visitor: CurrentVisitor, services: CurrentService
         await services.teams.remove(visitor.caller, team_id, visitor.caller.user_id)
     except KeybearerError as error:
         return await _team_page(services, visitor, team_id, error)
-    return go("/teams")
+    return go("/teams", "left")
 
 
 @router.post("/teams/{team_id}/priority")
@@ -109,14 +109,14 @@ async def priority(team_id: UUID, visitor: CurrentVisitor, services: CurrentServ
         await services.teams.set_priority(visitor.caller, team_id, int(priority))
     except KeybearerError as error:
         return await _team_page(services, visitor, team_id, error)
-    return go(f"/teams/{team_id}")
+    return go(f"/teams/{team_id}", "saved")
 
 
 @router.post("/teams/{team_id}/delete")
 async def delete_team(team_id: UUID, visitor: CurrentVisitor, services: CurrentServices) -> Response:
     """End a team."""
     await services.teams.delete(visitor.caller, team_id)
-    return go("/teams")
+    return go("/teams", "deleted")
 
 
 @router.post("/teams/{team_id}/members")
@@ -128,7 +128,7 @@ async def invite(
         await services.teams.invite(visitor.caller, team_id, email, _role(role))
     except KeybearerError as error:
         return await _team_page(services, visitor, team_id, error)
-    return go(f"/teams/{team_id}")
+    return go(f"/teams/{team_id}", "invited")
 
 
 @router.post("/teams/{team_id}/members/{user_id}/role")
@@ -140,7 +140,7 @@ async def change_role(
         await services.teams.set_role(visitor.caller, team_id, user_id, _role(role))
     except KeybearerError as error:
         return await _team_page(services, visitor, team_id, error)
-    return go(f"/teams/{team_id}")
+    return go(f"/teams/{team_id}", "saved")
 
 
 @router.post("/teams/{team_id}/members/{user_id}/remove")
@@ -150,7 +150,7 @@ async def remove(team_id: UUID, user_id: UUID, visitor: CurrentVisitor, services
         await services.teams.remove(visitor.caller, team_id, user_id)
     except KeybearerError as error:
         return await _team_page(services, visitor, team_id, error)
-    return go(f"/teams/{team_id}")
+    return go(f"/teams/{team_id}", "removed")
 
 
 @router.post("/secrets/{secret_id}/share")
@@ -160,7 +160,7 @@ async def share(
     """Share a secret with a team."""
     wanted = Grade.MANAGE if grade == Grade.MANAGE.value else Grade.USE  # what is none of them gives the less
     await services.shares.share(visitor.caller, secret_id, team_id, wanted)
-    return go(f"/secrets/{secret_id}")
+    return go(f"/secrets/{secret_id}", "shared")
 
 
 @router.post("/secrets/{secret_id}/unshare")
@@ -173,7 +173,7 @@ async def unshare(
     )
     await services.shares.unshare(visitor.caller, secret_id, team_id)
     is_own = share is not None and share.shared_by == visitor.caller.user_id
-    return go(f"/secrets/{secret_id}" if is_own else f"/teams/{team_id}")
+    return go(f"/secrets/{secret_id}" if is_own else f"/teams/{team_id}", "unshared")
 
 
 def _role(text: str) -> TeamRole:

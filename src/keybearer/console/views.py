@@ -12,7 +12,7 @@ from keybearer.access.tokens import NewToken
 from keybearer.api.auth import set_session_cookie
 from keybearer.api.authentication import CurrentClient, CurrentServices, check_same_origin, session_cookie_name
 from keybearer.api.records import audit_answer
-from keybearer.console.forms import Text, end_of_day
+from keybearer.console.forms import Text, Texts, end_of_day, scopes_of
 from keybearer.console.pages import CurrentVisitor, Visitor, go, render
 from keybearer.domain import Scope
 from keybearer.errors import KeybearerError
@@ -22,6 +22,22 @@ router = APIRouter(include_in_schema=False)
 Asked = Annotated[str, Query(max_length=200)]
 
 LOG_ROWS = 50
+SCOPE_WORDS = {
+    Scope.GATEWAY_USE: "call the gateway with your keys",
+    Scope.SECRETS_USE: "list secrets and test them",
+    Scope.SECRETS_READ: "read values that may be read again",
+    Scope.SECRETS_WRITE: "add, change, rotate and delete secrets",
+    Scope.MODELS_WRITE: "register models",
+    Scope.PROVIDERS_WRITE: "add providers",
+    Scope.TEAMS_WRITE: "make teams, invite, share",
+    Scope.TOKENS_WRITE: "make and revoke tokens",
+    Scope.BUDGETS_WRITE: "set budgets",
+    Scope.USAGE_READ: "read usage and cost",
+    Scope.AUDIT_READ: "read the access log",
+    Scope.USERS_ACT_AS: "act for your application's users",
+    Scope.ADMIN: "do what administrators do",
+}
+"""What each scope lets a token do, as the form says it."""
 
 
 # ---- coming in -------------------------------------------------------------------------------------------------------
@@ -53,9 +69,9 @@ async def setup(
 
 
 @router.get("/sign-in")
-async def sign_in_page() -> Response:
-    """Show the sign-in form."""
-    return render("sign_in.html", email="")
+async def sign_in_page(services: CurrentServices) -> Response:
+    """Show the sign-in form; before there is an account, say how to make one."""
+    return render("sign_in.html", email="", fresh=not await services.users.has_admin())
 
 
 @router.post("/sign-in")
@@ -67,7 +83,7 @@ async def sign_in(
     try:
         _, cookie = await services.sessions.sign_in(email, password, client)
     except KeybearerError as error:
-        return render("sign_in.html", status=error.status, error=error, email=email)
+        return render("sign_in.html", status=error.status, error=error, email=email, fresh=False)
     return _signed_in(services, cookie)
 
 
@@ -89,15 +105,18 @@ async def sign_out(visitor: CurrentVisitor, services: CurrentServices) -> Respon
 # ---- access tokens and log -------------------------------------------------------------------------------------------
 
 
+BLANK_TOKEN = {"name": "", "expires_at": "", "scopes": (Scope.GATEWAY_USE.value,)}
+
+
 async def _tokens_page(
     services: Services, visitor: Visitor, status: int = 200, cursor: str | None = None, **values: Any
 ) -> Response:
     tokens, next_cursor = await services.tokens.page(visitor.caller, cursor=cursor, limit=LOG_ROWS)
     base_url = services.options.public_url
-    values = {"made": "", "next_cursor": next_cursor, **values}
-    return render(
-        "tokens.html", status=status, account=visitor.account, page="/tokens", tokens=tokens, base_url=base_url, **values
-    )
+    values = {"made": "", "next_cursor": next_cursor, "draft": BLANK_TOKEN, **values}
+    scopes = [(scope.value, words) for scope, words in SCOPE_WORDS.items() if scope in visitor.caller.scopes]
+    shown = {**visitor.shown, "page": "/tokens", "scopes": scopes, "base_url": base_url}
+    return render("tokens.html", status=status, tokens=tokens, **shown, **values)
 
 
 @router.get("/tokens")
@@ -107,14 +126,17 @@ async def tokens_page(visitor: CurrentVisitor, services: CurrentServices, cursor
 
 
 @router.post("/tokens")
-async def create_token(visitor: CurrentVisitor, services: CurrentServices, name: Text = "", expires_at: Text = "") -> Response:
+async def create_token(
+    visitor: CurrentVisitor, services: CurrentServices, name: Text = "", expires_at: Text = "", scopes: Texts = ()
+) -> Response:
     """Make an access token and show it this once: in the answer itself, never in a redirect's address."""
     policy.require(visitor.caller, Scope.TOKENS_WRITE)
     try:
-        wanted = NewToken(name=name, scopes=frozenset({Scope.GATEWAY_USE}), expires_at=end_of_day(expires_at))
+        wanted = NewToken(name=name, scopes=scopes_of(scopes), expires_at=end_of_day(expires_at))
         _, text = await services.tokens.create(visitor.caller, wanted)
     except KeybearerError as error:
-        return await _tokens_page(services, visitor, error.status, error=error)
+        draft = {"name": name, "expires_at": expires_at, "scopes": scopes}
+        return await _tokens_page(services, visitor, error.status, error=error, draft=draft)
     return await _tokens_page(services, visitor, 201, made=text)
 
 
@@ -123,7 +145,7 @@ async def revoke_token(token_id: str, visitor: CurrentVisitor, services: Current
     """Revoke an access token."""
     policy.require(visitor.caller, Scope.TOKENS_WRITE)
     await services.tokens.delete(visitor.caller, token_id)
-    return go("/tokens")
+    return go("/tokens", "revoked")
 
 
 @router.get("/access-log")
@@ -144,7 +166,7 @@ async def access_log(
     log = await audit_answer(services, visitor.caller, limit=LOG_ROWS, cursor=cursor, **wanted)
     return render(
         "access_log.html",
-        account=visitor.account,
+        **visitor.shown,
         page="/access-log",
         asked=asked,
         wanted=wanted,

@@ -20,6 +20,13 @@ for (const form of all("form[data-setup]")) {
   history.replaceState(null, "", location.pathname);
 }
 
+// What was done is said once: a page that is loaded again does not say it again.
+if (document.querySelector("[data-notice]")) {
+  const here = new URL(location);
+  here.searchParams.delete("done");
+  history.replaceState(null, "", here);
+}
+
 for (const button of all("[data-show]")) {
   const field = button.parentElement.querySelector("[data-value]");
   button.addEventListener("click", () => {
@@ -33,11 +40,13 @@ for (const button of all("[data-show]")) {
 for (const place of all("[data-copy]")) {
   const button = document.createElement("button");
   button.type = "button";
-  button.className = "quiet";
+  button.className = "quiet copy";
   button.textContent = "Copy";
+  if (place.dataset.copy) button.setAttribute("aria-label", `Copy ${place.dataset.copy}`);
   button.addEventListener("click", async () => {
     await navigator.clipboard.writeText(place.textContent);
     button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 2000);
   });
   place.after(" ", button);
 }
@@ -56,9 +65,9 @@ const named = (text) =>
       .map((part) => [part.slice(0, part.indexOf("=")).trim(), part.slice(part.indexOf("=") + 1).trim()]),
   );
 
-const result = document.querySelector("[data-result]");
-
-async function showTest(path, body) {
+// The answer appears beside the button that asked, on a page of many.
+async function showTest(button, path, body) {
+  const result = button.closest(".card, .panel").querySelector("[data-result]");
   result.className = "result";
   result.textContent = "Testing…";
   try {
@@ -72,14 +81,15 @@ async function showTest(path, body) {
   }
 }
 
-for (const button of all("[data-test]")) button.addEventListener("click", () => showTest(`/secrets/${button.dataset.test}/test`));
+for (const button of all("[data-test]")) button.addEventListener("click", () => showTest(button, `/secrets/${button.dataset.test}/test`));
 
-for (const button of all("[data-test-path]")) button.addEventListener("click", () => showTest(button.dataset.testPath));
+for (const button of all("[data-test-path]")) button.addEventListener("click", () => showTest(button, button.dataset.testPath));
 
 for (const form of all("[data-secret-form]")) {
   const { provider, value } = form.elements;
-  form.querySelector("[data-test-unsaved]").addEventListener("click", () => {
-    if (form.reportValidity()) showTest("/secrets/test", { provider: provider.value, value: value.value, parameters: named(form.elements.parameters.value) });
+  const test = form.querySelector("[data-test-unsaved]");
+  test.addEventListener("click", () => {
+    if (form.reportValidity()) showTest(test, "/secrets/test", { provider: provider.value, value: value.value, parameters: named(form.elements.parameters.value) });
   });
   value.addEventListener("paste", () =>
     setTimeout(async () => {
