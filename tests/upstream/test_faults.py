@@ -233,7 +233,7 @@ def test_no_bytes_make_a_connection_raise_or_come_back_dirty(  # one story
     for piece in [b"".join(pieces)] if joined and pieces else pieces:
         was_idle = call.is_ended
         connection.data_received(piece)
-        assert len(connection._reader.pieces) == 0
+        assert len(connection.reader.pieces) == 0
         if was_idle:
             assert wire.is_aborted, "bytes on an idle connection close it"
         if wire.is_aborted:
@@ -248,5 +248,5 @@ def test_no_bytes_make_a_connection_raise_or_come_back_dirty(  # one story
         connection.connection_lost(None)
         assert (sink.ends, pool.idle, pool.open, len(watch.open)) == (1, 0, 0, 0)
     elif pool.idle:
-        assert not connection._reader._is_dirty
+        assert not connection.reader._is_dirty
         assert connection.call is None

@@ -113,12 +113,12 @@ class Connection(asyncio.Protocol):
         "_poll",
         "_quiet_until",
         "_read_timeout",
-        "_reader",
         "_unwritten",
         "_was_heard",
         "call",
         "idle_until",
         "pool",
+        "reader",
         "transport",
     )
 
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
         self.call: Call | None = None
         self.idle_until = 0.0
         self._read_timeout = read_timeout
-        self._reader = ResponseReader()
+        self.reader = ResponseReader()
         self._unwritten: deque[memoryview] = deque()
         self._is_write_paused = False
         self._was_heard = False
@@ -145,11 +145,6 @@ class Connection(asyncio.Protocol):
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self.pool.opened(self)
-
-    @property
-    def keep_alive_seconds(self) -> float | None:
-        """The idle time that the server announced."""
-        return self._reader.keep_alive_seconds
 
     def is_usable(self, now: float, max_age: float) -> bool:
         """Tell whether a new request may go out here.
@@ -170,7 +165,7 @@ class Connection(asyncio.Protocol):
         call.connection = self
         self.call = call
         self._was_heard = True
-        self._reader.begin(head_only=call.head_only)
+        self.reader.begin(head_only=call.head_only)
         request, call.request = call.request, b""
         if isinstance(request, bytes) and len(request) <= WRITE_BYTES:
             self.transport.write(request)
@@ -213,7 +208,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._was_heard = True
-        reader = self._reader
+        reader = self.reader
         was_answered = reader.status
         try:
             reader.feed(data)
@@ -241,7 +236,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return False
         try:
-            self._reader.feed_eof()
+            self.reader.feed_eof()
         except UpstreamError as error:
             self.shut(error)
         else:
@@ -256,7 +251,7 @@ class Connection(asyncio.Protocol):
         call, self.call = self.call, None
         if call is not None:
             call.connection = None
-            call.fail(_loss(exc, is_answered=bool(self._reader.status)), sent=True)
+            call.fail(_loss(exc, is_answered=bool(self.reader.status)), sent=True)
         self._unwritten.clear()
 
     def check(self, now: float) -> None:
@@ -269,7 +264,7 @@ class Connection(asyncio.Protocol):
             self._was_heard = False
             self._quiet_until = now + self._read_timeout
         elif now >= self._quiet_until:
-            what = "stopped in mid-answer" if self._reader.status else "did not begin to answer"
+            what = "stopped in mid-answer" if self.reader.status else "did not begin to answer"
             self.shut(UpstreamTimeout(f"The provider {what} for {self._read_timeout:g} seconds."))
 
     def abort(self) -> None:
@@ -289,7 +284,7 @@ class Connection(asyncio.Protocol):
         """End the call; free the connection first, so that ``on_complete`` may already use it again."""
         self.call = call.connection = None
         call.is_ended = True
-        reader = self._reader
+        reader = self.reader
         if not reader.is_reusable or self._unwritten or self._is_write_paused or self.transport.is_closing():
             self.close()
         else:

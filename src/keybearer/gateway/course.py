@@ -29,7 +29,7 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 class Course:
     """Where calls that look alike go, and how they are written down."""
 
-    __slots__ = ("_block", "_first", "_ready", "_states_length", "admission", "guard", "plan", "use_tail")
+    __slots__ = ("_block", "_first", "_states_length", "admission", "guard", "plan", "ready", "use_tail")
 
     def __init__(self, admission: Admission, plan: Plan, ready: Ready, forwarded: Lines, use: UseRecord) -> None:
         """``forwarded``: what of the client's headers goes on; ``use``: one such use. Raises ``InvalidRequest``."""
@@ -38,17 +38,13 @@ class Course:
         self.guard: Guard | None = None
         """What a key of several people may not do; ``None``: the key is the caller's own."""
         self.use_tail = use_tail(use)
-        self._ready = ref(ready)  # the caches decide how long a key is in memory, not a connection that idles
+        self.ready = ref(ready)  # the caches decide how long a key is in memory, not a connection that idles
         if ready.auth_name or ready.defaults:
             forwarded = Lines(_adapted(forwarded.pieces, ready))
         self._first = b"%b %b" % (plan.method, plan.path)
         self._block = forwarded.block
         self._states_length = plan.method in _WITH_BODY
         self._check(ready, forwarded)
-
-    def ready(self) -> Ready | None:
-        """The key, if it is still at hand; whether it may still be used is ``Ready.is_stale``'s to say."""
-        return self._ready()
 
     def request(self, ready: Ready, body: bytes) -> Request:
         """The whole request as the provider gets it: prepared lines with the key, the client's own headers, the body."""

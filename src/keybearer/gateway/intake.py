@@ -86,16 +86,20 @@ class Intake:
     def take(self, body: bytes) -> None:
         """The whole request has come in one piece, and it is its turn."""
         self._is_started = self._is_received = True
+        size, budget = len(body), self.plane.budget
         try:
             if self._fault is not None:
                 raise self._fault
-            if len(body) > self._body_limit():
-                raise _too_large(self._body_limit())
-            self.plane.budget.take(len(body))
+            route = self._head.route
+            if size > self.plane.body_limit or route is None or route.body_limit is not None:
+                self._check_size(size)
+            if budget.held + size > budget.limit:
+                budget.take(size)  # says why not
         except KeybearerError as error:
             self.refuse(error)
             return
-        self.buffered = len(body)
+        budget.held += size
+        self.buffered = size
         self._parts = [body]
         self.proceed()
 
@@ -123,6 +127,11 @@ class Intake:
             self.connection.write(CONTINUE)
         self.connection.flow.resume_reading()
 
+    def _check_size(self, size: int) -> None:
+        limit = self._body_limit()
+        if size > limit:
+            raise _too_large(limit)
+
     def _body_limit(self) -> int:
         limit = self.plane.body_limit
         route = self._head.route
@@ -137,7 +146,7 @@ class Intake:
 
     def release_body(self) -> None:
         """The request's body is no longer held."""
-        self.plane.budget.give(self.buffered)
+        self.plane.budget.held -= self.buffered
         self.buffered = 0
         self._parts = []
 

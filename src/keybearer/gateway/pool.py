@@ -75,7 +75,7 @@ class Pool:
 
     def put(self, connection: Connection) -> None:
         """Keep a connection for the next call, or close it."""
-        seconds, announced = self._limits.idle_seconds, connection.keep_alive_seconds
+        seconds, announced = self._limits.idle_seconds, connection.reader.keep_alive_seconds
         if announced is not None:
             seconds = min(seconds, announced - _RACE_MARGIN)
         if seconds <= 0 or len(self._idle) >= self._limits.idle_per_pool or connection.transport.is_closing():

@@ -285,7 +285,7 @@ class Relay:
             self._has_written = True
             data = head + data if head else data
         if data:
-            self._exchange.connection.write(data)
+            self._exchange.connection.transport.write(data)
 
     def _break_off(self, error: KeybearerError, outcome: str) -> None:
         """The answer has begun and cannot be finished."""
