@@ -426,6 +426,21 @@ class Restoration(Request):
     name: Annotated[Name | None, Field(description="Another name, where the old one is taken.")] = None
 
 
+class HealthAnswer(Answer):
+    """How the provider answers to a key, as far as the process that answers knows: it is in no database, and others may see otherwise."""
+
+    state: Annotated[
+        Literal["ok", "cooling", "refused"],
+        Field(
+            description="`cooling`: the provider asked for a pause (429), other keys of the scope serve. `refused`: it refused the key "
+            "(401, 402, 403), which serves only where there is no other. Some hold for one model; `reason` names it."
+        ),
+    ]
+    until: Annotated[datetime | None, Field(description="When one call will try it again.")]
+    reason: str
+    last_status: Annotated[int | None, Field(description="The provider's last answer to it here; `null`: there was none.")]
+
+
 class SecretAnswer(BaseModel):
     """A secret without its value."""
 
@@ -474,6 +489,9 @@ class SecretAnswer(BaseModel):
     """With which of the caller's teams it is shared."""
     model_id: UUID | None
     """The registered model whose own key it is: then it serves no other call."""
+    health: Annotated[
+        HealthAnswer, Field(description="How the provider answers to it, as far as this one server process knows, in memory.")
+    ]
 
 
 class VersionAnswer(Answer):

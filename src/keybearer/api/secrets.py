@@ -16,6 +16,7 @@ from keybearer.api.records import AuditAnswer, UsageAnswer, audit_answer, usage_
 from keybearer.api.schemas import (
     Detect,
     Detected,
+    HealthAnswer,
     Limit,
     NewSecretRequest,
     OAuthParts,
@@ -54,6 +55,7 @@ def answer_of(services: Services, secret: Secret) -> SecretAnswer:
         "purged_at": None if secret.deleted_at is None else secret.deleted_at + services.secrets.retention.restorable,
         "encryption_key_id": secret.key_id,
         "shares": [ShareAnswer.model_validate(share) for share in secret.shares],
+        "health": HealthAnswer.model_validate(services.credentials.health(secret.id, secret.version)),
     }
     return SecretAnswer(**derived, **{name: getattr(secret, name) for name in SecretAnswer.model_fields.keys() - derived.keys()})
 

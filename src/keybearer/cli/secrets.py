@@ -15,7 +15,19 @@ from keybearer.errors import Invalid
 
 secrets = typer.Typer(help="Your secrets: list, add, test, change, rotate, delete, restore.", no_args_is_help=True)
 
-COLUMNS = ("id", "provider", "secret_type", "name", "preview", "state", "tags", "expires_at", "usage_count", "last_used_at")
+COLUMNS = (
+    "id",
+    "provider",
+    "secret_type",
+    "name",
+    "preview",
+    "state",
+    "health",
+    "tags",
+    "expires_at",
+    "usage_count",
+    "last_used_at",
+)
 VERSION_COLUMNS = ("version", "state", "preview", "created_at", "retired_at")
 LOG_COLUMNS = ("at", "action", "operation", "outcome", "model", "workflow", "ip")
 USAGE_COLUMNS = ("at", "model", "operation", "outcome", "input_tokens", "output_tokens", "cost_usd")
@@ -60,7 +72,12 @@ def secret_list(
     query = {"provider": provider, "secret_type": secret_type, "tag": tag, "state": state, "search": search}
     with client() as api:
         found = sorted(api.pages("/secrets", query=query), key=lambda row: (row["provider"], row["secret_type"], row["name"]))
-    print_rows(found, COLUMNS, as_json=as_json)
+    print_rows(found if as_json else [row | {"health": _health(row["health"])} for row in found], COLUMNS, as_json=as_json)
+
+
+def _health(found: dict[str, Any]) -> str:
+    """How a key fares, in one word and a time; as far as the server's process that answered knows."""
+    return found["state"] if found["until"] is None else f"{found['state']} until {found['until']}"
 
 
 @secrets.command("show")

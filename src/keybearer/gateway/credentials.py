@@ -42,7 +42,7 @@ from keybearer.errors import (
 from keybearer.gateway.client_address import Network
 from keybearer.gateway.egress import origin_of, placed, require_bound
 from keybearer.gateway.fields import CREDENTIAL_NAMES, Headers
-from keybearer.gateway.health import KEY_REFUSED, TOO_MANY, Health, Healths, stated_wait
+from keybearer.gateway.health import KEY_REFUSED, TOO_MANY, Health, Healths, Report, stated_wait
 from keybearer.gateway.ring import Kind, Ring
 from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
@@ -230,6 +230,10 @@ class Credentials:
             ready.health.failed(status, ready.wanted.model, now(), stated_wait(headers, datetime.now(UTC)))
         if status in KEY_REFUSED and self.on_key_refused is not None:
             self.on_key_refused(ready.credential, status)
+
+    def health(self, secret_id: UUID, version: int) -> Report:
+        """How a key fares, as far as this process knows; for people."""
+        return self.healths.report(secret_id, version, now())
 
     def served(self, ready: Ready) -> None:
         """A provider took a key against which there is a mark."""
