@@ -168,7 +168,7 @@ class ScopeMissing(Forbidden):
     """The access token lacks the scope for this."""
 
     code = "scope_missing"
-    default_hint = "Create a token that has the scope named in the message."
+    default_hint = "Create a token that has it: in the console under Access tokens, 'What it may do'."
 
 
 class SignInAgain(Forbidden):

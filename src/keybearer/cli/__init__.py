@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import typer
+from typer.exceptions import TyperException
 
-from keybearer.errors import KeybearerError
+from keybearer.errors import Invalid, KeybearerError
 
 ROOMS = ("serving", "operate", "keys", "trail", "use", "registry", "secrets", "teams", "transfer", "run")
 ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
@@ -47,14 +48,30 @@ def commands(rooms: Sequence[str] = ROOMS) -> typer.Typer:
     return app
 
 
+def _print_usage_error(error: TyperException) -> None:
+    if not (message := error.format_message()):  # a group without a command: its help is printed already
+        return
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "keybearer"
+    import_module(f"{__name__}.output").print_error(Invalid(message, hint=f"'{path} --help' shows how."))
+
+
 def main() -> None:
-    """Run the command line; deliberate errors print as ``error:`` and ``hint:`` and exit with 1."""
+    """Run the command line; errors print as ``error:`` and ``hint:``: deliberate ones exit with 1, wrong usage with 2."""
     gc.set_threshold(*COLLECT_WHILE_STARTING)
     room = ROOM_OF.get(sys.argv[1]) if len(sys.argv) > 1 else None
     try:
-        commands((room,) if room else ROOMS)()
+        code = commands((room,) if room else ROOMS)(standalone_mode=False)
+    except TyperException as error:
+        _print_usage_error(error)
+        sys.exit(error.exit_code)
     except KeybearerError as error:
         import_module(f"{__name__}.output").print_error(error)
         sys.exit(1)
+    except typer.Abort:
+        print("Aborted.", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)

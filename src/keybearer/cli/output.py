@@ -9,8 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len, set_cell_size
 
 from keybearer.errors import KeybearerError
 
@@ -37,12 +36,23 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_
     if as_json:
         print_json(listed)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column in {"id", "name", "provider", "state"})
-    for row in listed:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console().print(table)
+    head = [column.replace("_", " ") for column in columns]
+    lines = table([head, *([_cell(row.get(column)) for column in columns] for row in listed)])
+    if sys.stdout.isatty():
+        lines[0] = f"\x1b[1m{lines[0]}\x1b[0m"
+    say("\n".join(lines))
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay rows out in columns, a line for each whatever the terminal's width: what is folded cannot be searched for or copied.
+
+    Texts are shown as they are: other people's names neither mark up this output nor steer the terminal.
+    """
+    shown = [
+        ["".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in cell) for cell in row] for row in rows
+    ]
+    widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
+    return ["  ".join(set_cell_size(*each) for each in zip(row, widths, strict=True)).rstrip() for row in shown]
 
 
 def say(text: str) -> None:
