@@ -21,7 +21,7 @@ def keybearer(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (("secrets",), "No such command 'secrets'. Did you mean 'secret'?", "keybearer --help' shows how."),
+        (("secrets",), "No such command 'secrets'. Did you mean 'secret'", "keybearer --help' shows how."),
         (("secret", "add"), "Missing argument 'provider'.", "keybearer secret add --help' shows how."),
         (("token", "create", "--name", "x"), "Missing option '--user'.", "keybearer token create --help' shows how."),
         (("serve", "--port", "99999"), "Invalid value for '--port'", "keybearer serve --help' shows how."),
@@ -46,7 +46,7 @@ def test_help_and_groups_without_a_command_show_what_there_is() -> None:
 
 
 def test_a_row_is_one_line_that_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
+    rows: list[dict[str, object]] = [
         {"name": "[prod]", "base_url": "https://" + "x" * 200, "state": None},
         {"name": "日本", "base_url": "-", "state": True},
     ]
