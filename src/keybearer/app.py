@@ -47,6 +47,7 @@ from keybearer.crypto.memory import forbid_core_dumps
 from keybearer.errors import Invalid, KeybearerError, OperatorError, SettingsInvalid
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.egress import EgressPolicy
+from keybearer.gateway.objects import Objects
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.post import PostTarget
 from keybearer.gateway.protocol import PLANE, GatewayProtocol
@@ -183,6 +184,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             journal=journal,
             shipper=shipper,
             refusals=Refusals.of(db),
+            objects=Objects(db, keyring),
             retention=AuditRetention(db, settings.audit_retention_days),
             sealer=Sealer(db, keyring, checkpoint_target(settings, upstream)),
             catalog=catalog,

@@ -15,6 +15,7 @@ from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog
 from keybearer.crypto.keyring import Keyring
 from keybearer.gateway.credentials import Credentials
+from keybearer.gateway.objects import Objects
 from keybearer.gateway.upstream import Upstream
 from keybearer.store.changes import Feed
 from keybearer.store.db import Database
@@ -75,4 +76,5 @@ class Services:
     imports: Imports
     resolver: Resolver
     credentials: Credentials
+    objects: Objects
     upstream: Upstream

@@ -24,11 +24,13 @@ from keybearer.access.tokens import generate
 from keybearer.audit.journal import Durability, Journal
 from keybearer.audit.refusals import Refusals
 from keybearer.catalog import Catalog, Registry, places, with_base_url
+from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
 from keybearer.errors import KeyMissing, TokenInvalid
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.egress import EgressPolicy, egress_set
 from keybearer.gateway.limits import Limits
+from keybearer.gateway.objects import Objects
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.protocol import PLANE, GatewayProtocol
 from keybearer.gateway.upstream import Upstream
@@ -290,6 +292,8 @@ def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
                 refusals=Refusals(db),
                 upstream=upstream,
                 credentials=credentials,
+                # Without a vault there are no people who could have made an object: none is found.
+                objects=Objects(db, world.keyring if world is not None else Keyring.__new__(Keyring)),
             )
             predefined = Catalog.load().providers
             base = f"http://127.0.0.1:{provider.port}"

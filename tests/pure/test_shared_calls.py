@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from keybearer.catalog import Catalog, Registry
-from keybearer.domain import SYSTEM_OWNER, Credential, KeySource, Owner, OwnerKind, SecretBytes
+from keybearer.domain import SYSTEM_OWNER, Credential, Grant, KeySource, Owner, OwnerKind, Role, SecretBytes
 from keybearer.errors import InvalidJson, SharedKeyRefused, TooLarge
 from keybearer.gateway.fields import Lines
 from keybearer.gateway.plan import plan, read, route
@@ -30,7 +30,8 @@ def guard(line: str, body: bytes = b"", content_type: bytes = JSON, credential: 
     headers = [(b"anthropic-version", b"x")] if "messages" in line else []
     found = route(method, target, headers)
     planned = plan(found, read(found, body, content_type), REGISTRY)
-    return Guard.of(planned, credential or key(), USER)
+    grant = Grant("kbtesttoken1", USER, Role.MEMBER, frozenset(), None, None, (), None)
+    return Guard.of(planned, credential or key(), "https://api.example", grant)
 
 
 def named(line: str, document: Any = None, content_type: bytes = JSON) -> Named:
@@ -254,3 +255,37 @@ def test_headers_that_bring_an_earlier_answer_back_stay_here() -> None:
     assert made.forwarded(lines).block == b"\r\naccept: */*"
     plain = Lines([b"\r\naccept: ", b"*/*"])
     assert made.forwarded(plain) is plain
+
+
+TOLD = [
+    ("POST /v1/files", b'{"id":"file-1","object":"file"}', {("file", "file-1")}),
+    ("POST /v1/files", b'{"id":"../1"}', set()),
+    ("POST /v1/files", b'{"id":7}', set()),
+    ("POST /v1/files", b'{"error":{"id":"x"}}', set()),
+    ("POST /v1/files", b"not JSON", set()),
+    ("POST /v1/responses", b'{"id":"resp_1","output":[{"id":"msg_1"}]}', {("response", "resp_1")}),
+    ("POST /v1/batches", b'{"id":"batch_1","output_file_id":null}', {("batch", "batch_1")}),
+    (
+        "GET /v1/batches/batch_1",
+        b'{"id":"batch_1","output_file_id":"file-2","error_file_id":"file-3"}',
+        {("file", "file-2"), ("file", "file-3")},
+    ),
+    ("POST /v1beta/cachedContents", b'{"name":"cachedContents/abc","id":"x"}', {("cached_content", "abc")}),
+]
+
+
+@pytest.mark.parametrize(("line", "answer", "told"), TOLD)
+def test_an_answer_tells_what_was_made(line: str, answer: bytes, told: set[tuple[str, str]]) -> None:
+    body = b'{"model":"gpt-5","input":"x"}' if "responses" in line else b""
+    made = guard(line, body)
+    assert made is not None
+    assert made.keeps
+    assert made.made(answer, streamed=False) == told
+
+
+def test_a_stream_tells_it_in_its_first_events() -> None:
+    made = guard("POST /v1/responses", b'{"model":"gpt-5","input":"x"}')
+    assert made is not None
+    created = b'event: response.created\ndata: {"type":"response.created","response":{"id":"resp_1"}}\n\n'
+    assert made.made(created[:-1], streamed=True) == frozenset()
+    assert made.made(b": comment\n\n" + created, streamed=True) == {("response", "resp_1")}

@@ -105,6 +105,11 @@ secret_share    a                    r:aefh i:a u:a d:ah D:2
 secret_share    a with system keys   r:aefh i:a u:a d:ah D:2
 secret_share    admin c
 secret_share    system               r:aefgh
+gateway_object  nobody
+gateway_object  a                    r:a i:a d:a D:1
+gateway_object  a with system keys   r:a i:a d:a D:1
+gateway_object  admin c              r:c i:c d:c D:1
+gateway_object  system               r:abc d:abc D:3
 audit_writer    nobody               r:m. k:m i:m u:m
 audit_writer    a                    r:m. k:m i:m u:m
 audit_writer    a with system keys   r:m. k:m i:m u:m

@@ -92,6 +92,7 @@ def key_of(table: str, label: str) -> dict[str, Any]:
         "audit_run": {"first_index": 0},
         "audit_sealed": {"writer_id": PROCESS},
         "audit_note": {"size": 1},
+        "gateway_object": {"owner_id": OWNERS["s"], "origin": "https://api.example", "kind": "file", "object_id": label},
         "usage_record": {"request_id": label},
         "change": {"id": ord(label)},
     }
@@ -122,6 +123,7 @@ LABELS: Mapping[str, str] = {
     "secret": "abcsdefghTUVWX",
     "secret_version": "abcsdefghTUVWX",
     "secret_share": "".join(SHARES),
+    "gateway_object": "abc",
     "audit_writer": "m.",
     "audit_record": "abcsxTUVWX.",
     "audit_tree": ".",
@@ -144,6 +146,7 @@ _OWNED_BY = {
     "team_member": "user_id",
     "audit_writer": "id",
     "audit_record": "owner_id",
+    "gateway_object": "user_id",
     "usage_record": "owner_id",
     "change": "user_id",
 }

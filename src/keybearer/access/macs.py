@@ -22,6 +22,7 @@ MODEL = "model"
 TEAM = "team"
 MEMBER = "team_member"
 SHARE = "secret_share"
+OBJECT = "gateway_object"
 
 
 SECRET = "secret"  # noqa: S105  # likewise
@@ -78,6 +79,11 @@ def member_fields(row: Any) -> tuple[RowField, ...]:
 def share_fields(row: Any) -> tuple[RowField, ...]:
     """All of a share."""
     return (row.secret_id, row.team_id, row.owner_id, row.grade, row.created_at)
+
+
+def object_fields(row: Any) -> tuple[RowField, ...]:
+    """All of an object that was made with a key of several people."""
+    return (row.owner_id, row.origin, row.kind, row.object_id, row.provider, row.user_id, row.token_id, row.created_at)
 
 
 def secret_fields(row: Any) -> tuple[RowField, ...]:

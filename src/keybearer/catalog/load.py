@@ -71,6 +71,7 @@ class _Place(_Strict):
 class _Object(_Strict):
     creates: list[str] = []
     uses: list[str] = []
+    yields: dict[str, str] = {}
 
 
 class _Sharing(_Strict):
@@ -218,7 +219,8 @@ def _sharing(rules: _Sharing) -> Sharing:
     def calls(texts: Mapping[str, list[str]], *, names_object: bool) -> tuple[tuple[str, Call], ...]:
         return tuple((kind, call_of(text, names_object=names_object)) for kind, listed in texts.items() for text in listed)
 
-    unknown = set(rules.references.values()) - rules.objects.keys()
+    named = {*rules.references.values(), *(kind for known in rules.objects.values() for kind in known.yields.values())}
+    unknown = named - rules.objects.keys()
     if unknown:
         raise ValueError(f"references to objects that there are not: {', '.join(sorted(unknown))}")
     return Sharing(
@@ -226,4 +228,5 @@ def _sharing(rules: _Sharing) -> Sharing:
         creates=calls({kind: known.creates for kind, known in rules.objects.items()}, names_object=False),
         uses=calls({kind: known.uses for kind, known in rules.objects.items()}, names_object=True),
         references=MappingProxyType(dict(rules.references)),
+        yields=MappingProxyType({kind: MappingProxyType(known.yields) for kind, known in rules.objects.items()}),
     )

@@ -50,6 +50,8 @@ class Sharing:
     uses: tuple[tuple[str, Call], ...] = ()
     references: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Fields of request bodies that name an object, at any depth, and its kind: it must be the caller's own, too."""
+    yields: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: MappingProxyType({}))
+    """By kind of object, the fields of its description that name what came of it, and of which kind that is."""
 
     def judge(self, method: str, path: str) -> Verdict:
         """What a call with a shared key is. ``path`` follows the API's root, without query, as it goes to the provider."""

@@ -12,7 +12,8 @@ Upstream     the provider's side of an exchange
 
 ``paths``     which paths are the gateway's, and what each means          ``body``     the few decisive keys of a JSON body
 ``endpoints`` the table of them: what each takes                         ``form``     the same of a form
-``sharing``  what a key of several people may not do
+``sharing``   what a key of several people may not do
+``objects``   whose the files, batches … are that it made               ``keeping``  an answer that tells of a new one
 ``plan``      one request, decided                                      ``dialect``  answers of our own, in each dialect's shape
 ``egress``    where a key may be sent                                   ``upstream`` connections to providers
 ``connection``, ``pool``, ``resolve``  one connection, those of an origin, names to addresses

@@ -22,7 +22,6 @@ from keybearer.errors import (
     EgressRefused,
     Frozen,
     KeybearerError,
-    NotFound,
     TokenMissing,
     TrustLost,
     Unavailable,
@@ -36,6 +35,7 @@ from keybearer.gateway.credentials import Admission, Ready, Wanted, now
 from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
 from keybearer.gateway.health import Health
 from keybearer.gateway.intake import Intake
+from keybearer.gateway.keeping import KeepingRelay
 from keybearer.gateway.plan import Document, Form, Plan, compose, dialect_of, is_probe, plan, read, route
 from keybearer.gateway.refusal import known, refusal
 from keybearer.gateway.relay import CLIENT_GONE, NO_USAGE, Relay
@@ -47,8 +47,9 @@ from keybearer.usage import prices
 
 log = logging.getLogger("keybearer.gateway")
 
-_ATTEMPTS = 8
-"""Times that ``proceed`` may begin anew before the server owns up to being overtaken by changes."""
+_ATTEMPTS = 16
+"""Times that ``proceed`` may begin anew before the server owns up to being overtaken by changes. A cold process waits six times, and
+as often again after a change that makes it forget everything."""
 _RETRY_SECONDS = 0.25
 _COURSES = 64
 """Courses kept for one head of one connection."""
@@ -201,9 +202,10 @@ class Exchange(Intake):
 
     def _check_objects(self, guard: Guard, body: bytes) -> None:
         """3. With a key of several people, every object that the call names must be its caller's own."""
-        named = guard.named(body, self._head.fields.content_type)
-        if named:
-            raise NotFound("You have made no such object with this key.")
+        objects = self.plane.objects
+        unknown = objects.unknown(guard.asked, guard.named(body, self._head.fields.content_type))
+        if unknown:
+            raise _Wait(objects.find(guard.asked, unknown))
 
     def _take_turn(self, course: Course, ready: Ready, key: CourseKey) -> tuple[Course, Ready]:
         """3. Of several keys, or where something is known against the only one: the key that serves this call, and its course."""
@@ -237,7 +239,7 @@ class Exchange(Intake):
             node=head.fields.node,
             client=self._client(),
         )
-        guard = Guard.of(planned, credential, grant.user_id)
+        guard = Guard.of(planned, credential, ready.target.origin.text, grant)
         forwarded = head.fields.forwarded if guard is None else guard.forwarded(head.fields.forwarded)
         course = Course(admission, planned, ready, forwarded, use)
         course.guard = guard
@@ -274,7 +276,12 @@ class Exchange(Intake):
         if course is None or ready is None:
             return
         try:
-            relay = self._relay = Relay(self, course.plan, hides_usage=self._hides_usage)
+            guard = course.guard
+            if guard is None or not (guard.keeps or guard.deletes):
+                relay = Relay(self, course.plan, hides_usage=self._hides_usage)
+            else:
+                relay = KeepingRelay(self, course.plan, hides_usage=self._hides_usage, guard=guard)
+            self._relay = relay
             request, self._sent = course.request(ready, self._sent), b""
             relay.call = self.plane.upstream.send(ready.target, request, relay, head_only=self.is_head)
             if self.connection.is_write_paused:

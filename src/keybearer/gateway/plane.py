@@ -40,6 +40,7 @@ class Plane:
         self.feed = services.feed
         self.journal = services.journal
         self.refusals = services.refusals
+        self.objects = services.objects
         self.upstream = services.upstream
         self.proxies = TrustedProxies(services.options.trusted_proxies)
         self.budget = BodyBudget(services.options.max_buffered_bytes)

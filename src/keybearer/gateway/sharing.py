@@ -14,11 +14,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from keybearer.catalog import Sharing, Verdict
-from keybearer.domain import Credential, OwnerKind
+import msgspec
+
+from keybearer.catalog import GEMINI, Sharing, Verdict
+from keybearer.domain import Credential, Grant, OwnerKind
 from keybearer.errors import InvalidJson, SharedKeyRefused, TooLarge
 from keybearer.gateway.fields import Lines
 from keybearer.gateway.form import Form, is_form
@@ -27,10 +29,23 @@ from keybearer.gateway.plan import Plan
 Named = frozenset[tuple[str, str]]
 """Kind and id of each object."""
 
+
+class Asked(NamedTuple):
+    """Who asks for objects, made with whose key, and where they are kept."""
+
+    owner_id: UUID
+    origin: str
+    provider: str
+    user_id: UUID
+    token_id: str
+
+
 NOTHING: Final[Named] = frozenset()
 _DECODED_LIMIT: Final = 4 * 2**20
 """Bytes that are decoded of one request: at some 20 MB a second, other calls wait meanwhile."""
 _ID: Final = r"[A-Za-z0-9_-]{1,200}"
+_RAW: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ABSENT: Final = msgspec.Raw(b"")
 _WRITTEN: Final = re.compile(rf"(?:(?:https://[a-z0-9.-]+(?::[0-9]+)?/v1(?:alpha|beta)?/)?(?:files|cachedContents)/)?({_ID})")
 """An id alone, or as Gemini writes it: ``files/abc``, ``https://generativelanguage.googleapis.com/v1beta/files/abc``."""
 _OF_AN_OBJECT: Final = ".id"
@@ -45,19 +60,25 @@ _NOT_SHARED: Final = frozenset({b"\r\nidempotency-key: ", b"\r\nx-idempotency-ke
 class Guard:
     """What holds for calls of one course. ``verdict``: what the catalogue says of method and path."""
 
-    __slots__ = ("_needle", "_reads_items", "_takes", "sharing", "verdict")
+    __slots__ = ("_id_field", "_needle", "_reads_items", "_takes", "asked", "deletes", "keeps", "sharing", "verdict")
 
-    def __init__(self, sharing: Sharing, verdict: Verdict, planned: Plan) -> None:
+    def __init__(self, sharing: Sharing, verdict: Verdict, planned: Plan, asked: Asked) -> None:
         self.sharing = sharing
         self.verdict = verdict
+        self.asked = asked
+        self.deletes = verdict.rule == "uses" and planned.method == b"DELETE"
+        """Whether the object that the path names is gone when this succeeds."""
+        self.keeps = verdict.rule == "creates" or (verdict.rule == "uses" and bool(sharing.yields.get(verdict.kind)))
+        """Whether the answer may tell of an object that is the caller's from then on."""
         self._needle = _needle(tuple(sharing.references))
         self._reads_items = "previous_response_id" in sharing.references and planned.call.startswith(("/responses", "/conv"))
         self._takes = planned.takes
+        self._id_field = "name" if planned.dialect == GEMINI else "id"
 
     @staticmethod
-    def of(planned: Plan, credential: Credential, user_id: UUID) -> Guard | None:
-        """The guard of calls with this key; ``None``: it is the caller's own. Raises ``SharedKeyRefused``."""
-        if credential.owner.kind is OwnerKind.USER and credential.owner.id == user_id:
+    def of(planned: Plan, credential: Credential, origin: str, grant: Grant) -> Guard | None:
+        """The guard of calls with this key at ``origin``; ``None``: it is the caller's own. Raises ``SharedKeyRefused``."""
+        if credential.owner.kind is OwnerKind.USER and credential.owner.id == grant.user_id:
             return None
         if planned.api is None:
             raise SharedKeyRefused
@@ -66,7 +87,8 @@ class Guard:
         verdict = sharing.judge(method, planned.call) if planned.call else None
         if verdict is None or verdict.rule == "refused":
             raise SharedKeyRefused(f"{credential.source.capitalize()} keys may not be used for this call.")
-        return Guard(sharing, verdict, planned)
+        asked = Asked(credential.owner.id, origin, credential.provider, grant.user_id, grant.token_id)
+        return Guard(sharing, verdict, planned, asked)
 
     def forwarded(self, lines: Lines) -> Lines:
         """The client's headers without those that could bring back an answer to somebody else."""
@@ -88,6 +110,34 @@ class Guard:
         if len(body) > _DECODED_LIMIT:
             raise TooLarge("With a shared key, a body that may name stored objects has at most 4 MB.")
         return in_path | self._in_json(body)
+
+    def made(self, answer: bytes, *, streamed: bool) -> Named:
+        """What an answer, or the beginning of a stream, tells of that is the caller's from now on."""
+        if not streamed:
+            return self._told(answer)
+        for event in re.split(rb"\r\n\r\n|\n\n|\r\r", answer)[:-1]:
+            data = b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))
+            found = self._told(data)
+            if found:
+                return found
+        return NOTHING
+
+    def _told(self, text: bytes) -> Named:
+        try:
+            told = _RAW.decode(text)
+            wrapped = told.get("response", _ABSENT)
+            told = _RAW.decode(wrapped) if bytes(wrapped)[:1] == b"{" else told
+            values = [(kind, msgspec.json.decode(told[name])) for name, kind in self._telling().items() if name in told]
+        except (ValueError, RecursionError):
+            return NOTHING
+        ids = [(kind, _WRITTEN.fullmatch(value)) for kind, value in values if isinstance(value, str)]
+        return frozenset((kind, found[1]) for kind, found in ids if found is not None)
+
+    def _telling(self) -> Mapping[str, str]:
+        """The fields of an answer that tell an id: ``id``, or Gemini's ``name`` (``cachedContents/abc``)."""
+        kind = self.verdict.kind
+        made = {self._id_field: kind} if self.verdict.rule == "creates" else {}
+        return made | dict(self.sharing.yields.get(kind, {}))
 
     def _in_json(self, body: bytes) -> Named:
         found = _Found(self.sharing.references)

@@ -365,6 +365,20 @@ secret_share = sa.Table(
     sa.ForeignKeyConstraint(["owner_id", "secret_id"], ["secret.owner_id", "secret.id"], ondelete="CASCADE"),
 )
 
+gateway_object = sa.Table(
+    "gateway_object",
+    metadata,
+    sa.Column("owner_id", sa.Uuid(), primary_key=True, comment="whose key it was made with"),
+    sa.Column("origin", sa.String(255), primary_key=True, comment="scheme://host:port it is kept at"),
+    sa.Column("kind", sa.String(32), primary_key=True, comment="file, batch, response …, as the catalogue calls them"),
+    sa.Column("object_id", sa.String(200), primary_key=True, comment="the provider's id"),
+    sa.Column("provider", sa.String(64), nullable=False),
+    sa.Column("user_id", sa.Uuid(), sa.ForeignKey("user_account.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("token_id", sa.String(12), nullable=False),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column"),
+    sa.Column("created_at", UtcDateTime(), nullable=False, index=True),
+)
+
 audit_writer = sa.Table(
     "audit_writer",
     metadata,
