@@ -4,7 +4,7 @@
 ``authentication``  who calls: access token or session cookie; CSRF
 ``gate``            asking that before a body is read
 ``schemas``         what requests and answers hold
-``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``teams`` ``tokens`` ``usage`` ``audit`` ``checkpoints`` ``users``
+``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``fetch`` ``teams`` ``tokens`` ``usage`` ``audit`` ``checkpoints`` ``users``
 ``keys`` ``transfer`` ``health``   the routes
 """
 
@@ -19,6 +19,7 @@ from keybearer.api import (
     audit,
     auth,
     checkpoints,
+    fetch,
     gate,
     health,
     keys,
@@ -55,7 +56,7 @@ def install(app: FastAPI) -> None:
         gate.Gate, covers=gate.needs_caller, ask=current_caller, refusals=(KeybearerError,), answer=problems.answer
     )
     v1 = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
-    for room in (auth, me, providers, models, secrets, teams, tokens, usage, audit, checkpoints, users, keys, transfer):
+    for room in (auth, me, providers, models, fetch, secrets, teams, tokens, usage, audit, checkpoints, users, keys, transfer):
         v1.include_router(room.router)
     v1.include_router(teams.shares)
     app.include_router(v1)

@@ -205,6 +205,21 @@ def secret_reveal(secret_id: SecretId, *, as_json: AsJson = False) -> None:
     _tell(shown, shown["value"], as_json=as_json)
 
 
+@secrets.command("fetch")
+def secret_fetch(
+    secret_id: Annotated[str | None, typer.Argument(help="The secret's id; else name a provider.")] = None,
+    *,
+    provider: Annotated[str | None, typer.Option(help="The first that serves for this provider.")] = None,
+    secret_type: Annotated[str | None, typer.Option("--type", help="For example connection_string; else the provider's.")] = None,
+    name: Annotated[str | None, typer.Option(help="The one of this name.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the value of a fetchable secret of yours or your team's, on record as a use. The token needs the scope secrets:read."""
+    with client() as api:
+        fetched = api.fetch_secret(secret_id, provider=provider, secret_type=secret_type, name=name)
+    _tell(fetched, fetched["value"], as_json=as_json)
+
+
 @secrets.command("disable")
 def secret_disable(secret_id: SecretId) -> None:
     """Switch a secret off, everywhere within a second."""

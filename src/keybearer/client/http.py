@@ -48,6 +48,22 @@ class Client:
             raise ApiError(response.status_code, body if isinstance(body, dict) else {})
         return body
 
+    def fetch_secret(
+        self,
+        secret_id: str | None = None,
+        *,
+        provider: str | None = None,
+        secret_type: str | None = None,
+        name: str | None = None,
+    ) -> dict[str, Any]:
+        """Fetch a secret with its ``value``: one by its id, or the first of a provider, type and name.
+
+        The secret must be ``fetchable``, and the token have the scope ``secrets:read``. Raises as ``request`` does.
+        """
+        wanted = {"id": secret_id, "provider": provider, "secret_type": secret_type, "name": name}
+        given = {field: value for field, value in wanted.items() if value is not None}
+        return dict(self.request("POST", "/secrets/resolve", json=given))
+
     def pages(self, path: str, *, query: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
         """Yield the items of all pages of a list."""
         cursor: str | None = None

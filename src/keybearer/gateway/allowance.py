@@ -8,10 +8,10 @@ from keybearer.errors import AddressRefused, Forbidden, ModelNotAllowed, Provide
 from keybearer.gateway.client_address import Network, parse_address
 
 
-def check_scope(grant: Grant, acts_as: bytes | None) -> None:
-    """The token may use the gateway, and acts for its own user. Raises ``ScopeMissing`` or ``Forbidden``."""
-    if Scope.GATEWAY_USE not in grant.scopes:
-        raise ScopeMissing(f"The access token lacks the scope '{Scope.GATEWAY_USE}'.")
+def check_scope(grant: Grant, acts_as: bytes | None, scope: Scope = Scope.GATEWAY_USE) -> None:
+    """The token may use the gateway (or what ``scope`` says), and acts for its own user. Raises ``ScopeMissing`` or ``Forbidden``."""
+    if scope not in grant.scopes:
+        raise ScopeMissing(f"The access token lacks the scope '{scope}'.")
     if acts_as is not None:
         if Scope.USERS_ACT_AS not in grant.scopes:
             raise ScopeMissing(f"'x-keybearer-user' needs the scope '{Scope.USERS_ACT_AS}'.")
@@ -34,3 +34,14 @@ def check_model(grant: Grant, provider: Provider, model: str, operation: str) ->
         raise ProviderNotAllowed(f"The access token may not use {provider.display_name}.")
     if grant.allowed_models is not None and operation != "models" and f"{provider.name}/{model}" not in grant.allowed_models:
         raise ModelNotAllowed("The access token may not use this model.")
+
+
+def check_fetch(grant: Grant, provider: str) -> None:
+    """The value of a secret for ``provider`` may be handed to the token. Raises ``ProviderNotAllowed`` or ``ModelNotAllowed``.
+
+    A token that is limited to models gets no value: with that, its program could call any.
+    """
+    if grant.allowed_providers is not None and provider not in grant.allowed_providers:
+        raise ProviderNotAllowed
+    if grant.allowed_models is not None:
+        raise ModelNotAllowed("The access token is limited to certain models, and a value would serve for all.")

@@ -15,6 +15,8 @@ from keybearer.gateway.fields import Headers
 PROBE_HEADERS: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 PROBE_BODY = b"{}"
 """Says to whoever knocks at a dialect's base that somebody is there, and nothing else."""
+_UNSEEN: Headers = [(b"content-security-policy", b"default-src 'none'"), (b"x-content-type-options", b"nosniff")]
+"""An error is no page, whatever a browser thinks."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -56,9 +58,11 @@ def dialect_error(error: KeybearerError, name: str, request_id: str, default_hea
     return answer(status, default_headers + error_headers(error, content_type), body, receipt, keep_alive=False)
 
 
-def problem(error: KeybearerError, default_headers: Headers, *, is_head: bool = False) -> bytes:
-    """An error as problem details (RFC 9457), as ``api.problems`` writes them, for all other requests; the connection ends."""
-    detail = {
+def problem(
+    error: KeybearerError, default_headers: Headers, receipt: bytes = b"", *, is_head: bool = False, keep_alive: bool = False
+) -> bytes:
+    """An error as problem details (RFC 9457), as ``api.problems`` writes them, for what is refused outside the gateway's paths."""
+    detail: dict[str, object] = {
         "type": "about:blank",
         "title": HTTPStatus(error.status).phrase,
         "status": error.status,
@@ -66,6 +70,8 @@ def problem(error: KeybearerError, default_headers: Headers, *, is_head: bool = 
         "code": error.code,
         "hint": error.hint,
     }
+    if error.fields:
+        detail["fields"] = [{"field": wrong.field, "message": wrong.message} for wrong in error.fields]
     body = json.dumps(detail, ensure_ascii=False).encode()
-    headers = default_headers + error_headers(error, b"application/problem+json")
-    return answer(error.status, headers, body, is_head=is_head, keep_alive=False)
+    headers = [*default_headers, *error_headers(error, b"application/problem+json"), *_UNSEEN]
+    return answer(error.status, headers, body, receipt, is_head=is_head, keep_alive=keep_alive)

@@ -28,7 +28,7 @@ from uuid import UUID
 from keybearer.access import tokens as access_tokens
 from keybearer.access.tokens import Tokens
 from keybearer.catalog import Provider, Registry
-from keybearer.domain import Credential, Grant, SecretBytes
+from keybearer.domain import Asked, Credential, Fetched, Grant, SecretBytes
 from keybearer.errors import (
     EgressRefused,
     Frozen,
@@ -39,15 +39,18 @@ from keybearer.errors import (
     Overloaded,
     Unavailable,
 )
+from keybearer.gateway.allowance import check_fetch
 from keybearer.gateway.client_address import Network
 from keybearer.gateway.egress import origin_of, placed, require_bound
 from keybearer.gateway.fields import CREDENTIAL_NAMES, Headers
+from keybearer.gateway.handout import Handout
 from keybearer.gateway.health import KEY_REFUSED, TOO_MANY, Health, Healths, Report, stated_wait
 from keybearer.gateway.ring import Kind, Ring
 from keybearer.gateway.upstream import Target
 from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import deployment
+from keybearer.vault.drafts import provider_named
 
 if TYPE_CHECKING:
     from keybearer.vault.providers import Providers
@@ -58,6 +61,7 @@ SECONDS = 55.0
 _PURGE_SECONDS = 5.0
 _ENTRIES = 10_000
 _READY_PER_TOKEN = 256
+_HANDOUTS_PER_TOKEN = 64
 _FILLS = 1024
 _ATTEMPTS = 5
 T = TypeVar("T")
@@ -139,6 +143,7 @@ class Admission:
     networks: tuple[Network, ...]
     is_dropped: bool = False
     rings: dict[Wanted, Ring] = field(default_factory=dict)
+    handouts: dict[Asked, Handout] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -213,6 +218,11 @@ class Credentials:
         if found.health.marks:
             found.health.begin_trial(wanted.model, at)
         return found
+
+    def handout(self, admission: Admission, asked: Asked) -> Handout | None:
+        """The value that is asked for, if it is at hand."""
+        found = admission.handouts.get(asked)
+        return None if found is None or found.until <= now() else found
 
     def other(self, admission: Admission, ready: Ready, tried: Container[Health]) -> bool:
         """Whether there is a key at hand beside ``ready``, in its scope, that this call has not tried."""
@@ -305,6 +315,29 @@ class Credentials:
             raise problem
         return keys
 
+    async def fill_handout(self, admission: Admission, asked: Asked) -> None:
+        """Resolve and open a value to be fetched. Raises why there is none, or why this token does not get it."""
+        grant = admission.grant
+
+        async def read() -> Fetched:
+            wanted = asked
+            if asked.id is None and asked.secret_type is None:
+                registry = await self._providers.registry(grant.user_id)
+                wanted = asked._replace(secret_type=provider_named(registry, asked.provider).secret_type)
+            found = await self._resolver.fetch(grant.user_id, grant.token_id, wanted)
+            check_fetch(grant, found.credential.provider)
+            return found
+
+        def install(found: Fetched, started: float) -> None:
+            if admission.is_dropped:
+                return  # the request starts again with the token
+            while len(admission.handouts) >= _HANDOUTS_PER_TOKEN:
+                admission.handouts.pop(next(iter(admission.handouts))).is_dropped = True
+            until = min(_until(started, found.credential.expires_at), admission.until)
+            admission.handouts[asked] = Handout(found, until)
+
+        await self._fill((admission.digest, asked), _Fill(grant.token_id, grant.user_id), read, install)
+
     async def check_not_frozen(self) -> None:
         """For what uses a key outside the gateway's paths. Raises ``Frozen``."""
         if self._frozen is None:
@@ -363,6 +396,9 @@ class Credentials:
     def _drop(self, admission: Admission) -> None:
         admission.is_dropped = True
         _drop_ready(admission)
+        for handout in admission.handouts.values():
+            handout.is_dropped = True
+        admission.handouts.clear()
         grant = admission.grant
         if self._admissions.get(admission.digest) is admission:
             del self._admissions[admission.digest]
@@ -385,6 +421,9 @@ class Credentials:
                 if ring.until <= at:
                     ring.drop()
                     del admission.rings[wanted]
+            for asked, handout in tuple(admission.handouts.items()):
+                if handout.until <= at:
+                    del admission.handouts[asked]
         for user_id, (until, _) in tuple(self._registries.items()):
             if until <= at:
                 del self._registries[user_id]

@@ -28,6 +28,7 @@ from uvicorn.server import ServerState
 from keybearer.errors import InvalidRequest, KeybearerError, Overloaded, RequestTimeout, TooLarge
 from keybearer.gateway.answer import dialect_error, problem
 from keybearer.gateway.exchange import Exchange
+from keybearer.gateway.fetch import Fetch, is_fetch
 from keybearer.gateway.fields import Headers
 from keybearer.gateway.plan import dialect_of, is_gateway_path
 from keybearer.gateway.plane import Plane
@@ -199,7 +200,8 @@ class GatewayProtocol(HttpToolsProtocol):
             return False
         self.read_due = NEVER
         is_overloaded = self.limit_concurrency is not None and self.is_overloaded()
-        turn = Exchange(self, head, len(body), Overloaded(retry_after=1.0) if is_overloaded else None)
+        kind = Fetch if is_fetch(head) else Exchange
+        turn = kind(self, head, len(body), Overloaded(retry_after=1.0) if is_overloaded else None)
         self.turns.append(turn)
         turn.take(body)
         return True
@@ -330,6 +332,8 @@ class GatewayProtocol(HttpToolsProtocol):
         """Who answers this request. Raises what refuses it."""
         if is_gateway_path(head.path):  # under any decoding: the ASGI app sees none of them
             return Exchange(self, head, length, Overloaded(retry_after=1.0) if self.is_overloaded() else None)
+        if is_fetch(head):
+            return Fetch(self, head, length, Overloaded(retry_after=1.0) if self.is_overloaded() else None)
         limit = self.plane.limits.api_body_bytes
         if length is not None and length > limit:
             raise TooLarge(f"The body is larger than {limit} bytes.")

@@ -5,6 +5,9 @@ in the user's order, each team's own and what is shared with it alike, by priori
 it, the system's. Somebody who has own secrets is never silently served with another's key: if none of them can be used, that is the
 answer, unless they opted into fallback for it. A team's or the system's secret that cannot be used is as none. All that can be used
 of the first scope that has any (one's own, one team, the system) are given, in order, for failover inside it.
+
+A value that a program fetches (MISSION G14) is found in the same order, among what is ``fetchable``. What a person lends to a team is
+not: it is lent to be used, and whoever has a value has more than its use.
 """
 
 from __future__ import annotations
@@ -19,15 +22,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.catalog import Provider, Registered
 from keybearer.crypto.keyring import Keyring
-from keybearer.domain import SYSTEM_OWNER_ID, Credential, KeySource, SecretBytes
+from keybearer.domain import SYSTEM_OWNER_ID, Asked, Credential, Fetched, KeySource, OwnerKind, SecretBytes, SecretType
 from keybearer.errors import (
     EgressRefused,
     EnvelopeError,
+    Forbidden,
     KeybearerError,
     KeyFailed,
     KeyMissing,
     KeyUnusable,
     ModelNotAllowed,
+    NotFetchable,
+    NotFound,
 )
 from keybearer.gateway.egress import egress_set, placed
 from keybearer.store.db import Actor, Database
@@ -74,6 +80,21 @@ class _Search:
         return not self.usable and not self.is_stopped
 
 
+@dataclass(slots=True)
+class _Hunt:
+    """The search for one value to be fetched."""
+
+    token_id: str
+    now: datetime
+    found: Fetched | None = None
+    problems: list[KeybearerError] = field(default_factory=list)
+    hidden: list[KeybearerError] = field(default_factory=list)
+
+    def hide(self) -> None:
+        """What is wrong with the system's secrets is not the caller's to know."""
+        self.hidden, self.problems = [*self.hidden, *self.problems], []
+
+
 class Resolver:
     """Finds and opens the keys for a call. ``fallback``: ``none``, ``system`` or ``openrouter`` (which includes ``system``)."""
 
@@ -107,12 +128,78 @@ class Resolver:
                 found = await rows.for_provider(tx, SYSTEM_OWNER_ID, provider.name, provider.secret_type.value)
                 search.usable, search.hidden = await self._usable(tx, found, call, KeySource.SYSTEM)
         await self._alarms.raise_for(mine)
-        for problem in (*search.problems, *search.hidden):
-            if isinstance(problem, Unreadable) and problem.is_news:
-                await self._secrets.mark(problem.secret_id, problem.version, "unreadable")
+        await self._mark((*search.problems, *search.hidden))
         if search.usable:
             return tuple(search.usable)
         raise search.problems[0] if search.problems else _missing(provider)
+
+    async def fetch(self, user_id: UUID, token_id: str, asked: Asked) -> Fetched:
+        """The secret asked for, with its value, for this token's program.
+
+        Where ``asked`` names a provider it names a type, too. Raises ``NotFound`` (no such id among what is the caller's),
+        ``KeyMissing``; what is wrong with what was found: ``NotFetchable``, ``Forbidden`` (lent), ``KeyInactive``, ``KeyExpired``,
+        ``KeyFailed``, ``KeyUnreadable``, ``KeyUnusable`` (not with this token), ``ModelNotAllowed`` (for certain models only).
+        """
+        hunt = _Hunt(token_id, datetime.now(UTC))
+        async with self._db.read(Actor.user(user_id, system_keys=self._falls_back)) as tx:
+            mine = await reach.load(tx, self._keyring, user_id)
+            if asked.id is not None:
+                await self._fetch_one(tx, hunt, mine, asked.id)
+            else:
+                await self._fetch_first(tx, hunt, mine, asked)
+        await self._alarms.raise_for(mine)
+        await self._mark((*hunt.problems, *hunt.hidden))
+        if hunt.found is not None:
+            return hunt.found
+        if hunt.problems:
+            raise hunt.problems[0]
+        if asked.id is not None:
+            raise NotFound("You have no secret with this id.")
+        raise KeyMissing("You have no such secret.", hint="Add one in the Secrets Vault: /secrets/new")
+
+    async def _fetch_one(self, tx: AsyncConnection, hunt: _Hunt, mine: Reach, secret_id: UUID) -> None:
+        row = await rows.get(tx, secret_id, mine.seen_owners(secret_id))
+        if row is not None:
+            whose = "" if row.owner_id == mine.user_id else " of your team"
+            await self._try(tx, hunt, (row,), mine.user_id, whose)
+        elif await self._allows_system(tx, mine.user_id):
+            row = await rows.get(tx, secret_id, (SYSTEM_OWNER_ID,))
+            await self._try(tx, hunt, () if row is None else (row,), mine.user_id)
+            hunt.hide()
+
+    async def _fetch_first(self, tx: AsyncConnection, hunt: _Hunt, mine: Reach, asked: Asked) -> None:
+        """As a call's keys are found: one's own that cannot serve stop the search, unless others may serve instead of them."""
+        own = await _asked_of(tx, mine.user_id, asked)
+        if await self._try(tx, hunt, own, mine.user_id) or any(not row.fallback_allowed for row in own):
+            return
+        for team in mine.teams:
+            if await self._try(tx, hunt, await _asked_of(tx, team.team_id, asked), mine.user_id, f" of your team {team.name}"):
+                return
+        if await self._allows_system(tx, mine.user_id):
+            told, hunt.problems = hunt.problems, []
+            await self._try(tx, hunt, await _asked_of(tx, SYSTEM_OWNER_ID, asked), mine.user_id)
+            hunt.hide()
+            hunt.problems = told
+
+    async def _try(self, tx: AsyncConnection, hunt: _Hunt, found: Iterable[Any], user_id: UUID, whose: str = "") -> bool:
+        """Open the first that can be fetched; whether there was one."""
+        for row in found:
+            problem = _unfetchable(row, hunt, user_id, whose) if self._sealer.is_intact(row) else Unreadable(row)
+            if problem is None:
+                try:
+                    value = (await self._sealer.open(tx, row)).value
+                    hunt.found = Fetched(credential_of(row, value, _source_of(row)), SecretType(row.secret_type), row.name)
+                except Unreadable as error:
+                    problem = error
+                else:
+                    return True
+            hunt.problems.append(problem)
+        return False
+
+    async def _mark(self, problems: Iterable[KeybearerError]) -> None:
+        for problem in problems:
+            if isinstance(problem, Unreadable) and problem.is_news:
+                await self._secrets.mark(problem.secret_id, problem.version, "unreadable")
 
     async def _ask_own(self, tx: AsyncConnection, search: _Search, user_id: UUID, call: _Call) -> None:
         """The user's own: any that cannot serve stops the call there, unless they said that others may instead."""
@@ -143,9 +230,7 @@ class Resolver:
             row = await rows.get(tx, model.secret_id, (model.owner.id,))
             found = [row] if row is not None and row.model_id == model.id else []
             usable, problems = await self._usable(tx, found, call, KeySource.MODEL)
-        for problem in problems:
-            if isinstance(problem, Unreadable) and problem.is_news:
-                await self._secrets.mark(problem.secret_id, problem.version, "unreadable")
+        await self._mark(problems)
         if usable:
             return usable[0]
         if model.owner.id != user_id:
@@ -158,7 +243,10 @@ class Resolver:
 
     async def _may_fall_back(self, tx: AsyncConnection, user_id: UUID, provider: Provider) -> bool:
         """The deployment and the user must both allow it; a provider of the user's own never gets a key of the system's."""
-        if not self._falls_back or provider.owner_id not in {None, SYSTEM_OWNER_ID}:
+        return provider.owner_id in {None, SYSTEM_OWNER_ID} and await self._allows_system(tx, user_id)
+
+    async def _allows_system(self, tx: AsyncConnection, user_id: UUID) -> bool:
+        if not self._falls_back:
             return False
         user = await users.get(tx, user_id)
         return user is not None and bool(user.fallback_allowed)
@@ -184,7 +272,11 @@ class Resolver:
 
     async def _fallback(self, tx: AsyncConnection, row: Any, call: _Call, source: KeySource) -> list[Credential]:
         """After a rotation, the version before: for as long as the overlap lasts, behind the one in force."""
-        if row.fallback_until is None or row.fallback_until <= call.now or _not_allowed(row, call, "") is not None:
+        if (
+            row.fallback_until is None
+            or row.fallback_until <= call.now
+            or _not_allowed(row, call.token_id, call.model) is not None
+        ):
             return []
         earlier = await versions.get(tx, row.owner_id, row.id, row.fallback_version)
         if earlier is None or placed(call.provider, egress_of(earlier)) is None:
@@ -203,7 +295,7 @@ def _is_for_team(provider: Provider, team_id: UUID) -> bool:
 
 def _problem(row: Any, call: _Call, whose: str) -> KeybearerError | None:
     """Why a secret cannot serve the call, as far as its row tells; ``whose``: it is another's than the user's."""
-    problem = stopped_by(row, call.now, whose) or _not_allowed(row, call, whose)
+    problem = stopped_by(row, call.now, whose) or _not_allowed(row, call.token_id, call.model, whose)
     if problem is not None:
         return problem
     try:
@@ -221,13 +313,34 @@ def _problem(row: Any, call: _Call, whose: str) -> KeybearerError | None:
     return None
 
 
-def _not_allowed(row: Any, call: _Call, whose: str) -> KeybearerError | None:
+def _unfetchable(row: Any, hunt: _Hunt, user_id: UUID, whose: str) -> KeybearerError | None:
+    """Why a secret's value is not given out, as far as its row tells."""
+    if row.owner_kind == OwnerKind.USER.value and row.owner_id != user_id:
+        hint = "Use it through the gateway, or ask whose it is to store it as the team's own."
+        return Forbidden("What was lent to your team may be used; its value is not given out.", hint=hint)
+    if not row.fetchable:
+        return NotFetchable(hint=f"Its owner can allow that: set 'fetchable' at {console_path(row.id)}.")
+    return stopped_by(row, hunt.now, whose) or _not_allowed(row, hunt.token_id, "", whose)
+
+
+async def _asked_of(tx: AsyncConnection, owner_id: UUID, asked: Asked) -> list[Any]:
+    """An owner's secrets that are asked for, by priority."""
+    secret_type = "" if asked.secret_type is None else asked.secret_type.value
+    found = await rows.for_provider(tx, owner_id, asked.provider, secret_type)
+    return [row for row in found if asked.name is None or row.name == asked.name]
+
+
+def _source_of(row: Any) -> KeySource:
+    return KeySource.MODEL if row.model_id is not None else KeySource(row.owner_kind)
+
+
+def _not_allowed(row: Any, token_id: str | None, model: str, whose: str = "") -> KeybearerError | None:
     """Why the token or the model may not use a secret."""
     look = f"Look at it at {console_path(row.id)}."
-    if row.allowed_tokens is not None and call.token_id not in row.allowed_tokens:
+    if row.allowed_tokens is not None and token_id not in row.allowed_tokens:
         return KeyUnusable(f"{named(row, whose)} may not be used with this access token.", hint=look)
-    if row.allowed_models is not None and not {call.model, f"{row.provider}/{call.model}"} & set(row.allowed_models):
-        wanted = "this model" if call.model else "calls that name no model"
+    if row.allowed_models is not None and not {model, f"{row.provider}/{model}"} & set(row.allowed_models):
+        wanted = "this model" if model else "calls that name no model"
         return ModelNotAllowed(f"{named(row, whose)} is not allowed for {wanted}.", hint=look)
     return None
 

@@ -1,0 +1,292 @@
+"""A secret's value for server-side code that truly needs it (MISSION G14): ``POST /api/v1/secrets/resolve``, on the fast path.
+
+The route is the API's, and so are the shapes of its errors; who asks, what is on record and how soon a revocation is heard is as for
+every use of a key. ``Fetch`` is a turn beside ``Exchange``: the same steps, but that the key leaves in the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any, Final
+
+from keybearer.audit.lines import repeated_use_line
+from keybearer.audit.refusals import is_refusal
+from keybearer.domain import Asked, Client, OutcomeRecord, Scope
+from keybearer.errors import Frozen, KeybearerError, TooLarge, TrustLost, Unavailable
+from keybearer.gateway.allowance import check_address, check_scope
+from keybearer.gateway.answer import answer, problem
+from keybearer.gateway.asked import asked_in
+from keybearer.gateway.credentials import Admission, now
+from keybearer.gateway.endpoints import Route
+from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
+from keybearer.gateway.handout import OPERATION, Handout
+from keybearer.gateway.intake import Intake
+from keybearer.gateway.plan import read
+from keybearer.gateway.refusal import known, refusal
+from keybearer.gateway.request import Head
+from keybearer.gateway.turns import Connection
+
+log = logging.getLogger("keybearer.gateway")
+
+PATH: Final = b"/api/v1/secrets/resolve"
+BODY_BYTES: Final = 4096
+_ROUTE: Final = Route("", OPERATION, b"POST", None, PATH, model="", body_limit=BODY_BYTES)
+_HEADERS: Final = [
+    (b"content-type", b"application/json"),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+]
+_CLIENT_GONE = 499
+_ATTEMPTS = 8
+_RETRY_SECONDS = 0.25
+
+
+def is_fetch(head: Head) -> bool:
+    """Whether a request is taken out here: exactly so spelled. Any other spelling is the API's, which hands no value out."""
+    return head.target == PATH and head.method == b"POST"
+
+
+class _Wait(Exception):  # no error: how a step says what it needs
+    """Something is not at hand: ``work`` gets it."""
+
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self.work = work
+
+
+class Fetch(Intake):
+    """A fetch in its connection's queue (a ``Turn``)."""
+
+    __slots__ = ("_asked", "_attempts", "_handout", "_use_at", "keep_alive", "request_id", "started", "used_at")
+
+    def __init__(self, connection: Connection, head: Head, length: int | None, fault: KeybearerError | None = None) -> None:
+        """As ``Exchange``."""
+        super().__init__(connection, head, length, fault)
+        self.request_id = self.plane.request_id()
+        self.started = time.monotonic()
+        self.keep_alive = head.fields.keep_alive
+        self.used_at = 0.0
+        """Unix time of the journal's line; 0: no use is on record that wants an outcome."""
+        self._use_at = 0.0
+        self._asked: Asked | None = None
+        self._handout: Handout | None = None
+        self._attempts = 0
+
+    # --- the steps ------------------------------------------------------------------------------------------------------
+
+    def proceed(self) -> None:
+        """From the token to the journal, which calls ``depart``. Synchronous; after a wait it begins at the top again."""
+        try:
+            admission = self._authenticate()
+            if not self._is_received:
+                self._take_body()
+                return
+            if self._asked is None:
+                self._asked = self._read()
+            handout = self._handout = self._find(admission, self._asked)
+            self._use_at = time.time()
+            tail = handout.use_tail(admission.grant, self._head.fields, self._client())
+            self.plane.journal.depart(repeated_use_line(self.request_id, self._use_at, tail), self)
+        except _Wait as wait:
+            self._wait(wait.work)
+        except KeybearerError as error:
+            self.refuse(error)
+        except Exception as error:  # noqa: BLE001  # named boundary: a mistake of ours ends this request, not the connection
+            self._fail(error)
+
+    def _authenticate(self) -> Admission:
+        """The token is valid, known to be so at this moment, and may fetch from here."""
+        plane, head = self.plane, self._head
+        if not plane.feed.is_trusted():
+            raise _Wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
+        admission = head.admission
+        if admission is not None and not admission.is_dropped and admission.until > now():
+            return admission  # found to be so before, for this very head on this very connection
+        fields = head.fields
+        admission = plane.credentials.admission(fields.digest)
+        if admission is None:
+            raise _Wait(plane.credentials.fill_admission(fields.token))
+        check_scope(admission.grant, fields.acts_as, Scope.SECRETS_READ)
+        if admission.networks:
+            check_address(admission.networks, self._client().ip)
+        head.route = _ROUTE
+        head.admission = admission
+        return admission
+
+    def _read(self) -> Asked:
+        body = self._body()
+        if len(body) > BODY_BYTES:
+            raise TooLarge(f"The body is larger than {BODY_BYTES} bytes.")
+        read(_ROUTE, body, self._head.fields.content_type)  # refuses what is not one JSON object
+        return asked_in(body)
+
+    def _find(self, admission: Admission, asked: Asked) -> Handout:
+        """The value, from the cache or resolved and decrypted; none while the deployment is frozen."""
+        credentials = self.plane.credentials
+        if credentials.is_frozen is None:
+            raise _Wait(credentials.fill_frozen())
+        if credentials.is_frozen:
+            raise Frozen
+        handout = credentials.handout(admission, asked)
+        if handout is None:
+            raise _Wait(credentials.fill_handout(admission, asked))
+        return handout
+
+    def depart(self, seq: int) -> None:
+        """The use is on record as entry ``seq``."""
+        self.used_at = self._use_at
+        if self._is_over:  # the client left meanwhile: the value stays here
+            self._note_outcome(_CLIENT_GONE, "aborted")
+        elif self.plane.journal.needs_wait:
+            self._is_waiting = True
+            self.plane.spawn(self.connection.loop, self._hand_over_when_durable(seq))
+        else:
+            self._hand_over()
+
+    def stay(self, error: KeybearerError) -> None:
+        """The use could not be recorded."""
+        self.refuse(error)
+
+    def _hand_over(self) -> None:
+        """The last look, at the very moment the bytes are written; then the value leaves."""
+        plane, handout = self.plane, self._handout
+        is_frozen = plane.credentials.is_frozen
+        if is_frozen:
+            self.refuse(Frozen())
+        elif is_frozen is None or handout is None or not handout.is_good(now()) or not plane.feed.is_trusted():
+            self._restart()
+        else:
+            headers = [*self.connection.default_headers(), *_HEADERS]
+            receipt = self._receipt() + handout.receipt
+            self.connection.write(answer(200, headers, handout.body.reveal(), receipt, keep_alive=self.keep_alive))
+            self._note_outcome(200, "ok")
+            self._finish(keep_alive=self.keep_alive)
+
+    # --- waiting --------------------------------------------------------------------------------------------------------
+
+    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
+        self._is_waiting = True
+        self.plane.spawn(self.connection.loop, self._proceed_after(work))
+
+    async def _proceed_after(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+            self._attempts += 1
+        except KeybearerError as error:
+            # A database that has just gone away is held for like one that is known to be away.
+            if type(error) is not Unavailable or time.monotonic() > self.started + self.plane.limits.hold_seconds:
+                self.refuse(error)
+                return
+            await asyncio.sleep(_RETRY_SECONDS)
+        except Exception as error:  # noqa: BLE001  # as in proceed
+            self._fail(error)
+            return
+        self._is_waiting = False
+        if not self._is_over:
+            self._again()
+
+    async def _hand_over_when_durable(self, seq: int) -> None:
+        try:
+            await self.plane.journal.durable(seq)
+        except KeybearerError as error:
+            self.refuse(error)
+        except Exception as error:  # noqa: BLE001  # as in proceed
+            self._fail(error)
+        else:
+            self._is_waiting = False
+            if not self._is_over:
+                self._hand_over()
+
+    def _again(self) -> None:
+        if self._attempts > _ATTEMPTS:
+            self.refuse(Unavailable("What this call needs is being changed too often.", retry_after=1.0))
+        else:
+            self.proceed()
+
+    def _restart(self) -> None:
+        """The value did not leave, because trust was lost or something changed: that use ends refused, a new one may begin."""
+        self._note_outcome(TrustLost.status, "refused")
+        self._handout = None
+        self.request_id = self.plane.request_id()
+        self._attempts += 1
+        self._again()
+
+    def _fail(self, error: Exception) -> None:
+        # Where, and not the exception's own words, which may be the value's.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        log.error("a fetch failed unexpectedly: %s\n%s", type(error).__name__, where, extra={"request_id": self.request_id})
+        if self.used_at:
+            self._note_outcome(Unavailable.status, "failed")
+        self.refuse(Unavailable("Something went wrong in the gateway."))
+
+    # --- answers --------------------------------------------------------------------------------------------------------
+
+    def refuse(self, error: KeybearerError) -> None:
+        """Answer with problem details."""
+        if self._is_over:
+            return
+        if self.used_at:
+            self._note_outcome(error.status, "refused" if isinstance(error, Unavailable) else "failed")
+        elif is_refusal(error):
+            self._note_refusal(error)
+        keep_alive = self.keep_alive and self._is_received
+        headers: Headers = self.connection.default_headers()
+        self.connection.write(problem(error, headers, self._receipt(), keep_alive=keep_alive))
+        self._finish(keep_alive=keep_alive)
+
+    def _note_refusal(self, error: KeybearerError) -> None:
+        fields = self._head.fields
+        admission = self.plane.credentials.admission(known(fields))
+        noted = refusal(error, fields, self._client(), ("", ""), admission)
+        secret_id = None if self._asked is None else self._asked.id
+        detail = (("route", f"POST {PATH.decode()}"), *noted.detail)
+        self.plane.refusals.note(replace(noted, action="secret.refuse", subject=str(secret_id or ""), detail=detail))
+
+    def _receipt(self) -> bytes:
+        return b"x-keybearer-request-id: %b\r\n" % self.request_id.encode("ascii")
+
+    def _finish(self, *, keep_alive: bool) -> None:
+        self._end()
+        self.connection.finish(self, keep_alive=keep_alive)
+
+    def _end(self) -> None:
+        self._is_over = True
+        if self.buffered:
+            self.release_body()
+        self._handout = None
+
+    def _note_outcome(self, status: int, outcome: str) -> None:
+        """The journal's second line. A fetch itself costs nothing; what its value is used for is not seen here."""
+        spent = (time.monotonic() - self.started) * 1000
+        self.plane.journal.outcome(OutcomeRecord(self.request_id, time.time(), status, outcome, spent, None, cost_micro_usd=0))
+        self.used_at = 0.0
+
+    # --- a turn in the connection's queue -------------------------------------------------------------------------------
+
+    def on_disconnect(self) -> None:
+        if self._is_over:
+            return
+        if self.used_at:
+            self._note_outcome(_CLIENT_GONE, "aborted")
+        self._end()
+
+    def on_pause(self) -> None:
+        """The answer is one write: there is nothing to hold back."""
+
+    def on_resume(self) -> None:
+        """As ``on_pause``."""
+
+    def cut_off(self) -> None:
+        self.refuse(Unavailable("The server is stopping.", retry_after=1.0))
+
+    def _client(self) -> Client:
+        """Where the request comes from; found out once for all requests with these headers on this connection."""
+        fields = self._head.fields
+        if fields.client is None:
+            address = self.plane.proxies.client_address(self.connection.peer, fields.forwarded_for)
+            fields.client = Client(address, fields.user_agent[:USER_AGENT_CHARACTERS].decode("latin-1"))
+        return fields.client
