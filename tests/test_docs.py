@@ -25,11 +25,14 @@ def test_generated_pages_are_up_to_date(tmp_path: Path) -> None:
 def test_no_text_names_what_the_repository_must_not_hold() -> None:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     hosts = re.compile(r"pypi\.org|pythonhosted|registry\.npmjs|--(?:extra-)?index-url|\"resolved\":")
+    conflict = re.compile(r"^(?:<{7}|>{7}) ", re.MULTILINE)
     for name in files:
         path = ROOT / name
         if path.suffix in {".png", ".bin"} or not path.is_file() or name == "tests/test_docs.py":
             continue
-        assert not hosts.search(path.read_text(encoding="utf-8", errors="replace")), name
+        text = path.read_text(encoding="utf-8", errors="replace")
+        assert not hosts.search(text), name
+        assert not conflict.search(text), f"{name}: half a merge"
 
 
 def test_links_between_documents_lead_somewhere() -> None:
