@@ -325,6 +325,16 @@ class Usage(msgspec.Struct):
     """Part of ``cache_write_tokens``: kept for an hour instead of minutes, at a higher price (Anthropic)."""
 
 
+class MediaUsage(Usage):
+    """What an answer consumed where some of the tokens were no text: they have prices of their own."""
+
+    audio_tokens: int = 0
+    """Part of ``input_tokens``, and so are the next."""
+    image_tokens: int = 0
+    audio_output_tokens: int = 0
+    """Part of ``output_tokens``."""
+
+
 class UseRecord(msgspec.Struct):
     """The journal's line written before a key leaves."""
 

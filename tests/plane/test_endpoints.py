@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.plane.conftest import KEY, House, credential
 from tests.plane.wire import Answer, fixed
+from tests.pure.test_meter import ANSWERS, RECORDED
 
 from keybearer.catalog import Catalog, Registry, with_base_url
-from keybearer.domain import SYSTEM_OWNER, KeySource
+from keybearer.domain import SYSTEM_OWNER, KeySource, Usage
 
-ANSWERS = Path(__file__).parent.parent / "pure" / "answers"
 SOUND = bytes(range(256)) * 40
 
 
@@ -59,6 +59,65 @@ def raw(house: House, line: str, body: bytes = b"", *headers: str) -> bytes:
 
 def code(answer: Answer) -> str:
     return str(json.loads(answer.body)["error"]["code"])
+
+
+def _request_of(name: str, dialect: str, operation: str) -> tuple[str, bytes, str]:
+    """The request that a recorded answer is an answer to: line, body, content type."""
+    streams = name.endswith(".sse")
+    prompt: dict[str, Any] = {"model": "gpt-4o-mini"} | ({"stream": True} if streams else {})
+    if dialect == "gemini":
+        query = "?alt=sse" if streams else ""
+        return f"POST /v1beta/models/gemini-2.5-flash:{operation}{query}", b'{"contents":[]}', "application/json"
+    if operation in {"audio.transcriptions", "images.edits"}:
+        return f"POST /v1/{operation.replace('.', '/')}", form(b"gpt-4o-transcribe"), "multipart/form-data; boundary=b0"
+    if operation in {"chat.completions", "completions"} and streams:
+        prompt["stream_options"] = {"include_usage": True}
+    path = operation.replace(".", "/") if dialect == "openai" else f"{operation.replace('.', '/')}"
+    return f"POST /v1/{path}", json.dumps(prompt).encode(), "application/json"
+
+
+REPLAYED = [name for name in RECORDED if "error.json" not in name]
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+async def test_each_recorded_answer_passes_byte_for_byte_and_its_usage_is_what_it_says(house: House, name: str) -> None:
+    dialect, operation, usage = RECORDED[name]
+    said = (ANSWERS / name).read_bytes()
+    line, body, content_type = _request_of(name, dialect, operation)
+    kind = b"text/event-stream" if name.endswith(".sse") else b"application/json"
+    house.provider.script = fixed(b"200 OK", said, b"content-type: " + kind)
+    answer = await house.ask(raw(house, line, body, f"Content-Type: {content_type}"))
+    assert (answer.status, answer.body) == (200, said)
+    outcome = await house.outcome()
+    # What an answer states of counting is no usage.
+    expected = Usage() if operation in {"messages.count_tokens", "countTokens"} else usage
+    assert outcome["usage"] == msgspec.to_builtins(expected)
+    if not (expected.input_tokens or expected.output_tokens or expected.cost_usd):
+        assert outcome["cost_micro_usd"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("openai-file.json", "GET /v1/files/file-1"),
+        ("openai-batch.json", "GET /v1/batches/batch_1"),
+        ("openai-batch.json", "POST /v1/batches/batch_1/cancel"),
+        ("anthropic-batch.json", "GET /anthropic/v1/messages/batches/msgbatch_1"),
+        ("openai-responses.json", "GET /v1/responses/resp_1"),
+        ("openai-responses.sse", "GET /v1/responses/resp_1?stream=true"),
+        ("openai-chat.json", "POST /p/openai/v1/chat/completions"),
+    ],
+)
+async def test_what_is_kept_is_shown_as_often_as_one_likes_and_counted_once(house: House, name: str, line: str) -> None:
+    said = (ANSWERS / name).read_bytes()
+    house.provider.script = fixed(
+        b"200 OK", said, b"content-type: text/event-stream" if name.endswith("sse") else b"content-type: a/b"
+    )
+    answer = await house.ask(raw(house, line))
+    assert (answer.status, answer.body) == (200, said)
+    outcome = await house.outcome()
+    assert outcome["usage"] == msgspec.to_builtins(Usage())
+    assert outcome["cost_micro_usd"] is None
 
 
 async def test_a_recording_reaches_the_provider_byte_for_byte(house: House) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keybearer.domain import Usage
+from keybearer.domain import MediaUsage, Usage
 from keybearer.usage.meter import Meter, usage_of
 from keybearer.usage.skim import Skimmer
 
@@ -29,6 +29,20 @@ RECORDED: dict[str, tuple[str, str, Usage]] = {
     "openai-embeddings.json": ("openai", "embeddings", Usage(8, None, model="text-embedding-3-small")),
     "openai-moderations.json": ("openai", "moderations", Usage(model="omni-moderation-latest")),
     "openai-error.json": ("openai", "chat.completions", NOTHING),
+    "openai-chat-audio.json": (
+        "openai",
+        "chat.completions",
+        MediaUsage(100, 60, 0, None, 0, "gpt-4o-audio-preview-2025-06-03", audio_tokens=80, audio_output_tokens=40),
+    ),
+    "openai-transcription.json": ("openai", "audio.transcriptions", MediaUsage(14, 45, audio_tokens=14)),
+    "openai-transcription.sse": ("openai", "audio.transcriptions", MediaUsage(14, 45, audio_tokens=14)),
+    "openai-transcription-duration.json": ("openai", "audio.transcriptions", NOTHING),
+    "openai-speech.sse": ("openai", "audio.speech", Usage(14, 101)),
+    "openai-image.json": ("openai", "images.edits", MediaUsage(150, 4160, image_tokens=100)),
+    "openai-image.sse": ("openai", "images.generations", Usage(50, 4160)),
+    "openai-image-legacy.json": ("openai", "images.generations", NOTHING),
+    "openai-compact.json": ("openai", "responses.compact", Usage(139, 438, 0, None, 64)),
+    "gemini-audio.json": ("gemini", "generateContent", MediaUsage(132, 3, model="gemini-2.5-flash", audio_tokens=128)),
     "openai-responses.json": ("openai", "responses", Usage(36, 87, 12, 4, 64, "gpt-5-2025-08-07")),
     "openai-responses.sse": ("openai", "responses", Usage(36, 87, 12, 4, 64, "gpt-5-2025-08-07")),
     "openai-responses-incomplete.sse": ("openai", "responses", Usage(36, 87, 12, 4, 64, "gpt-5-2025-08-07")),
@@ -56,6 +70,9 @@ RECORDED: dict[str, tuple[str, str, Usage]] = {
     "gemini-error.json": ("gemini", "streamGenerateContent", NOTHING),
 }
 
+
+UNMETERED = {"openai-file.json", "openai-batch.json", "anthropic-batch.json"}
+"""Descriptions of what is kept: the gateway reads no usage from them, as they are asked for again and again."""
 
 TOKENS = st.none() | st.integers(-1, 10**13) | st.integers(0, 20) | st.floats(0, 9) | st.booleans() | st.text(max_size=2)
 DETAILS = st.none() | st.integers(0, 3) | st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens", "x"]), TOKENS)
@@ -98,7 +115,7 @@ def _is_streamed(name: str) -> bool:
 
 
 def test_every_recorded_answer_is_read() -> None:
-    assert set(RECORDED) == {path.name for path in ANSWERS.iterdir()} - {"README.md", ".gitattributes"}
+    assert set(RECORDED) | UNMETERED == {path.name for path in ANSWERS.iterdir()} - {"README.md", ".gitattributes"}
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -13,7 +13,7 @@ import genai_prices
 import pytest
 from genai_prices.data import providers as listed
 
-from keybearer.domain import Usage
+from keybearer.domain import MediaUsage, Usage
 from keybearer.usage import prices
 from keybearer.usage.prices import cost_micro_usd
 
@@ -165,3 +165,30 @@ def test_scaled_prices_are_exact() -> None:
             for name, value in vars(model.get_prices(NOW)).items():
                 if name in TEXT and isinstance(value, Decimal):
                     assert value * prices._SCALE == prices._scaled(value), (model.id, name)
+
+
+MEDIA = [
+    # Sound at 6 dollars a million, text at 2.5, output at 10.
+    ("gpt-4o-transcribe", MediaUsage(14, 45, audio_tokens=14), 14 * 6 + 45 * 10),
+    ("gpt-4o-transcribe", MediaUsage(20, 45, audio_tokens=14), 14 * 6 + 6 * Decimal("2.5") + 45 * 10),
+    # An image at 10, text at 5, the image made at 40.
+    ("gpt-image-1", MediaUsage(150, 4160, image_tokens=100), 100 * 10 + 50 * 5 + 4160 * 40),
+    ("gpt-image-1", Usage(50, 4160), 50 * 5 + 4160 * 40),
+    # No price of its own: an image is charged as text, sound by a price that nobody stated.
+    ("gpt-4o-mini", MediaUsage(1_000_000, 0, image_tokens=5), 150_000),
+    ("gpt-4o-audio-preview", MediaUsage(100, 60, audio_tokens=80), None),
+    ("gpt-4o-audio-preview", MediaUsage(100, 60, audio_output_tokens=40), None),
+    # Of what was cached nobody says what it was.
+    ("gpt-image-1", MediaUsage(150, 4160, 20, image_tokens=100), None),
+    ("gpt-4o-transcribe", MediaUsage(14, 45, audio_tokens=15), None),
+    # Charged by the second or by the picture: no tokens, no price, and never nothing.
+    ("whisper-1", Usage(), None),
+    ("whisper-1", MediaUsage(14, 45, audio_tokens=14), None),
+    ("dall-e-3", Usage(), None),
+]
+
+
+@pytest.mark.parametrize(("model", "usage", "cost"), MEDIA)
+def test_sound_and_images_have_prices_of_their_own_or_none(model: str, usage: Usage, cost: Decimal | int | None) -> None:
+    expected = None if cost is None else int(Decimal(cost).to_integral_value(ROUND_CEILING))
+    assert cost_micro_usd("openai", model, usage, datetime(2026, 11, 21, tzinfo=UTC)) == expected

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from keybearer.catalog import ANTHROPIC, GEMINI
-from keybearer.domain import Usage
+from keybearer.domain import MediaUsage, Usage
 from keybearer.usage.skim import Skimmer
 
 _WHOLE_LIMIT: Final = 1024 * 1024  # bytes of a whole answer that are kept; decoding is fast, so only larger ones are skimmed
@@ -55,10 +55,13 @@ _ANSWER: Final = msgspec.json.Decoder(_Answer)
 class _InputDetails(msgspec.Struct):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class _OutputDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
 
 
 class _ChatCounts(msgspec.Struct):
@@ -290,10 +293,15 @@ def _plain_chat(answer: bytes) -> Usage | None:
     if total != given + made or given < 0 or made < 0 or total > _COUNT_LIMIT or said.cost or said.cost_in_usd_ticks:
         return None
     cached = written = reasoning = None
-    if said.prompt_tokens_details is not None:
-        cached, written = said.prompt_tokens_details.cached_tokens, said.prompt_tokens_details.cache_write_tokens
-    if said.completion_tokens_details is not None:
-        reasoning = said.completion_tokens_details.reasoning_tokens
+    inside, outside = said.prompt_tokens_details, said.completion_tokens_details
+    if inside is not None:
+        if inside.audio_tokens or inside.image_tokens:
+            return None
+        cached, written = inside.cached_tokens, inside.cache_write_tokens
+    if outside is not None:
+        if outside.audio_tokens:
+            return None
+        reasoning = outside.reasoning_tokens
     if not (0 <= (cached or 0) <= total and 0 <= (written or 0) <= total and 0 <= (reasoning or 0) <= total):
         return None
     return Usage(given, made, cached, written, reasoning, model[:_MODEL_LIMIT])
@@ -307,14 +315,14 @@ def _openai(said: Mapping[str, Any], model: str | None) -> Usage:
     given = _count(said.get("prompt_tokens", said.get("input_tokens")))
     made = _count(said.get("completion_tokens", said.get("output_tokens")))
     total = _count(said.get("total_tokens"))
-    inside = _part(said.get("prompt_tokens_details", said.get("input_tokens_details")))
+    inside = _part(said.get("prompt_tokens_details", said.get("input_tokens_details", said.get("input_token_details"))))
     outside = _part(said.get("completion_tokens_details", said.get("output_tokens_details")))
     reasoning = _count(outside.get("reasoning_tokens"))
     if given is not None and made is not None and total is not None and total > given + made:
         hidden = total - given - made
         made += hidden
         reasoning = max(reasoning or 0, hidden)
-    return Usage(
+    usage = Usage(
         given,
         made,
         _count(inside.get("cached_tokens")),
@@ -323,6 +331,15 @@ def _openai(said: Mapping[str, Any], model: str | None) -> Usage:
         model,
         _cost(said),
     )
+    media = (inside.get("audio_tokens"), inside.get("image_tokens"), outside.get("audio_tokens"))
+    return _with_media(usage, *(_count(tokens) or 0 for tokens in media))
+
+
+def _with_media(usage: Usage, audio: int, image: int, audio_output: int) -> Usage:
+    """The same usage, where there is any with how much of it is no text."""
+    if not (audio or image or audio_output):
+        return usage
+    return MediaUsage(**msgspec.structs.asdict(usage), audio_tokens=audio, image_tokens=image, audio_output_tokens=audio_output)
 
 
 def _anthropic(said: Mapping[str, Any], model: str | None) -> Usage:
@@ -349,13 +366,21 @@ def _gemini(said: Mapping[str, Any], operation: str, model: str | None) -> Usage
     thoughts = _count(said.get("thoughtsTokenCount"))
     prompt, tools = _count(said.get("promptTokenCount")), _count(said.get("toolUsePromptTokenCount"))
     made = _count(said.get("candidatesTokenCount"))
-    return Usage(
+    usage = Usage(
         input_tokens=None if prompt is None else prompt + (tools or 0),
         output_tokens=(made or 0) + (thoughts or 0) if made is not None or thoughts is not None else absent,
         cached_tokens=_count(said.get("cachedContentTokenCount")),
         reasoning_tokens=thoughts,
         model=model,
     )
+    given, answered = said.get("promptTokensDetails"), said.get("candidatesTokensDetails")
+    return _with_media(usage, _modal(given, "AUDIO"), _modal(given, "IMAGE"), _modal(answered, "AUDIO"))
+
+
+def _modal(details: Any, modality: str) -> int:
+    """Tokens of one modality, of Gemini's ``ModalityTokenCount``s."""
+    listed = details if isinstance(details, list) else ()
+    return sum(_count(part.get("tokenCount")) or 0 for part in map(_part, listed) if part.get("modality") == modality)
 
 
 _NO_PART: Final[Mapping[str, Any]] = {}

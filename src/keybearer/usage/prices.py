@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from keybearer.domain import Usage
+from keybearer.domain import MediaUsage, Usage
 
 _PROVIDERS: Final = {"openai": "openai", "anthropic": "anthropic", "gemini": "google", "xai": "x-ai", "openrouter": "openrouter"}
 """Our names to the price list's. Custom providers are not in it: nobody knows what they cost."""
@@ -39,6 +39,9 @@ class Rates(msgspec.Struct, frozen=True):
     cache_write: Steps | None
     long_cache_write: Steps | None
     reasoning: Steps | None
+    audio: Steps | None = None
+    image: Steps | None = None
+    audio_output: Steps | None = None
 
 
 class _Unpriced(Exception):  # never leaves this module
@@ -80,6 +83,8 @@ def _cost(rates: Rates, usage: Usage, given: int) -> int:
     cached = min(usage.cached_tokens or 0, given) if rates.cached else 0
     written = min(usage.cache_write_tokens or 0, given - cached) if rates.cache_write else 0
     total = _price(rates.input, given) * (given - cached - written)
+    if isinstance(usage, MediaUsage):
+        total += _surcharge(rates, usage, given, cached + written)
     if cached:
         total += _price(rates.cached, given) * cached
     if written:
@@ -95,6 +100,26 @@ def _cost(rates: Rates, usage: Usage, given: int) -> int:
     reasoning = min(usage.reasoning_tokens or 0, usage.output_tokens) if rates.reasoning else 0
     total += _price(rates.output, given) * (usage.output_tokens - reasoning)
     return total + (_price(rates.reasoning, given) * reasoning if reasoning else 0)
+
+
+def _surcharge(rates: Rates, usage: MediaUsage, given: int, kept: int) -> int:
+    """What tokens of sound and images cost beyond the price of text. Raises ``_Unpriced`` where nobody knows.
+
+    Images are charged as text where they have no price of their own; sound never is. Of what was read from or written to a cache
+    (``kept``) no answer says which of it was sound or an image.
+    """
+    total = 0
+    for tokens, steps in ((usage.audio_tokens, rates.audio), (usage.image_tokens, rates.image or rates.input)):
+        if tokens:
+            if steps is not rates.input and (kept or tokens > given):
+                raise _Unpriced
+            total += (_price(steps, given) - _price(rates.input, given)) * tokens
+    made = usage.audio_output_tokens
+    if made and usage.output_tokens is not None:
+        if usage.reasoning_tokens or made > usage.output_tokens:
+            raise _Unpriced
+        total += (_price(rates.audio_output, given) - _price(rates.output, given)) * made
+    return total
 
 
 def _price(steps: Steps | None, given: int) -> int:
@@ -155,6 +180,9 @@ def _rates(prices: Mapping[str, Any]) -> Rates:
         cache_write=_steps(prices.get("cache_write_mtok")),
         long_cache_write=_steps(prices.get("cache_write_1h_mtok")),
         reasoning=_steps(prices.get("output_reasoning_mtok")),
+        audio=_steps(prices.get("input_audio_mtok")),
+        image=_steps(prices.get("input_image_mtok")),
+        audio_output=_steps(prices.get("output_audio_mtok")),
     )
     if rates.input is None:
         raise _Unpriced
