@@ -46,10 +46,12 @@ from keybearer.crypto.keyring import Keyring
 from keybearer.crypto.memory import forbid_core_dumps
 from keybearer.errors import Invalid, KeybearerError, OperatorError, SettingsInvalid
 from keybearer.gateway.credentials import Credentials
+from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.gateway.objects import Objects
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.post import PostTarget
+from keybearer.gateway.prober import Prober
 from keybearer.gateway.protocol import PLANE, GatewayProtocol
 from keybearer.gateway.refused import RefusedKeys
 from keybearer.gateway.upstream import Upstream
@@ -166,9 +168,14 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             ca_file=settings.egress_ca_file,
         )
         stack.push_async_callback(upstream.close)
+        hooks = Upstream(EgressPolicy(settings.connection_allow), ca_file=settings.egress_ca_file)
+        stack.push_async_callback(hooks.close)
+        prober = Prober(
+            upstream, hooks, Dialer(settings.connection_allow, settings.egress_allow, ca_file=settings.egress_ca_file)
+        )
         credentials = Credentials(db, feed, tokens, providers, resolver)
         stack.callback(credentials.close)
-        stack.push_async_callback(RefusedKeys(credentials, upstream, providers, secrets).close)
+        stack.push_async_callback(RefusedKeys(credentials, prober, providers, secrets).close)
         feed.subscribe(partial(forget_deleted, keyring))
         await feed.start()
         stack.push_async_callback(feed.stop)
@@ -200,6 +207,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             resolver=resolver,
             credentials=credentials,
             upstream=upstream,
+            prober=prober,
         )
 
 

@@ -104,6 +104,10 @@ class Settings(BaseSettings):
     egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Private hosts, `host:port` or CIDRs that providers defined by administrators may reach; comma-separated."
     )
+    connection_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Private hosts, `host:port` or CIDRs that everybody's connection strings and webhooks may name; comma-separated.",
+    )
     egress_ca_file: Path | None = Field(None, description="PEM file of further certificate authorities to trust for providers.")
     fallback: Fallback = Field(
         Fallback.NONE, description="Whose keys may serve users that have none; `openrouter` includes `system`."
@@ -150,7 +154,9 @@ class Settings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe log level to print.")
     log_json: bool = Field(default=False, description="Print logs as JSON lines.")
 
-    @field_validator("trusted_proxies", "egress_allow", "aws_kms_key", "gcp_kms_key", "openbao_transit_key", mode="before")
+    @field_validator(
+        "trusted_proxies", "egress_allow", "connection_allow", "aws_kms_key", "gcp_kms_key", "openbao_transit_key", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         """Comma-separated text to a tuple."""

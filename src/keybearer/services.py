@@ -16,6 +16,7 @@ from keybearer.catalog import Catalog
 from keybearer.crypto.keyring import Keyring
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.objects import Objects
+from keybearer.gateway.prober import Prober
 from keybearer.gateway.upstream import Upstream
 from keybearer.store.changes import Feed
 from keybearer.store.db import Database
@@ -78,3 +79,4 @@ class Services:
     credentials: Credentials
     objects: Objects
     upstream: Upstream
+    prober: Prober

@@ -36,7 +36,7 @@ def test_all_are_listed_and_none_has_a_key(world: World) -> None:
     assert {row["category"] for row in listed.values()} == {"model", "integration", "database"}
     assert all(row["logo"] for row in listed.values())
     assert listed["azure"]["parameters"] == [{"name": "resource", "label": "Resource name", "example": "my-resource"}]
-    assert [name for name in NAMES if not listed[name]["can_test"]] == ["postgresql", "mysql", "smtp", "webhook"]
+    assert [name for name in NAMES if not listed[name]["can_test"]] == ["webhook"]
     assert world.person("bea").call("GET", "/providers/with-keys") == []
 
 

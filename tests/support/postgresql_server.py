@@ -38,6 +38,9 @@ _SETTINGS = {
     "log_destination": "stderr",
 }
 
+# Everybody is trusted but those whom connection tests are about.
+_RULES = "local all kbtest_known scram-sha-256\nlocal all kbtest_turned_away reject\n"
+
 
 def main(note: Path, keeper: int) -> None:
     """Serve until process ``keeper`` has ended; write the administrator's URL to ``note`` when ready."""
@@ -65,6 +68,8 @@ def main(note: Path, keeper: int) -> None:
             "--no-instructions",
         ]
         subprocess.run(initdb, check=True, cwd=directory, **identity)
+        rules = data / "pg_hba.conf"
+        rules.write_text(_RULES + rules.read_text())
         settings = _SETTINGS | {"unix_socket_directories": str(directory)}
         options: list[str | Path] = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         server = subprocess.Popen([binaries / "postgres", "-D", data, *options], cwd=directory, **identity)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from keybearer.access import policy
 from keybearer.api.authentication import CurrentCaller, CurrentServices
 from keybearer.api.schemas import Limit, ModelAnswer, ModelChange, NewModelRequest, Page, Request, TemplateAnswer, TestAnswer
-from keybearer.api.secrets import run_test, secret_bytes, test_stored, tuples
+from keybearer.api.secrets import check_stored, run_test, secret_bytes, tuples
 from keybearer.catalog import Provider
 from keybearer.domain import Caller, KeySource, Scope
 from keybearer.services import Services
@@ -93,7 +93,7 @@ async def _test_resolved(services: Services, caller: Caller, provider: Provider,
     await services.secrets.note_test(caller, credential)
     if credential.source is KeySource.MODEL and credential.secret_version == 0:  # it has none: there is no secret to mark
         return _with_model(await run_test(services, provider, credential.value, credential.egress), name)
-    return _with_model(await test_stored(services, provider, credential), name)
+    return _with_model(await check_stored(services, provider, credential), name)
 
 
 def _with_model(answer: TestAnswer, name: str) -> TestAnswer:

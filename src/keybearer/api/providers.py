@@ -16,7 +16,7 @@ from keybearer.api.schemas import (
     ProviderModel,
     TestAnswer,
 )
-from keybearer.api.secrets import secret_bytes, test_stored, tuples
+from keybearer.api.secrets import check_stored, secret_bytes, tuples
 from keybearer.domain import Scope
 from keybearer.vault.providers import NewProvider
 
@@ -99,4 +99,4 @@ async def test_provider(provider_id: str, caller: CurrentCaller, services: Curre
     policy.require_provider(caller, provider.name)
     (credential, *_) = await services.resolver.resolve(caller.user_id, caller.token_id, provider, "")
     await services.secrets.note_test(caller, credential)
-    return await test_stored(services, provider, credential)
+    return await check_stored(services, provider, credential)

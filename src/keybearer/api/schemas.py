@@ -516,12 +516,24 @@ class RevealAnswer(BaseModel):
     value: str
 
 
-class UnsavedSecretTest(Request):
+class SecretTest(Request):
+    """How a secret is tested that has no call of its own."""
+
+    method: Annotated[
+        Literal["HEAD", "GET", "POST"] | None,
+        Field(description="Of custom providers and webhooks; default: `GET`, for a webhook's address `HEAD`, signed `POST`."),
+    ] = None
+    path: Annotated[str, Field(max_length=500, description="Of a custom provider, behind its base URL.")] = ""
+    url: Annotated[str, Field(max_length=2048, description="Where a secret that signs webhooks sends a signed test.")] = ""
+
+
+class UnsavedSecretTest(SecretTest):
     """Test a value before it is saved."""
 
     provider: Annotated[str, Field(min_length=1, max_length=64)]
     value: Value
     parameters: Parameters = {}
+    system: Annotated[bool, Field(description="As a system secret is; administrators only.")] = False
 
 
 class TestAnswer(Answer):

@@ -27,15 +27,15 @@ from keybearer.api.schemas import (
     Rotation,
     SecretAnswer,
     SecretChange,
+    SecretTest,
     ShareAnswer,
     TestAnswer,
     UnsavedSecretTest,
     VersionAnswer,
 )
 from keybearer.catalog import Provider
-from keybearer.domain import Credential, Scope, Secret, SecretBytes, SecretType
-from keybearer.gateway import probe
-from keybearer.gateway.egress import placed
+from keybearer.domain import SYSTEM_OWNER_ID, Credential, Scope, Secret, SecretBytes, SecretType
+from keybearer.gateway.prober import TestOptions
 from keybearer.services import Services
 from keybearer.vault.drafts import NewSecret
 from keybearer.vault.sealed import egress_for
@@ -135,7 +135,10 @@ async def test_unsaved(body: UnsavedSecretTest, caller: CurrentCaller, services:
     provider = await services.providers.find(caller, body.provider)
     policy.require_provider(caller, provider.name)
     value = secret_bytes(body.value)
-    return await run_test(services, provider, value, egress_for(provider, value, body.parameters))
+    if body.system:
+        policy.require_admin(caller)
+    owner = SYSTEM_OWNER_ID if body.system else None
+    return await run_test(services, provider, value, egress_for(provider, value, body.parameters), owner, options_of(body))
 
 
 @router.get("/{secret_id}")
@@ -212,8 +215,10 @@ async def reveal_secret(secret_id: UUID, caller: CurrentCaller, services: Curren
 
 
 @router.post("/{secret_id}/test")
-async def test_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> TestAnswer:
-    """Test a stored secret with the provider's cheap call."""
+async def check_secret(
+    secret_id: UUID, caller: CurrentCaller, services: CurrentServices, body: SecretTest | None = None
+) -> TestAnswer:
+    """Test a stored secret: with the provider's cheap call, or by signing in to the server that a connection string names."""
     secret = await services.secrets.get(caller, secret_id)
     policy.require_provider(caller, secret.provider)
     policy.require_among(caller, secret.allowed_tokens)
@@ -222,7 +227,7 @@ async def test_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentS
         provider = await services.providers.find(caller, credential.provider)
     else:
         provider, _ = await services.models.provider_of(caller, secret.model_id)
-    return await test_stored(services, provider, credential)
+    return await check_stored(services, provider, credential, options_of(body))
 
 
 @router.post("/{secret_id}/confirm-egress")
@@ -231,9 +236,16 @@ async def confirm_egress(secret_id: UUID, caller: CurrentCaller, services: Curre
     return answer_of(services, await services.secrets.confirm_egress(caller, secret_id))
 
 
-async def test_stored(services: Services, provider: Provider, credential: Credential) -> TestAnswer:
+def options_of(body: SecretTest | None) -> TestOptions:
+    """How a test was asked for."""
+    return TestOptions() if body is None else TestOptions(body.method, body.path, body.url)
+
+
+async def check_stored(
+    services: Services, provider: Provider, credential: Credential, options: TestOptions | None = None
+) -> TestAnswer:
     """Test a stored key, whose use is on record, and keep what the provider says of it."""
-    answer = await run_test(services, provider, credential.value, credential.egress)
+    answer = await run_test(services, provider, credential.value, credential.egress, credential.owner.id, options)
     if answer.status in {"ok", "invalid"}:
         state: State = "ok" if answer.status == "ok" else "failed"
         reason = "" if state == "ok" else answer.message
@@ -241,11 +253,17 @@ async def test_stored(services: Services, provider: Provider, credential: Creden
     return answer
 
 
-async def run_test(services: Services, provider: Provider, value: SecretBytes, egress: Iterable[str]) -> TestAnswer:
+async def run_test(
+    services: Services,
+    provider: Provider,
+    value: SecretBytes,
+    egress: Iterable[str],
+    owner: UUID | None = None,
+    options: TestOptions | None = None,
+) -> TestAnswer:
     """Run the connection test on the same path as real use, frozen like it. Raises ``Frozen``."""
     await services.credentials.check_not_frozen()
-    bound = tuple(egress)
-    found = await probe.probe(services.upstream, placed(provider, bound) or provider, value, bound)
+    found = await services.prober.test(provider, value, egress, owner, options or TestOptions())
     return TestAnswer(status=found.status, latency_ms=found.latency_ms, models=list(found.models), message=found.message)
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -30,9 +29,10 @@ from keybearer.errors import (
 )
 from keybearer.gateway.egress import Origin, origin_of, require_bound
 from keybearer.gateway.scrubber import Scrubber
-from keybearer.gateway.upstream import Target, Upstream, build_request
+from keybearer.gateway.upstream import Request, Target, Upstream, build_request
+from keybearer.gateway.verdict import ProbeResult, ProbeStatus
 
-ProbeStatus = Literal["ok", "invalid", "forbidden", "no_credit", "rate_limited", "dns", "tls", "timeout", "unreachable", "error"]
+__all__ = ["PROBE_SECONDS", "Answer", "ProbeResult", "ProbeStatus", "ask", "failed", "probe", "redacted"]
 
 PROBE_SECONDS = 20.0
 MAX_BODY_BYTES = 4 * 2**20
@@ -73,23 +73,14 @@ _BY_WORDS: tuple[tuple[str, ProbeStatus], ...] = (
 _USER_AGENT = f"keybearer/{__version__}".encode()
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """What a connection test found."""
-
-    status: ProbeStatus
-    """``invalid``: the provider does not know the key; ``forbidden``: it knows it and refuses; ``error``: anything else."""
-    latency_ms: float
-    """From the first look at the name to the last byte."""
-    models: tuple[str, ...] = ()
-    """Model names, if the test call lists them; at most ``MAX_MODELS``."""
-    message: str = ""
-    """The provider's own words, or ours where it said nothing: without the key, at most 300 characters."""
-    http_status: int | None = None
-
-
 async def probe(
-    upstream: Upstream, provider: Provider, value: SecretBytes, egress: Iterable[str], *, seconds: float = PROBE_SECONDS
+    upstream: Upstream,
+    provider: Provider,
+    value: SecretBytes,
+    egress: Iterable[str],
+    *,
+    seconds: float = PROBE_SECONDS,
+    expects_json: bool = True,
 ) -> ProbeResult:
     """Test a key at its provider. Never raises for what network and provider do; the result says it.
 
@@ -102,38 +93,46 @@ async def probe(
         raise Invalid(f"There is no connection test for {provider.display_name}.", hint="Save the secret without one.")
     origin = origin_of(test.base_url or provider.base_url)
     require_bound(origin, egress)
-    answer = _Answer(asyncio.get_running_loop().create_future())
+    request = _test_request(provider, test, origin, value)
+    answer = await ask(upstream, Target.of_owner(origin, provider.owner_id), request, seconds, is_head=test.method == "HEAD")
+    if answer.failure is not None:
+        return failed(answer.failure, answer.latency_ms)
+    status, models, message = _verdict(answer.status, bytes(answer.body), expects_json=expects_json)
+    return ProbeResult(status, answer.latency_ms, models, redacted(message, value), answer.status)
+
+
+async def ask(upstream: Upstream, target: Target, request: Request, seconds: float, *, is_head: bool = False) -> Answer:
+    """Send a request and take its answer in, or what kept it from coming."""
+    answer = Answer(asyncio.get_running_loop().create_future())
     started = monotonic()
-    call = upstream.send(
-        Target.of_owner(origin, provider.owner_id),
-        _test_request(provider, test, origin, value),
-        answer,
-        head_only=test.method == "HEAD",
-    )
-    failure: KeybearerError | None = None
+    call = upstream.send(target, request, answer, head_only=is_head)
     try:
         async with asyncio.timeout(seconds):
             await answer.done
     except TimeoutError:
-        failure = UpstreamTimeout(f"{origin.host} did not answer within {seconds:g} seconds.")
+        answer.failure = UpstreamTimeout(f"{target.origin.host} did not answer within {seconds:g} seconds.")
     except KeybearerError as error:
-        failure = error
+        answer.failure = error
     finally:
         call.abort()
-    latency = (monotonic() - started) * 1000
-    if failure is not None:
-        return ProbeResult(_failure_status(failure), latency, message=f"{failure.message} {failure.hint}".strip())
-    status, models, message = _verdict(answer.status, bytes(answer.body))
-    return ProbeResult(status, latency, models, _redacted(message, value), answer.status)
+    answer.latency_ms = (monotonic() - started) * 1000
+    return answer
 
 
-class _Answer:
+def failed(error: KeybearerError, latency_ms: float) -> ProbeResult:
+    """The verdict where no answer came."""
+    return ProbeResult(_failure_status(error), latency_ms, message=f"{error.message} {error.hint}".strip())
+
+
+class Answer:
     """The sink of a test call: keeps the body, up to a bound."""
 
     def __init__(self, done: asyncio.Future[None]) -> None:
         self.done = done
         self.status = 0
         self.body = bytearray()
+        self.failure: KeybearerError | None = None
+        self.latency_ms = 0.0
 
     def may_send(self) -> None:
         """Whoever tests a key has just been authenticated and has shown or opened it."""
@@ -193,23 +192,23 @@ def _failure_status(error: KeybearerError) -> ProbeStatus:
             return "unreachable"
 
 
-def _verdict(http_status: int, body: bytes) -> tuple[ProbeStatus, tuple[str, ...], str]:
+def _verdict(http_status: int, body: bytes, *, expects_json: bool = True) -> tuple[ProbeStatus, tuple[str, ...], str]:
     """Judge an answer: status, model names, the provider's words."""
     try:
         content: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         content = None
     if 200 <= http_status < 300:  # noqa: PLR2004  # the class of success
-        if content is None and body:
+        if content is None and body and expects_json:
             return "error", (), "The provider answered, but not with JSON. Is the base URL right?"
         if not (isinstance(content, dict) and content.get("ok") is False):
             return "ok", _models(content), ""
         # Slack's answers are all 200; ``error`` says what is wrong (docs.slack.dev/reference/methods/auth.test).
-    message = _message(content) or _plain_text(content, body) or f"The provider answered with status {http_status}."
-    return _refusal_status(http_status, content, message), (), message
+    message = _message(content) or plain_text(content, body) or f"The provider answered with status {http_status}."
+    return refusal_status(http_status, content, message), (), message
 
 
-def _refusal_status(http_status: int, content: Any, message: str) -> ProbeStatus:
+def refusal_status(http_status: int, content: Any, message: str) -> ProbeStatus:
     """Codes are more exact than the HTTP status: OpenAI's 429 may mean no credit, Google's 400 a wrong key."""
     for code in _codes(content):
         if code in _BY_CODE:
@@ -247,7 +246,7 @@ def _message(content: Any) -> str:
     return next((text for text in found if isinstance(text, str) and text), "")
 
 
-def _plain_text(content: Any, body: bytes) -> str:
+def plain_text(content: Any, body: bytes) -> str:
     text = body[: _MAX_MESSAGE * 4].decode("utf-8", "replace").strip()
     return "" if content is not None or text.startswith("<") else text
 
@@ -269,12 +268,25 @@ def _models(content: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if 0 < len(name) <= _MAX_NAME))[:MAX_MODELS]
 
 
-def _redacted(message: str, value: SecretBytes) -> str:
+def redacted(message: str, value: SecretBytes) -> str:
     """Put the message on one line, without the key or a part of it, and cut to a length."""
     text = Scrubber(value).whole(message.encode("utf-8", "replace")).decode("utf-8", "replace")
-    text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    text = _on_one_line(text)
     key = value.reveal().decode("utf-8", "replace")
     if len(key) > _KEY_PART:
         begin, end = re.escape(key[:_KEY_PART]), re.escape(key[-_KEY_PART:])
         text = re.sub(rf"{begin}[^\s\"']*|[^\s\"']*{end}", "***", text)
+    return _cut(text)
+
+
+def shown(words: str) -> str:
+    """Words without a key in them, on one line and cut to a length."""
+    return _cut(_on_one_line(words))
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"

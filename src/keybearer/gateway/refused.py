@@ -16,10 +16,8 @@ import structlog
 
 from keybearer.domain import Credential
 from keybearer.errors import KeybearerError
-from keybearer.gateway import probe
 from keybearer.gateway.credentials import Credentials
-from keybearer.gateway.egress import placed
-from keybearer.gateway.upstream import Upstream
+from keybearer.gateway.prober import Prober
 from keybearer.vault.providers import Providers
 from keybearer.vault.secrets import Secrets
 
@@ -34,9 +32,9 @@ log = structlog.get_logger(__name__)
 class RefusedKeys:
     """Listens to the credentials of one process; see the module."""
 
-    def __init__(self, credentials: Credentials, upstream: Upstream, providers: Providers, secrets: Secrets) -> None:
+    def __init__(self, credentials: Credentials, prober: Prober, providers: Providers, secrets: Secrets) -> None:
         self._credentials = credentials
-        self._upstream = upstream
+        self._prober = prober
         self._providers = providers
         self._secrets = secrets
         self._tested: dict[tuple[UUID, int], float] = {}
@@ -69,8 +67,7 @@ class RefusedKeys:
             await self._credentials.check_not_frozen()
             provider = (await self._providers.registry(credential.owner.id)).get(credential.provider)
             await self._secrets.note_test(None, credential)
-            target = placed(provider, credential.egress) or provider
-            found = await probe.probe(self._upstream, target, credential.value, credential.egress)
+            found = await self._prober.test(provider, credential.value, credential.egress, credential.owner.id)
             if found.status == "invalid":
                 reason = f"Refused in use ({status}) and in a test: {found.message}"
                 await self._secrets.mark(credential.secret_id, credential.secret_version, "failed", reason)

@@ -12,7 +12,6 @@ import asyncio
 import errno
 import ssl
 from collections.abc import Sequence
-from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
@@ -22,13 +21,13 @@ from keybearer.domain import SYSTEM_OWNER_ID
 from keybearer.errors import (
     KeybearerError,
     Overloaded,
-    SettingsInvalid,
     Unavailable,
     UpstreamTimeout,
     UpstreamTls,
     UpstreamUnreachable,
     UpstreamUnresolved,
 )
+from keybearer.gateway import tls
 from keybearer.gateway.connection import Call, Connection, Request, Sink
 from keybearer.gateway.egress import EgressPolicy, Origin
 from keybearer.gateway.outgoing import build_head, build_request
@@ -88,7 +87,7 @@ class Upstream:
         self._resolver: Resolver = resolver or SystemResolver()
         self._resolver_of_users: Resolver = resolver or SystemResolver(at_once=_USER_LOOKUPS)
         self._limits = limits or Limits()
-        self._tls = _tls_context(ca_file)
+        self._tls = tls.for_http(ca_file)
         self._pools: dict[str, Pool] = {}
         self._connections: set[Connection] = set()
         self._dialing: set[Call] = set()
@@ -288,18 +287,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-@lru_cache(maxsize=4)
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """TLS 1.2 or newer, verified. Not ``create_default_context``: that would write session keys to ``SSLKEYLOGFILE``."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_default_certs()
-    context.set_alpn_protocols(["http/1.1"])
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsInvalid(f"KEYBEARER_EGRESS_CA_FILE: cannot read {ca_file}: {error.strerror or error}.") from None
-    return context

@@ -143,7 +143,7 @@ def view_of(seen: Seen, provider: Provider, keys: Keys) -> ProviderView:
         category=provider.category,
         logo=provider.logo,
         parameters=provider.parameters,
-        can_test=provider.test is not None,
+        can_test=provider.test is not None or provider.secret_type is SecretType.CONNECTION_STRING,
     )
 
 
