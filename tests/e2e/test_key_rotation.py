@@ -137,6 +137,7 @@ def test_what_is_refused(provider: Provider, data_dir: Path) -> None:
         assert any((record["action"], record["outcome"]) == ("root_key.rotate", "forbidden") for record in recorded)
 
 
+@pytest.mark.timeout(300)  # a dozen commands, each a process, beside a server under load
 def test_the_operator_moves_to_another_provider(provider: Provider, database: dict[str, str], data_dir: Path) -> None:
     settings = {"egress_allow": "127.0.0.1", "root_key_passphrase": PHRASE} | database
     with servers.running(data_dir, **settings) as server:
