@@ -22,6 +22,8 @@ router = APIRouter(include_in_schema=False)
 Asked = Annotated[str, Query(max_length=200)]
 
 LOG_ROWS = 50
+NAMED = 200
+"""Secrets that the access log calls by name; others by their id."""
 SCOPE_WORDS = {
     Scope.GATEWAY_USE: "call the gateway with your keys",
     Scope.SECRETS_USE: "list secrets and test them",
@@ -164,6 +166,7 @@ async def access_log(
     asked = {"action": action, "outcome": outcome, "provider": provider, "model": model, "workflow": workflow}
     wanted = {name: text.strip() for name, text in asked.items() if text.strip()}
     log = await audit_answer(services, visitor.caller, limit=LOG_ROWS, cursor=cursor, **wanted)
+    listed = await services.secrets.list(visitor.caller, limit=NAMED)
     return render(
         "access_log.html",
         **visitor.shown,
@@ -171,5 +174,6 @@ async def access_log(
         asked=asked,
         wanted=wanted,
         records=log.items,
+        secret_names={secret.id: secret.name for secret in listed.items},
         next_cursor=log.next_cursor,
     )
