@@ -55,6 +55,7 @@ from keybearer.gateway.prober import Prober
 from keybearer.gateway.protocol import PLANE, GatewayProtocol
 from keybearer.gateway.refused import RefusedKeys
 from keybearer.gateway.upstream import Upstream
+from keybearer.reference_stores import external_of
 from keybearer.services import ServerOptions, Services
 from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Database, migrate
@@ -158,7 +159,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         policy = EgressPolicy(settings.egress_allow)
         tokens = Tokens(db, keyring)
         sessions = sessions_of(settings, db, keyring)
-        secrets = Secrets(db, keyring, catalog, retention_of(settings))
+        secrets = Secrets(db, keyring, catalog, retention_of(settings), external_of(settings))
         providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
         resolver = Resolver(db, keyring, secrets, settings.fallback.value)
         upstream = Upstream(
@@ -177,6 +178,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         stack.callback(credentials.close)
         stack.push_async_callback(RefusedKeys(credentials, prober, providers, secrets).close)
         feed.subscribe(partial(forget_deleted, keyring))
+        feed.subscribe(secrets.external.forget)
         await feed.start()
         stack.push_async_callback(feed.stop)
         models = Models(db, keyring, catalog, policy, secrets)

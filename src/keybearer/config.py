@@ -109,6 +109,22 @@ class Settings(BaseSettings):
         description="Private hosts, `host:port` or CIDRs that everybody's connection strings and webhooks may name; comma-separated.",
     )
     egress_ca_file: Path | None = Field(None, description="PEM file of further certificate authorities to trust for providers.")
+    reference_sources: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Stores that secrets may point into, with this server's identity: `aws`, `openbao`; empty: none; comma-separated.",
+    )
+    reference_environment: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Environment variables that system secrets may point to; comma-separated."
+    )
+    reference_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="What everybody, not only administrators, may point below, with `{owner}` for their (or their team's) id: "
+        "`openbao:secret/people/{owner}/`; comma-separated.",
+    )
+    reference_timeout: float = Field(5.0, gt=0, le=60, description="Seconds that one call of such a store may take.")
+    aws_secrets_endpoint: str = Field(
+        "", description="Another endpoint for AWS Secrets Manager, for example a VPC's; `http://` on loopback only."
+    )
     fallback: Fallback = Field(
         Fallback.NONE, description="Whose keys may serve users that have none; `openrouter` includes `system`."
     )
@@ -155,7 +171,16 @@ class Settings(BaseSettings):
     log_json: bool = Field(default=False, description="Print logs as JSON lines.")
 
     @field_validator(
-        "trusted_proxies", "egress_allow", "connection_allow", "aws_kms_key", "gcp_kms_key", "openbao_transit_key", mode="before"
+        "trusted_proxies",
+        "egress_allow",
+        "connection_allow",
+        "aws_kms_key",
+        "gcp_kms_key",
+        "openbao_transit_key",
+        "reference_sources",
+        "reference_environment",
+        "reference_prefixes",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:
@@ -164,10 +189,10 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("aws_kms_endpoint", "gcp_kms_endpoint", "openbao_address")
+    @field_validator("aws_kms_endpoint", "aws_secrets_endpoint", "gcp_kms_endpoint", "openbao_address")
     @classmethod
     def _is_safe(cls, value: str) -> str:
-        """The unwrapped root key comes back on this connection: TLS, or it does not leave the machine."""
+        """The unwrapped root key, or a secret, comes back on this connection: TLS, or it does not leave the machine."""
         parts = urlsplit(value)
         if value and (parts.scheme not in {"https", "http"} or not parts.hostname):
             raise ValueError("is not https://host:port")

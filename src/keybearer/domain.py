@@ -239,6 +239,8 @@ class Secret:
     deleted_at: datetime | None = None
     model_id: UUID | None = None
     """The registered model whose own key it is: then it serves no other call."""
+    reference: tuple[tuple[str, str], ...] | None = None
+    """Where the value is kept instead of here, field by field."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,10 @@ KeybearerError
 │   ├── KeyInactive             key_inactive
 │   ├── KeyExpired              key_expired
 │   ├── KeyFailed               key_failed           (the provider refused it)
-│   └── KeyUnreadable           key_unreadable       (does not open: enter it again)
+│   ├── KeyUnreadable           key_unreadable       (does not open: enter it again)
+│   ├── ReferenceDenied         reference_denied     (the store of an external secret refuses, or nobody allows it any more)
+│   ├── ReferenceMissing        reference_missing    (the store has no such secret)
+│   └── ReferenceWrong          reference_wrong      (what it has there is no usable value)
 ├── EgressRefused (403)         egress_refused       (host not bound to the key, or address denied)
 ├── UpstreamError (502)
 │   ├── UpstreamUnreachable     upstream_unreachable
@@ -56,6 +59,7 @@ KeybearerError
 │   ├── Frozen                  frozen
 │   ├── Overloaded              overloaded
 │   ├── RotationBlocked         rotation_blocked     (waits for other processes)
+│   ├── ReferenceUnreachable    reference_unreachable (the store of an external secret does not answer)
 │   └── KmsUnreachable          kms_unreachable      (timed out or does not answer)
 └── OperatorError (500)         start-up and command-line errors
     ├── SettingsInvalid         settings_invalid
@@ -389,6 +393,27 @@ class KeyUnreadable(KeyUnusable):
     default_hint = "Enter it again in the Secrets Vault; docs/troubleshooting.md lists the causes."
 
 
+class ReferenceDenied(KeyUnusable):
+    """The store refuses to hand out the secret that yours points to."""
+
+    code = "reference_denied"
+    default_hint = "Check that the server's identity may read it there."
+
+
+class ReferenceMissing(KeyUnusable):
+    """There is nothing where your secret points to."""
+
+    code = "reference_missing"
+    default_hint = "Check the reference; it may have been deleted or renamed in its store."
+
+
+class ReferenceWrong(KeyUnusable):
+    """What your secret points to is no usable value."""
+
+    code = "reference_wrong"
+    default_hint = "Check the reference's key, and what its store holds there."
+
+
 class EgressRefused(KeybearerError):
     """The key may not be sent to this address."""
 
@@ -481,6 +506,13 @@ class RotationBlocked(Unavailable):
     default_hint = (
         "Nothing is lost: 'keybearer key rotate --resume' goes on where it stopped. 'keybearer key status' tells who holds what."
     )
+
+
+class ReferenceUnreachable(Unavailable):
+    """The store that your secret points into does not answer."""
+
+    code = "reference_unreachable"
+    default_hint = "Try again; secrets that hold their own value go on serving meanwhile."
 
 
 class KmsUnreachable(Unavailable):

@@ -346,13 +346,35 @@ class OAuthParts(Request):
     scopes: Annotated[list[str] | None, Field(max_length=100)] = None
 
 
+class ReferenceParts(Request):
+    """Where a value is kept instead of here; which fields there are goes by the source."""
+
+    source: Literal["aws", "openbao", "env"]
+    region: Annotated[str | None, Field(max_length=64, description="`aws`: for example eu-central-1.")] = None
+    id: Annotated[str | None, Field(max_length=1024, description="`aws`: a secret's name or ARN.")] = None
+    mount: Annotated[str | None, Field(max_length=1024, description="`openbao`: of a KV engine, version 2.")] = None
+    path: Annotated[str | None, Field(max_length=1024, description="`openbao`: of the secret below the mount.")] = None
+    key: Annotated[str | None, Field(max_length=200, description="Of a JSON object the text that is meant.")] = None
+    name: Annotated[str | None, Field(max_length=200, description="`env`: a variable of the server; for system secrets.")] = None
+
+
+Reference = Annotated[
+    ReferenceParts | Annotated[str, Field(max_length=2400)] | None,
+    Field(
+        description="Where the value is kept instead of here; then `value` is left out. In one line: "
+        "`aws:eu-central-1/apps/openai#key`, `openbao:secret/apps/openai#key`, `env:NAME`."
+    ),
+]
+
+
 class NewSecretRequest(Request):
     """A new secret."""
 
     provider: Annotated[str, Field(min_length=1, max_length=64)]
     secret_type: SecretType | None = None
     name: Name = "default"
-    value: Value
+    value: Annotated[Value | None, Field(description="Required unless there is a reference.")] = None
+    reference: Reference = None
     description: Annotated[str, Field(max_length=2000)] = ""
     tags: Annotated[list[str], Field(max_length=50)] = []
     priority: Annotated[int, Field(ge=0, le=1000)] = 100
@@ -377,6 +399,7 @@ class SecretChange(Request):
 
     name: Name | None = None
     value: Value | None = None
+    reference: Reference = None
     description: Annotated[str, Field(max_length=2000)] | None = None
     tags: Annotated[list[str], Field(max_length=50)] | None = None
     priority: Annotated[int, Field(ge=0, le=1000)] | None = None
@@ -473,6 +496,10 @@ class SecretAnswer(BaseModel):
     oauth: Annotated[
         dict[str, str] | None, Field(description="Of an OAuth token the parts that are stored, each with its preview.")
     ]
+    reference: Annotated[
+        dict[str, str] | None,
+        Field(description="Where the value is kept instead of here; `leave`: by an administrator's, or an operator's prefix."),
+    ]
     deleted_at: datetime | None
     purged_at: Annotated[datetime | None, Field(description="Of a deleted secret: until when it can be restored.")]
     encryption_key_id: UUID | None
@@ -531,7 +558,9 @@ class UnsavedSecretTest(SecretTest):
     """Test a value before it is saved."""
 
     provider: Annotated[str, Field(min_length=1, max_length=64)]
-    value: Value
+    value: Value | None = None
+    reference: Reference = None
+    team_id: Annotated[UUID | None, Field(description="For a team secret's reference.")] = None
     parameters: Parameters = {}
     system: Annotated[bool, Field(description="As a system secret is; administrators only.")] = False
 

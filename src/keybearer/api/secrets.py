@@ -21,6 +21,7 @@ from keybearer.api.schemas import (
     NewSecretRequest,
     OAuthParts,
     Page,
+    ReferenceParts,
     Restoration,
     RevealAnswer,
     Rollback,
@@ -37,7 +38,7 @@ from keybearer.catalog import Provider
 from keybearer.domain import SYSTEM_OWNER_ID, Credential, Scope, Secret, SecretBytes, SecretType
 from keybearer.gateway.prober import TestOptions
 from keybearer.services import Services
-from keybearer.vault.drafts import NewSecret
+from keybearer.vault.drafts import NOTHING, NewSecret
 from keybearer.vault.sealed import egress_for
 from keybearer.vault.secrets import SecretFilter, Standing, State
 
@@ -52,6 +53,7 @@ def answer_of(services: Services, secret: Secret) -> SecretAnswer:
         "has_api_key": True,
         "state": services.secrets.standing(secret),
         "oauth": None if secret.oauth is None else dict(secret.oauth),
+        "reference": None if secret.reference is None else dict(secret.reference),
         "purged_at": None if secret.deleted_at is None else secret.deleted_at + services.secrets.retention.restorable,
         "encryption_key_id": secret.key_id,
         "shares": [ShareAnswer.model_validate(share) for share in secret.shares],
@@ -99,13 +101,25 @@ async def list_secrets(
 @router.post("", status_code=201)
 async def create_secret(body: NewSecretRequest, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
     """Store a secret. Its value is sealed and never answered back."""
-    given = body.given() | {"value": secret_bytes(body.value)} | oauth_of(body.oauth)
+    given = body.given() | value_of(body.value) | reference_of(body.reference) | oauth_of(body.oauth)
     return answer_of(services, await services.secrets.create(caller, NewSecret(**tuples(given))))
 
 
 def secret_bytes(value: SecretStr) -> SecretBytes:
     """Take a value as it came; the vault refuses what is no text."""
     return SecretBytes(value.get_secret_value().encode("utf-8", "surrogatepass"))
+
+
+def value_of(value: SecretStr | None) -> dict[str, Any]:
+    """The value, as the vault takes it; what is missing is refused there by name."""
+    return {"value": NOTHING if value is None else secret_bytes(value)}
+
+
+def reference_of(reference: ReferenceParts | str | None) -> dict[str, Any]:
+    """The reference, if one was given, as the vault takes it."""
+    if reference is None:
+        return {}
+    return {"reference": reference.model_dump(exclude_none=True) if isinstance(reference, ReferenceParts) else reference}
 
 
 def oauth_of(parts: OAuthParts | None) -> dict[str, Any]:
@@ -134,9 +148,11 @@ async def test_unsaved(body: UnsavedSecretTest, caller: CurrentCaller, services:
     policy.require(caller, Scope.SECRETS_WRITE)
     provider = await services.providers.find(caller, body.provider)
     policy.require_provider(caller, provider.name)
-    value = secret_bytes(body.value)
     if body.system:
         policy.require_admin(caller)
+    given: dict[str, Any] = value_of(body.value) | reference_of(body.reference)
+    whose = NewSecret(provider.name, secret_type=provider.secret_type, system=body.system, team_id=body.team_id, **given)
+    value = await services.secrets.pointing.look(caller, whose)
     owner = SYSTEM_OWNER_ID if body.system else None
     return await run_test(services, provider, value, egress_for(provider, value, body.parameters), owner, options_of(body))
 
@@ -150,9 +166,9 @@ async def get_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentSe
 @router.patch("/{secret_id}")
 async def change_secret(secret_id: UUID, body: SecretChange, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
     """Change only the fields given; a blank value keeps the old one."""
-    given = body.given() | oauth_of(body.oauth)
+    given = body.given() | reference_of(body.reference) | oauth_of(body.oauth)
     if body.value is not None:
-        given["value"] = secret_bytes(body.value)
+        given |= value_of(body.value)
     return answer_of(services, await services.secrets.update(caller, secret_id, tuples(given)))
 
 

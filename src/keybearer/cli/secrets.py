@@ -48,6 +48,10 @@ OAuth = Annotated[
         "--oauth", help="Standard input is JSON: value, client_id, client_secret, refresh_token, token_endpoint, scopes."
     ),
 ]
+Reference = Annotated[
+    str | None,
+    typer.Option(help="Where the value is kept instead: aws:REGION/NAME#KEY, openbao:MOUNT/PATH#KEY or env:NAME."),
+]
 NEVER = "never"
 
 
@@ -103,12 +107,19 @@ def secret_add(
     rotation_days: Rotation = None,
     fetchable: Fetchable = None,
     oauth: OAuth = False,
+    reference: Reference = None,
     save_anyway: SaveAnyway = False,
     as_json: AsJson = False,
 ) -> None:
-    """Store a secret; its value is read from standard input."""
+    """Store a secret; its value is read from standard input, unless it is kept elsewhere."""
     rules = _given(description, tag, priority, allow_model, allow_token, expires, rotation_days, fetchable)
-    draft = {"provider": provider, "name": name, "save_anyway": save_anyway, **rules, **_entered(oauth=oauth)}
+    draft = {
+        "provider": provider,
+        "name": name,
+        "save_anyway": save_anyway,
+        **rules,
+        **_entered(oauth=oauth, reference=reference),
+    }
     if secret_type is not None:
         draft["secret_type"] = secret_type
     with client() as api:
@@ -134,6 +145,7 @@ def secret_update(
     fetchable: Fetchable = None,
     value: Annotated[bool, typer.Option("--value", help="Read a new value from standard input.")] = False,
     oauth: OAuth = False,
+    reference: Reference = None,
     save_anyway: SaveAnyway = False,
     as_json: AsJson = False,
 ) -> None:
@@ -143,8 +155,8 @@ def secret_update(
         change["name"] = name
     if allow_all:
         change |= {"allowed_models": None, "allowed_tokens": None}
-    if value or oauth:
-        change |= {**_entered(oauth=oauth), "save_anyway": save_anyway}
+    if value or oauth or reference is not None:
+        change |= {**_entered(oauth=oauth, reference=reference), "save_anyway": save_anyway}
     with client() as api:
         changed = api.request("PATCH", f"/secrets/{secret_id}", json=change)
     _tell(changed, "Changed.", as_json=as_json)
@@ -305,8 +317,10 @@ def _given(
     return {name: None if value == NEVER else value for name, value in plain.items() if value is not None and value != []}
 
 
-def _entered(*, oauth: bool) -> dict[str, Any]:
-    """What standard input holds: a value, or with ``oauth`` a JSON object of a token's parts."""
+def _entered(*, oauth: bool, reference: str | None) -> dict[str, Any]:
+    """A reference, or what standard input holds: a value, or with ``oauth`` a JSON object of a token's parts."""
+    if reference is not None:
+        return {"reference": reference}
     if not oauth:
         return {"value": read_value()}
     try:

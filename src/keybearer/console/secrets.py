@@ -106,6 +106,7 @@ BLANK = {
     "fetchable": "",
     "parameters": "",
     "team_id": "",
+    "reference": "",
 }
 
 
@@ -147,6 +148,7 @@ async def new_secret(
     scopes: Text = "",
     parameters: Text = "",
     team_id: Text = "",
+    reference: Text = "",
     save_anyway: Text = "",
 ) -> Response:
     """Store a new secret, one's own or a team's."""
@@ -163,6 +165,7 @@ async def new_secret(
         fetchable,
         parameters,
         team_id,
+        reference,
     )
     shown = dict(zip(BLANK, given, strict=True))
     typed = (client_id, client_secret, refresh_token, token_endpoint)
@@ -181,6 +184,7 @@ async def new_secret(
             oauth=_parts(dict(zip(PARTS, typed, strict=False)), scopes),
             parameters=named_texts(parameters),
             team_id=an_id(team_id, "team_id"),
+            reference=reference.strip() or None,
             save_anyway=bool(save_anyway),
         )
         await services.secrets.create(visitor.caller, draft)

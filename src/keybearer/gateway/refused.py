@@ -65,6 +65,8 @@ class RefusedKeys:
     async def _confirm(self, credential: Credential, status: int) -> None:
         try:
             await self._credentials.check_not_frozen()
+            if await self._secrets.is_replaced(credential):
+                return  # the next call has the new one
             provider = (await self._providers.registry(credential.owner.id)).get(credential.provider)
             await self._secrets.note_test(None, credential)
             found = await self._prober.test(provider, credential.value, credential.egress, credential.owner.id)

@@ -9,6 +9,7 @@ Trash         deleted secrets that can still be restored
 Standing      what a secret is good for at a moment: active, expiring, failed …
 Provider      a service that takes a key: predefined, the system's, a team's, or a person's own
 Team          an owner that several people share; its members use what is its, its owners and admins change it
+Reference     where a value is kept instead of here: in another store, read with the server's identity
 Share         a person's secret lent to a team they are in, for use only or for management
 Resolution    which secrets may serve a call, in which order, and where to stop
 Credential    a secret resolved and opened for one call
@@ -23,5 +24,7 @@ Credential    a secret resolved and opened for one call
 ``resolve``    from a call to its credentials         ``views``      providers as one caller sees them (pure)
 ``sealed``     rows, sealing, opening                 ``drafts``     secrets as typed, checked (pure)
 ``teams``      teams and their members                ``shares``     secrets lent to teams
+``references`` where a value is kept instead (pure)   ``external``   those values, fetched at use
+``pointing``   references on their way in             ``stores``     the services that they point into
 ``reach``      what somebody gets through teams       ``audience``   whom a change concerns
 """

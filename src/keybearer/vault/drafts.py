@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from keybearer.domain import SecretBytes, SecretType
 from keybearer.errors import ProviderUnknown
 from keybearer.vault import values
 from keybearer.vault.oauth import OAuth, changed
+from keybearer.vault.references import Reference
 from keybearer.vault.sealed import Content, Unreadable
 
 DEFAULT_NAME = "default"
@@ -25,6 +26,8 @@ ROTATION_LIMIT = 3650
 LIFTED_BY_NONE = frozenset({"allowed_models", "allowed_tokens", "expires_at", "rotation_period"})
 """Fields for which ``None`` is a value: no limit, never. For the others it means: as it is."""
 
+NOTHING = SecretBytes(b"")
+
 _PROVIDER = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _TOKEN_ID = re.compile(r"[0-9A-Za-z]{12}")
 
@@ -34,7 +37,7 @@ class NewSecret:
     """A secret to be stored; see ``domain.Secret`` for the fields."""
 
     provider: str
-    value: SecretBytes
+    value: SecretBytes = field(default_factory=lambda: NOTHING)
     secret_type: SecretType | None = None
     """``None``: the provider's default."""
     name: str = DEFAULT_NAME
@@ -51,6 +54,8 @@ class NewSecret:
     """Days after which the value should be replaced; ``None``: whenever."""
     oauth: Mapping[str, Any] | None = None
     """Of an ``oauth_token``: see ``oauth.changed``."""
+    reference: Mapping[str, Any] | str | None = None
+    """Where the value is kept instead of here: see ``references``. Then ``value`` is left empty."""
     is_active: bool = True
     fallback_allowed: bool = False
     """Whether a team's or the system's key may serve where this one cannot."""
@@ -64,6 +69,14 @@ class NewSecret:
     """Save although the format looks wrong."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Of the provider's address, where it has any: an Azure resource, an AWS region. They become a part of the egress set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pointed:
+    """A reference that its maker may make, and what was found there."""
+
+    reference: Reference
+    value: SecretBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +110,8 @@ def provider_named(providers: Registry, name: str) -> Provider:
     return known
 
 
-def checked_draft(providers: Registry, catalog: Catalog, new: NewSecret, now: datetime) -> Draft:
-    """A new secret's columns. Raises ``ProviderUnknown``, ``Invalid`` and its kinds.
+def checked_draft(providers: Registry, catalog: Catalog, new: NewSecret, now: datetime, pointed: Pointed | None = None) -> Draft:
+    """A new secret's columns; ``pointed``: instead of a value. Raises ``ProviderUnknown``, ``Invalid`` and its kinds.
 
     Secrets of other types than ``api_key`` may name a provider that the registry does not have: they are bound to no host, and
     no call uses them.
@@ -109,12 +122,11 @@ def checked_draft(providers: Registry, catalog: Catalog, new: NewSecret, now: da
     secret_type = new.secret_type or (known.secret_type if known else SecretType.CUSTOM)
     given = {name: getattr(new, name) for name in _READERS}
     columns = _columns(catalog, given, now)
-    text = values.text_of(new.value, secret_type)
+    text = values.text_of(new.value if pointed is None else pointed.value, secret_type)
     values.check(catalog, known, secret_type, text, save_anyway=new.save_anyway)
-    parts = _oauth(secret_type, None, new.oauth)
-    content = Content(SecretBytes(text.encode()), values.preview_of(text, secret_type), parts)
+    content = _content(text, secret_type, _oauth(secret_type, None, new.oauth), pointed)
     columns |= {"provider": new.provider, "secret_type": secret_type.value, "preview": content.preview}
-    return Draft(known, columns | {"oauth": None if parts is None else parts.previews()}, content)
+    return Draft(known, columns | _shown(content), content)
 
 
 def checked_changes(
@@ -125,7 +137,10 @@ def checked_changes(
     Raises ``Invalid`` and its kinds, ``Unreadable`` where a part of what does not open is to be changed.
     """
     given = {name: value for name, value in fields.items() if value is not None or name in LIFTED_BY_NONE}
-    value, oauth_given, parameters = (given.pop(name, None) for name in ("value", "oauth", "parameters"))
+    value, oauth_given, parameters, pointed = (given.pop(name, None) for name in ("value", "oauth", "parameters", "reference"))
+    if pointed is not None:
+        require_alone(value)
+        value = pointed.value
     save_anyway = bool(given.pop("save_anyway", False))
     columns = _columns(catalog, given, now)
     secret_type = SecretType(row.secret_type)
@@ -136,11 +151,45 @@ def checked_changes(
     parts = _oauth(secret_type, None if before is None else before.oauth, oauth_given)
     if text.strip():
         values.check(catalog, known, secret_type, text, shown=row.preview, save_anyway=save_anyway)
-        content = Content(SecretBytes(text.encode()), values.preview_of(text, secret_type), parts)
-        return Changes(columns, content, tuple(sorted([*named, "value"])), parameters)
+        content = _content(text, secret_type, parts, pointed)
+        return Changes(columns, content, tuple(sorted([*named, "value" if pointed is None else "reference"])), parameters)
     if before is None:
         raise Unreadable(row)
-    return Changes(columns, Content(before.value, before.preview, parts), tuple(sorted(named)), parameters)
+    content = replace(before, oauth=parts)
+    _require_no_reference(content)
+    return Changes(columns, content, tuple(sorted(named)), parameters)
+
+
+def require_alone(value: SecretBytes | None) -> None:
+    """Raise ``Invalid`` where a value was given beside a reference."""
+    if value is not None and value.reveal().strip():
+        fields = Fields()
+        fields.wrong("reference", "takes the place of a value: give one of them")
+        fields.check()
+
+
+def _content(text: str, secret_type: SecretType, parts: OAuth | None, pointed: Pointed | None) -> Content:
+    value = SecretBytes(text.encode())
+    if pointed is None:
+        return Content(value, values.preview_of(text, secret_type), parts)
+    content = Content(value, "", parts, pointed.reference)  # even a preview would store a part of it
+    _require_no_reference(content)
+    return content
+
+
+def _shown(content: Content) -> dict[str, Any]:
+    return {
+        "oauth": None if content.oauth is None else content.oauth.previews(),
+        "reference": None if content.reference is None else content.reference.shown(),
+    }
+
+
+def _require_no_reference(content: Content) -> None:
+    """What is refreshed is kept here: nothing is ever written into another store."""
+    if content.oauth is not None and content.reference is not None:
+        fields = Fields()
+        fields.wrong("oauth", "does not go with a reference: a token that is refreshed is kept here")
+        fields.check()
 
 
 def _oauth(secret_type: SecretType, before: OAuth | None, given: Mapping[str, Any] | None) -> OAuth | None:

@@ -18,12 +18,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keybearer.access.macs import SECRET_COLUMNS
 from keybearer.audit import management
 from keybearer.crypto.keyring import Keyring
-from keybearer.domain import SYSTEM_OWNER_ID, Caller, ManagementRecord, OwnerKind, Secret
+from keybearer.domain import SYSTEM_OWNER_ID, Caller, ManagementRecord, OwnerKind, Secret, SecretBytes, SecretType
 from keybearer.errors import Forbidden, NotFound, Unavailable
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
 from keybearer.store.queries import versions
 from keybearer.vault import audience, reach
+from keybearer.vault.external import External, Wanted
 from keybearer.vault.retention import Retention
 from keybearer.vault.sealed import Content, Sealer, Unreadable, binding, egress_of, owner_of, secret_of
 
@@ -36,10 +37,11 @@ REASON_LIMIT = 500
 class Keeper:
     """One per process; see the module."""
 
-    def __init__(self, db: Database, keyring: Keyring, retention: Retention) -> None:
+    def __init__(self, db: Database, keyring: Keyring, retention: Retention, external: External) -> None:
         self.db = db
         self.keyring = keyring
         self.retention = retention
+        self.external = external
         self.sealer = Sealer(keyring)
         self._is_unerased = True
         """Whether the live files may hold what was removed; a process that was killed did not say."""
@@ -107,6 +109,7 @@ class Keeper:
         return {
             "preview": content.preview,
             "oauth": None if content.oauth is None else content.oauth.previews(),
+            "reference": None if content.reference is None else content.reference.shown(),
             "egress": list(egress),
             "fetchable": fetchable,
             "version": version,
@@ -143,6 +146,16 @@ class Keeper:
             return await self.sealer.open(tx, row)
         except Unreadable:
             return None
+
+    async def value(self, row: Any, content: Content) -> SecretBytes:
+        """What a secret serves with, now; outside of any transaction, for it may be kept elsewhere.
+
+        Raises ``ReferenceUnreachable``, ``ReferenceDenied``, ``ReferenceMissing``, ``ReferenceWrong``.
+        """
+        if content.reference is None:
+            return content.value
+        wanted = Wanted(content.reference, row.owner_id, SecretType(row.secret_type))
+        return await self.external.fresh(wanted, (row.id, row.version))
 
     async def shown(self, tx: AsyncConnection, caller: Caller, row: Any) -> Secret:
         """The secret as it is now, as the caller sees it."""

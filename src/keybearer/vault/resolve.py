@@ -12,8 +12,9 @@ not: it is lent to be used, and whoever has a value has more than its use.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -40,16 +41,19 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
 from keybearer.store.queries import users, versions
 from keybearer.vault import reach
+from keybearer.vault.external import External, Found, Key, Wanted
 from keybearer.vault.keeper import State
 from keybearer.vault.reach import Alarms, Membership, Reach
-from keybearer.vault.sealed import Sealer, Unreadable, console_path, credential_of, egress_of
+from keybearer.vault.sealed import Content, Sealer, Unreadable, console_path, credential_of, egress_of, with_value
 from keybearer.vault.standing import named, stopped_by
 
 NO_FALLBACK = "none"
 
 
 class Marks(Protocol):
-    """Where a value that does not open is noted: ``Secrets``."""
+    """Where a value that does not open is noted, and those that are kept elsewhere are fetched: ``Secrets``."""
+
+    external: External
 
     async def mark(self, secret_id: UUID, version: int, state: State, reason: str = "") -> bool: ...
 
@@ -62,6 +66,10 @@ class _Call:
     model: str
     token_id: str | None
     now: datetime
+    elsewhere: dict[Key, Wanted] = field(default_factory=dict)
+    """Of the keys found, what is to be fetched from where it is kept, when the transaction is over."""
+    failed: dict[Key, KeybearerError] = field(default_factory=dict)
+    """What could not be fetched, and so serves this call as little as a key that is switched off."""
 
 
 @dataclass(slots=True)
@@ -87,6 +95,8 @@ class _Hunt:
     token_id: str
     now: datetime
     found: Fetched | None = None
+    elsewhere: dict[Key, Wanted] = field(default_factory=dict)
+    """Where the value of what was found is kept instead."""
     problems: list[KeybearerError] = field(default_factory=list)
     hidden: list[KeybearerError] = field(default_factory=list)
 
@@ -111,10 +121,39 @@ class Resolver:
 
         ``provider`` is the one of the user's registry, ``model`` the bare name, empty for calls that have none. Raises
         ``KeyMissing``; where the user or a team has keys but none can be used, what is wrong with the first: ``KeyInactive``,
-        ``KeyExpired``, ``KeyFailed``, ``KeyUnreadable``, ``ModelNotAllowed``, ``EgressRefused``, ``KeyUnusable``. Every hint
-        has the console's path to what can be done.
+        ``KeyExpired``, ``KeyFailed``, ``KeyUnreadable``, ``ModelNotAllowed``, ``EgressRefused``, ``KeyUnusable``,
+        ``ReferenceUnreachable``. Every hint has the console's path to what can be done.
         """
         call = _Call(provider, model, token_id, datetime.now(UTC))
+        while True:  # each turn but the last finds one more reference that fails
+            usable = await self._fetched(await self._found(user_id, call), call)
+            if usable:
+                return usable
+
+    async def _fetched(self, found: tuple[Credential, ...], call: _Call) -> tuple[Credential, ...]:
+        """The credentials with what is kept elsewhere, without those for which that failed. No transaction is open."""
+        if not call.elsewhere:
+            return found
+        external = self._secrets.external
+        keys = [key for key in map(_key_of, found) if key in call.elsewhere]
+        outcomes = await asyncio.gather(*(external.value(key, call.elsewhere[key]) for key in keys), return_exceptions=True)
+        fetched: dict[Key, Found] = {}
+        for key, outcome in zip(keys, outcomes, strict=True):
+            if isinstance(outcome, KeybearerError):
+                call.failed[key] = outcome
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                fetched[key] = outcome
+        return tuple(
+            with_value(credential, fetched[key].value, fetched[key].until) if key in fetched else credential
+            for credential in found
+            if (key := _key_of(credential)) not in call.failed
+        )
+
+    async def _found(self, user_id: UUID, call: _Call) -> tuple[Credential, ...]:
+        """What the vault has for the call; values that are kept elsewhere are noted in it."""
+        provider = call.provider
         if provider.registered is not None and (provider.registered.secret_id or provider.registered.needs_no_key):
             return (await self._of_model(user_id, call, provider.registered),)
         async with self._db.read(Actor.user(user_id, system_keys=self._falls_back)) as tx:
@@ -138,7 +177,8 @@ class Resolver:
 
         Where ``asked`` names a provider it names a type, too. Raises ``NotFound`` (no such id among what is the caller's),
         ``KeyMissing``; what is wrong with what was found: ``NotFetchable``, ``Forbidden`` (lent), ``KeyInactive``, ``KeyExpired``,
-        ``KeyFailed``, ``KeyUnreadable``, ``KeyUnusable`` (not with this token), ``ModelNotAllowed`` (for certain models only).
+        ``KeyFailed``, ``KeyUnreadable``, ``KeyUnusable`` (not with this token), ``ModelNotAllowed`` (for certain models only);
+        for what is kept elsewhere what ``External.value`` does.
         """
         hunt = _Hunt(token_id, datetime.now(UTC))
         async with self._db.read(Actor.user(user_id, system_keys=self._falls_back)) as tx:
@@ -150,6 +190,9 @@ class Resolver:
         await self._alarms.raise_for(mine)
         await self._mark((*hunt.problems, *hunt.hidden))
         if hunt.found is not None:
+            for key, wanted in hunt.elsewhere.items():
+                outside = await self._secrets.external.value(key, wanted)
+                return replace(hunt.found, credential=with_value(hunt.found.credential, outside.value, outside.until))
             return hunt.found
         if hunt.problems:
             raise hunt.problems[0]
@@ -187,7 +230,7 @@ class Resolver:
             problem = _unfetchable(row, hunt, user_id, whose) if self._sealer.is_intact(row) else Unreadable(row)
             if problem is None:
                 try:
-                    value = (await self._sealer.open(tx, row)).value
+                    value = _value(row, await self._sealer.open(tx, row), hunt)
                     hunt.found = Fetched(credential_of(row, value, _source_of(row)), SecretType(row.secret_type), row.name)
                 except Unreadable as error:
                     problem = error
@@ -259,12 +302,13 @@ class Resolver:
         problems: list[KeybearerError] = []
         for row in found:
             problem = _problem(row, call, whose) if self._sealer.is_intact(row) else Unreadable(row)
+            problem = problem or call.failed.get((row.id, row.version))
             try:
                 if problem is None:
-                    usable.append(credential_of(row, (await self._sealer.open(tx, row)).value, source))
+                    usable.append(credential_of(row, _value(row, await self._sealer.open(tx, row), call), source))
                 else:
                     problems.append(problem)
-                if problem is None or isinstance(problem, KeyFailed):
+                if problem is None or isinstance(problem, KeyFailed) or (row.id, row.version) in call.failed:
                     usable.extend(await self._fallback(tx, row, call, source))
             except Unreadable as error:
                 problems.append(error)
@@ -279,13 +323,24 @@ class Resolver:
         ):
             return []
         earlier = await versions.get(tx, row.owner_id, row.id, row.fallback_version)
-        if earlier is None or placed(call.provider, egress_of(earlier)) is None:
+        if earlier is None or placed(call.provider, egress_of(earlier)) is None or (earlier.id, earlier.version) in call.failed:
             return []
         try:
-            value = (await self._sealer.open_version(tx, earlier)).value
+            value = _value(earlier, await self._sealer.open_version(tx, earlier), call)
         except Unreadable:
             return []
         return [credential_of(earlier, value, source, is_fallback=True)]
+
+
+def _value(row: Any, content: Content, call: _Call | _Hunt) -> SecretBytes:
+    """The value, or nothing yet where it is kept elsewhere."""
+    if content.reference is not None:
+        call.elsewhere[row.id, row.version] = Wanted(content.reference, row.owner_id, SecretType(row.secret_type))
+    return content.value
+
+
+def _key_of(credential: Credential) -> Key:
+    return credential.secret_id, credential.secret_version
 
 
 def _is_for_team(provider: Provider, team_id: UUID) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -21,8 +21,9 @@ from keybearer.crypto.keyring import Binding, Keyring
 from keybearer.domain import Credential, KeySource, Owner, OwnerKind, Secret, SecretBytes, SecretType
 from keybearer.errors import EnvelopeError, FieldError, Invalid, KeyUnreadable
 from keybearer.gateway.egress import egress_set, placed
-from keybearer.vault import oauth
+from keybearer.vault import oauth, references
 from keybearer.vault.oauth import OAuth
+from keybearer.vault.references import Reference
 
 FIELD, OAUTH_FIELD = "value", "oauth"
 _MARKED = 7
@@ -34,8 +35,15 @@ class Content:
     """What one version of a secret seals."""
 
     value: SecretBytes
+    """Where there is a ``reference``: nothing, or what was found there as it was saved; it is not sealed."""
     preview: str
     oauth: OAuth | None = None
+    reference: Reference | None = None
+    """Where the value is kept instead of here."""
+
+    def sealable(self) -> SecretBytes:
+        """What is sealed: the value, or where it is."""
+        return self.value if self.reference is None else self.reference.sealable()
 
     def same_as(self, other: Content) -> bool:
         """Whether both hold the same; parts of an OAuth token that ``other`` does not have are not asked for."""
@@ -78,7 +86,7 @@ class Sealer:
             "version": bound.version,
             "owner_id": owner_id,
             "owner_key_id": key.id,
-            "envelope": self._keyring.seal(key, bound, content.value.reveal()),
+            "envelope": self._keyring.seal(key, bound, content.sealable().reveal()),
             "oauth_envelope": parts,
             "egress": list(bound.egress),
             "fetchable": bound.fetchable,
@@ -106,9 +114,10 @@ class Sealer:
             parts = None
             if row.oauth_envelope is not None:
                 parts = oauth.opened(self._keyring.unseal(key, of_oauth(bound), bytes(row.oauth_envelope)))
+            reference = references.opened(value)
         except EnvelopeError:
             raise Unreadable(row) from None
-        return Content(value, row.preview, parts)
+        return Content(value if reference is None else SecretBytes(b""), row.preview, parts, reference)
 
     def is_intact(self, row: Any) -> bool:
         """Whether what may be done with a secret is as it was written here.
@@ -226,6 +235,7 @@ def secret_of(row: Any) -> Secret:
         fallback_until=row.fallback_until,
         deleted_at=row.deleted_at,
         model_id=row.model_id,
+        reference=None if row.reference is None else tuple(row.reference.items()),
     )
 
 
@@ -245,3 +255,9 @@ def credential_of(row: Any, value: SecretBytes, source: KeySource, *, is_fallbac
         is_fallback=is_fallback,
         priority=row.priority,
     )
+
+
+def with_value(credential: Credential, value: SecretBytes, until: datetime) -> Credential:
+    """The credential with a value that is kept elsewhere, which serves until then."""
+    expires_at = until if credential.expires_at is None else min(until, credential.expires_at)
+    return replace(credential, value=value, expires_at=expires_at)

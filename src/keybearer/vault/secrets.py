@@ -21,7 +21,6 @@ from keybearer.audit import management
 from keybearer.catalog import Catalog, Provider, Registry
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import (
-    SYSTEM_OWNER,
     SYSTEM_OWNER_ID,
     Caller,
     Credential,
@@ -39,10 +38,21 @@ from keybearer.errors import FieldError, Invalid, NotFetchable, NotFound, Provid
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import cursors, versions
 from keybearer.store.queries import secrets as rows
-from keybearer.vault import reach, registry
-from keybearer.vault.drafts import DEFAULT_NAME, PRIORITY_LIMIT, NewSecret, checked_changes, checked_draft, provider_named
+from keybearer.vault import audience, reach, registry
+from keybearer.vault.drafts import (
+    DEFAULT_NAME,
+    PRIORITY_LIMIT,
+    NewSecret,
+    Pointed,
+    checked_changes,
+    checked_draft,
+    provider_named,
+)
+from keybearer.vault.external import External
 from keybearer.vault.keeper import Keeper, State, actor_of, require_owner, rotate_at
+from keybearer.vault.pointing import Pointing, owner_of_new
 from keybearer.vault.reach import Reach
+from keybearer.vault.references import require_power
 from keybearer.vault.retention import Retention
 from keybearer.vault.sealed import binding, credential_of, egress_for, egress_now, egress_of, new_id
 from keybearer.vault.standing import Standing, standing_of, stopped_by
@@ -88,18 +98,27 @@ class Page:
 class Secrets:
     """Stores, shows, changes and deletes secrets; see the module."""
 
-    def __init__(self, db: Database, keyring: Keyring, catalog: Catalog, retention: Retention | None = None) -> None:
+    def __init__(
+        self,
+        db: Database,
+        keyring: Keyring,
+        catalog: Catalog,
+        retention: Retention | None = None,
+        external: External | None = None,
+    ) -> None:
         self.retention = retention or Retention()
-        self._keeper = Keeper(db, keyring, self.retention)
+        self.external = external or External()
+        self._keeper = Keeper(db, keyring, self.retention, self.external)
         self._catalog = catalog
         self.versions = Versions(self._keeper, catalog)
         self.trash = Trash(self._keeper)
+        self.pointing = Pointing(self._keeper)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:
         """Store a secret of the caller's, of a team that they lead, or the system's.
 
         Raises ``Invalid`` (and its kinds ``KeyRefused`` and ``KeyDoubtful``), ``ProviderUnknown``, ``Conflict``,
-        ``ScopeMissing``, ``Forbidden``.
+        ``ScopeMissing``, ``Forbidden``; for a reference, which is read before it is saved, what ``External.fresh`` does.
         """
         async with (
             attempt(self._keeper.db, "secret.create", caller),
@@ -108,8 +127,11 @@ class Secrets:
             policy.require(caller, Scope.SECRETS_WRITE)
             if new.system:
                 policy.require_admin(caller)
+            pointed = await self.pointing.of_new(caller, new)
             async with self._keeper.db.write(actor_of(caller)) as tx:
-                return await self._insert(tx, caller, await self.owner_of_new(tx, caller, new), new)
+                return await self._insert(
+                    tx, caller, await owner_of_new(tx, self._keeper.keyring, caller, new), new, pointed=pointed
+                )
 
     async def list(self, caller: Caller, wanted: SecretFilter | None = None, cursor: str | None = None, limit: int = 50) -> Page:
         """One page of secrets without their values. Raises ``Invalid`` (cursor, limit), ``ScopeMissing``, ``Forbidden``."""
@@ -160,6 +182,8 @@ class Secrets:
             self._keeper.marking(),
         ):
             policy.require(caller, Scope.SECRETS_WRITE)
+            if fields.get("reference"):
+                fields = {**fields, "reference": await self.pointing.anew(caller, secret_id, fields)}
             async with self._keeper.db.write(actor_of(caller)) as tx:
                 return await self._update(tx, caller, await self._keeper.own(tx, caller, secret_id), fields)
 
@@ -200,6 +224,9 @@ class Secrets:
                     raise _invalid("secret", "belongs to a model; enter the key there again")
                 known = provider_named(await registry.load(tx, self._keeper.keyring, self._catalog, row.owner_id), row.provider)
                 content = await self._keeper.sealer.open(tx, row)
+                require_power(caller, content.reference)
+                if content.reference is not None and known.places:
+                    raise _invalid("reference", "must be given again: the value itself says where it goes")
                 egress = egress_now(known, content.value, egress_of(row))
                 await self._keeper.reseal(tx, row, content, now, egress, fetchable=row.fetchable)
                 await self._keeper.write(tx, row, {"egress": list(egress), "updated_at": now})
@@ -218,7 +245,7 @@ class Secrets:
                 row = await self._keeper.own(tx, caller, secret_id)
                 content = await self._keeper.sealer.open(tx, row)
                 await self._keeper.record(tx, caller, "secret.test", row, provider=row.provider)
-            return credential_of(row, content.value, _source_of(row, caller))
+            return credential_of(row, await self._keeper.value(row, content), _source_of(row, caller))
 
     async def reveal(self, caller: Caller, secret_id: UUID) -> Revealed:
         """The value of a ``fetchable`` secret, on record before it is handed over.
@@ -241,7 +268,7 @@ class Secrets:
                     raise stopped
                 content = await self._keeper.sealer.open(tx, row)
                 await self._keeper.record(tx, caller, "secret.reveal", row, provider=row.provider)
-            return Revealed(self._keeper.secret(row), content.value)
+            return Revealed(self._keeper.secret(row), await self._keeper.value(row, content))
 
     async def note_test(self, caller: Caller | None, credential: Credential) -> None:
         """Record that a resolved key is about to be tested; ``None``: by the server itself, which was told that it is refused.
@@ -252,6 +279,14 @@ class Secrets:
         record = ManagementRecord("secret.test", caller, str(credential.secret_id), owner=credential.owner, detail=detail)
         async with self._keeper.db.write(Actor.system() if caller is None else actor_of(caller)) as tx:
             await management.record(self._keeper.db, tx, record)
+
+    async def is_replaced(self, credential: Credential) -> bool:
+        """Whether a refused key is kept elsewhere and was replaced there; then every process drops the one it has."""
+        if not await self.external.is_replaced((credential.secret_id, credential.secret_version), credential.value):
+            return False
+        async with self._keeper.db.write(Actor.system()) as tx:
+            await audience.note_secret(self._keeper.db, tx, credential.owner.id, credential.secret_id)
+        return True
 
     async def mark(self, secret_id: UUID, version: int, state: State, reason: str = "") -> bool:
         """Note what became of a value in use: ``failed``, ``unreadable``, or ``ok`` again; whether that was news.
@@ -343,11 +378,18 @@ class Secrets:
         await self._keeper.removed()
 
     async def _insert(
-        self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret, of_model: Provider | None = None
+        self,
+        tx: AsyncConnection,
+        caller: Caller,
+        owner: Owner,
+        new: NewSecret,
+        of_model: Provider | None = None,
+        *,
+        pointed: Pointed | None = None,
     ) -> Secret:
         now = datetime.now(UTC)
         known = Registry([of_model]) if of_model else await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
-        draft = checked_draft(known, self._catalog, new, now)
+        draft = checked_draft(known, self._catalog, new, now, pointed)
         secret_id, egress = new_id(now), egress_for(draft.provider, draft.content.value, new.parameters)
         columns = {
             "id": secret_id,
@@ -368,16 +410,9 @@ class Secrets:
         place = binding(secret_id, 1, egress, fetchable=new.fetchable)
         await versions.insert(tx, await self._keeper.sealer.seal(tx, owner.id, place, draft.content, now, caller.user_id))
         row = await rows.get(tx, secret_id, (owner.id,))
-        await self._keeper.note(tx, caller, "secret.create", row, provider=new.provider, name=draft.columns["name"])
+        where = {} if pointed is None else {"reference": str(pointed.reference)}
+        await self._keeper.note(tx, caller, "secret.create", row, provider=new.provider, name=draft.columns["name"], **where)
         return self._keeper.secret(row)
-
-    async def owner_of_new(self, tx: AsyncConnection, caller: Caller, new: NewSecret) -> Owner:
-        """Whose a new secret is to be. Raises ``NotFound``, ``Forbidden``."""
-        if new.system:
-            return SYSTEM_OWNER
-        if new.team_id is None:
-            return Owner(OwnerKind.USER, caller.user_id)
-        return reach.led(await reach.load(tx, self._keeper.keyring, caller.user_id, shares=False), new.team_id)
 
     async def _update(
         self, tx: AsyncConnection, caller: Caller, row: Any, fields: Mapping[str, Any], *, rebind: bool = False
@@ -388,6 +423,8 @@ class Secrets:
         change = checked_changes(known, self._catalog, row, before, fields, now)
         if change.columns.get("fetchable"):
             require_owner(caller, row)
+        if before is not None and (change.columns.get("fetchable") or change.parameters is not None):
+            require_power(caller, before.reference if change.content is None else change.content.reference)
         columns = change.columns | {"updated_at": now}
         new = change.content
         if new is not None:
@@ -408,7 +445,8 @@ class Secrets:
             since = row.value_at if change.content is None else now
             columns["rotate_at"] = rotate_at(columns["rotation_period"], since or row.created_at)
         await keeper.write(tx, row, columns, anew=change.content is not None)
-        await keeper.note(tx, caller, "secret.update", row, fields=" ".join(change.fields))
+        where = {} if new is None or new.reference is None else {"reference": str(new.reference)}
+        await keeper.note(tx, caller, "secret.update", row, fields=" ".join(change.fields), **where)
         return await keeper.shown(tx, caller, row)
 
 

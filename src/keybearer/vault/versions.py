@@ -23,6 +23,7 @@ from keybearer.store.queries import versions as rows
 from keybearer.vault import registry
 from keybearer.vault.drafts import checked_changes
 from keybearer.vault.keeper import Keeper, actor_of
+from keybearer.vault.references import require_power
 from keybearer.vault.sealed import Content, egress_for, egress_of
 
 OVERLAP_LIMIT = timedelta(days=30)
@@ -101,6 +102,7 @@ class Versions:
                 if earlier is None:
                     raise NotFound("There is no such earlier version.", hint="See which are kept: /secrets/{id}/versions.")
                 content = await self._keeper.sealer.open_version(tx, earlier)
+                require_power(caller, content.reference)
                 known = (await registry.load(tx, self._keeper.keyring, self._catalog, row.owner_id)).providers.get(row.provider)
                 # Where it may go is what the owner agreed to last; where that cannot be told any more, or the value itself names
                 # the address, what was agreed to for the value put back.

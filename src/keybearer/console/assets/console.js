@@ -86,10 +86,15 @@ for (const button of all("[data-test]")) button.addEventListener("click", () => 
 for (const button of all("[data-test-path]")) button.addEventListener("click", () => showTest(button, button.dataset.testPath));
 
 for (const form of all("[data-secret-form]")) {
-  const { provider, value } = form.elements;
+  const { provider, value, reference: kept } = form.elements;
+  const require = () => (value.required = !kept.value.trim());
+  kept.addEventListener("input", require);
+  require();
   const test = form.querySelector("[data-test-unsaved]");
   test.addEventListener("click", () => {
-    if (form.reportValidity()) showTest(test, "/secrets/test", { provider: provider.value, value: value.value, parameters: named(form.elements.parameters.value) });
+    const team_id = form.elements.team_id?.value || null;
+    const given = kept.value.trim() ? { reference: kept.value.trim(), team_id } : { value: value.value };
+    if (form.reportValidity()) showTest(test, "/secrets/test", { provider: provider.value, ...given, parameters: named(form.elements.parameters.value) });
   });
   value.addEventListener("paste", () =>
     setTimeout(async () => {

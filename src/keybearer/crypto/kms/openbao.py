@@ -79,38 +79,40 @@ class Transit:
     async def _call(self, operation: str, key: str, body: dict[str, str]) -> dict[str, Any]:
         name = key.removeprefix(f"{self._mount}/keys/")
         with _translated():
-            async with self._client() as http:
-                http.headers["x-vault-token"] = await self._sign_in(http)
+            async with client_of(self._access, self._timeout) as http:
+                http.headers["x-vault-token"] = await sign_in(http, self._access)
                 answer = await http.post(f"/v1/{self._mount}/{operation}/{name}", json=body)
         return _data(answer, key, "data", asks_to_open=operation == "decrypt")
 
-    async def _sign_in(self, http: httpx2.AsyncClient) -> str:
-        """Return a token: the one that was given, or one for the AppRole."""
-        if self._access.token is not None:
-            return self._access.token.reveal().decode()
-        secret_id = self._access.secret_id.reveal().decode() if self._access.secret_id else ""
-        body = {"role_id": self._access.role_id, "secret_id": secret_id}
-        token = _data(await http.post("/v1/auth/approle/login", json=body), "auth/approle", "auth").get("client_token")
-        if not isinstance(token, str) or not token:
-            raise _no_answer()
-        return token
 
-    def _client(self) -> httpx2.AsyncClient:
-        try:
-            context = ssl.create_default_context(cafile=self._access.ca_file)
-        except (OSError, ssl.SSLError) as error:
-            message = f"The certificate authorities in {self._access.ca_file} cannot be read: {type(error).__name__}."
-            raise RootKeyError(message, hint="See KEYBEARER_OPENBAO_CA_FILE.") from None
-        return httpx2.AsyncClient(
-            base_url=self._access.address,
-            headers={"x-vault-request": "true"}
-            | ({"x-vault-namespace": self._access.namespace} if self._access.namespace else {}),
-            timeout=self._timeout,
-            verify=context,
-            # A redirect or a proxy from the environment would be handed the token and the root key.
-            follow_redirects=False,
-            trust_env=False,
-        )
+async def sign_in(http: httpx2.AsyncClient, access: Access) -> str:
+    """Return a token: the one that was given, or one for the AppRole. Raises ``KmsDenied``, ``KmsUnreachable``."""
+    if access.token is not None:
+        return access.token.reveal().decode()
+    secret_id = access.secret_id.reveal().decode() if access.secret_id else ""
+    body = {"role_id": access.role_id, "secret_id": secret_id}
+    token = _data(await http.post("/v1/auth/approle/login", json=body), "auth/approle", "auth").get("client_token")
+    if not isinstance(token, str) or not token:
+        raise _no_answer()
+    return token
+
+
+def client_of(access: Access, timeout: float) -> httpx2.AsyncClient:
+    """Make a client that talks to OpenBao and nobody else. Raises ``RootKeyError`` for authorities that cannot be read."""
+    try:
+        context = ssl.create_default_context(cafile=access.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        message = f"The certificate authorities in {access.ca_file} cannot be read: {type(error).__name__}."
+        raise RootKeyError(message, hint="See KEYBEARER_OPENBAO_CA_FILE.") from None
+    return httpx2.AsyncClient(
+        base_url=access.address,
+        headers={"x-vault-request": "true"} | ({"x-vault-namespace": access.namespace} if access.namespace else {}),
+        timeout=timeout,
+        verify=context,
+        # A redirect or a proxy from the environment would be handed the token and what it opens.
+        follow_redirects=False,
+        trust_env=False,
+    )
 
 
 class _NotOpened(Exception):

@@ -29,6 +29,7 @@ from keybearer.store.db import Database
 from keybearer.vault import registry
 from keybearer.vault.drafts import NewSecret
 from keybearer.vault.models import Models, NewModel
+from keybearer.vault.pointing import owner_of_new
 from keybearer.vault.secrets import Secrets, actor_of
 from keybearer.vault.transfer import documents, dotenv
 from keybearer.vault.transfer.items import CONTENT_LIMIT, ITEMS_LIMIT, Format, Item, Target, shown, target_of
@@ -153,7 +154,7 @@ class Imports:
         """Store the items; raise ``_Undone`` where they are not to be."""
         async with self._db.write(actor_of(caller)) as tx:
             whose = NewSecret("", secret_value(""), system=options.system, team_id=options.team_id)
-            owner = await self._secrets.owner_of_new(tx, caller, whose)
+            owner = await owner_of_new(tx, self._keyring, caller, whose)
             known = await registry.load(tx, self._keyring, self._catalog, owner.id)
             report = await _Import(self, tx, caller, owner, known, options).run(items)
             await self._record(tx, caller, owner, form, report)
