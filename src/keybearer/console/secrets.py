@@ -33,6 +33,7 @@ LOG_ROWS = 50
 STATES: tuple[Standing, ...] = get_args(Standing)
 
 
+@router.head("/", include_in_schema=False)  # agents look with it whether a base URL leads anywhere
 @router.get("/")
 async def vault(
     visitor: CurrentVisitor,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
 
-from keybearer.mock import anthropic, embeddings, gemini, models, openai, responses
+from keybearer.mock import anthropic, embeddings, gemini, media, models, objects, openai, responses
 from keybearer.mock.wire import Answer, Call, ProviderError, Request
 
 PROVIDERS = ("openai", "anthropic", "gemini", "xai", "openrouter", *models.COMPATIBLE)
@@ -29,7 +29,8 @@ class Route:
     operation: Operation
     model: str
     query: Mapping[str, str]
-    takes_body: bool
+    takes: str
+    """The body: ``json`` with a model, ``document``: JSON without one, ``form`` with a model, ``anything`` or ``nothing``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,52 @@ class _Rule:
     """Empty: whichever of the OpenAI-compatible ones the prefix or the key says."""
     name: str
     operation: Operation
+    takes: str
+
+
+Row = tuple[str, str, str, Operation, str]
+"""Method, path, name, operation, body."""
+
+_OF_OPENAI: tuple[Row, ...] = (
+    ("POST", "/images/generations", "images.generations", media.images, "json"),
+    ("POST", "/images/(?:edits|variations)", "images.edits", media.images, "form"),
+    ("POST", "/audio/speech", "audio.speech", media.speech, "json"),
+    ("POST", "/audio/(?:transcriptions|translations)", "audio.transcriptions", media.transcription, "form"),
+    ("POST", "/files", "files.create", objects.file_create, "anything"),
+    ("GET", "/files", "files.list", objects.file_list, "nothing"),
+    ("GET", "/files/[^/]+", "files.get", objects.file_get, "nothing"),
+    ("GET", "/files/[^/]+/content", "files.content", objects.file_content, "nothing"),
+    ("DELETE", "/files/[^/]+", "files.delete", objects.file_delete, "anything"),
+    ("POST", "/batches", "batches.create", objects.batch_create, "document"),
+    ("GET", "/batches", "batches.list", objects.batch_list, "nothing"),
+    ("GET", "/batches/[^/]+", "batches.get", objects.batch_get, "nothing"),
+    ("POST", "/batches/[^/]+/cancel", "batches.cancel", objects.batch_cancel, "anything"),
+    ("POST", "/responses/input_tokens", "responses.input_tokens", objects.response_tokens, "json"),
+    ("GET", "/responses/[^/]+", "responses.get", objects.response_get, "nothing"),
+    ("GET", "/responses/[^/]+/input_items", "responses.input_items", objects.response_items, "nothing"),
+    ("POST", "/responses/[^/]+/cancel", "responses.cancel", objects.response_get, "anything"),
+    ("DELETE", "/responses/[^/]+", "responses.delete", objects.response_delete, "anything"),
+)
+_OF_ANTHROPIC: tuple[Row, ...] = (
+    ("POST", "/messages/batches", "batches.create", objects.message_batch_create, "document"),
+    ("GET", "/messages/batches", "batches.list", objects.message_batch_list, "nothing"),
+    ("GET", "/messages/batches/[^/]+", "batches.get", objects.message_batch_get, "nothing"),
+    ("GET", "/messages/batches/[^/]+/results", "batches.results", objects.message_batch_results, "nothing"),
+    ("POST", "/messages/batches/[^/]+/cancel", "batches.cancel", objects.message_batch_get, "anything"),
+    ("DELETE", "/messages/batches/[^/]+", "batches.delete", objects.message_batch_delete, "anything"),
+)
 
 
 def _rules() -> tuple[_Rule, ...]:
     rows: list[_Rule] = []
 
     def add(method: str, path: str, dialect: str, provider: str, name: str, operation: Operation) -> None:
-        rows.append(_Rule(method, re.compile(path), dialect, provider, name, operation))
+        takes = "json" if method == "POST" else "nothing"
+        rows.append(_Rule(method, re.compile(path), dialect, provider, name, operation, takes))
+
+    def add_rows(base: str, dialect: str, provider: str, added: tuple[Row, ...]) -> None:
+        for method, path, name, operation, takes in added:
+            rows.append(_Rule(method, re.compile(base + path), dialect, provider, name, operation, takes))
 
     bases = ((r"(?:/openai|/compatibility)?/v1", ""), (r"/v1beta/openai", "gemini"), (r"/api/v1", "openrouter"))
     for base, provider in bases:
@@ -56,8 +96,13 @@ def _rules() -> tuple[_Rule, ...]:
         add("POST", base + r"/responses", "openai", provider, "responses", responses.responses)
         add("POST", base + r"/embeddings", "openai", provider, "embeddings", embeddings.embeddings)
         add("POST", base + r"/moderations", "openai", provider, "moderations", embeddings.moderations)
+        add_rows(base, "openai", provider, _OF_OPENAI)
         add("GET", base + r"/models", "openai", provider, "models", models.openai_list)
         add("GET", base + r"/models/(?P<model>[^:?]+)", "openai", provider, "model", models.openai_get)
+    deployment = r"/openai/deployments/(?P<model>[^/]+)"
+    add("POST", deployment + r"/chat/completions", "openai", "azure", "chat.completions", openai.chat)
+    add("POST", deployment + r"/embeddings", "openai", "azure", "embeddings", embeddings.embeddings)
+    add_rows("/v1", "anthropic", "anthropic", _OF_ANTHROPIC)
     add("GET", r"/api/v1/(?:auth/)?key", "openai", "openrouter", "key", models.openrouter_key)
     add("POST", r"/v1/messages", "anthropic", "anthropic", "messages", anthropic.messages)
     add("POST", r"/v1/messages/count_tokens", "anthropic", "anthropic", "count_tokens", anthropic.count_tokens)
@@ -104,7 +149,7 @@ def find(request: Request, keys: Mapping[str, frozenset[str]]) -> Route:
         operation=rule.operation,
         model=unquote(found.groupdict().get("model") or ""),
         query=dict(parse_qsl(query_text, keep_blank_values=True)),
-        takes_body=rule.method == "POST",
+        takes=rule.takes,
     )
 
 

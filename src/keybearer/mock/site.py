@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,9 @@ from keybearer.mock import keys, refusal, routes
 from keybearer.mock.behaviour import PLAIN, Behaviour, BehaviourError
 from keybearer.mock.wire import Answer, Call, Exchange, ProviderError, Request, json_answer, script
 
-_OPTIONAL_MODELS = {"moderations": "omni-moderation-latest"}
+_OPTIONAL_MODELS = {"moderations": "omni-moderation-latest"} | dict.fromkeys(
+    ("images.generations", "images.edits"), "gpt-image-1"
+)
 REDIRECTED = "/_mock/redirected"
 
 
@@ -74,10 +77,11 @@ def answer(request: Request, options: Options, now: float) -> Exchange:
 
 def _understood(call: Call, route: routes.Route, options: Options) -> Call:
     key = keys.check(route, call.request, options.keys)
-    document = _document(call.request) if route.takes_body else {}
+    document = _document(call.request) if route.takes in {"json", "document"} else {}
     model = call.model
-    if route.takes_body and not model:
-        named = document.get("model", _OPTIONAL_MODELS.get(route.name))
+    if route.takes in {"json", "form"} and not model:
+        told = _field(call.request, b"model") if route.takes == "form" else document.get("model")
+        named = told or _OPTIONAL_MODELS.get(route.name)
         if not isinstance(named, str) or not named:
             raise ProviderError(400, "you must provide a model parameter")
         model = named
@@ -97,6 +101,14 @@ def _behaviour(model: str, key: str) -> Behaviour:
     """Ask the model's name first; a key may ask too, for calls that name no model."""
     asked = behaviours.of_model(model)
     return asked if asked != PLAIN else behaviours.of_key(key)
+
+
+def _field(request: Request, name: bytes) -> str:
+    """The text of a form's field; empty: there is none. Read as leniently as a provider might. Raises ``ProviderError``."""
+    if not (request.header("content-type") or "").lower().startswith("multipart/form-data"):
+        raise ProviderError(415, "Unsupported content type: send multipart/form-data.")
+    found = re.search(rb'name="?' + name + rb'"?[^\n]*\r?\n(?:[^\n]+\n)*?\r?\n([^\r\n]*)', request.body)
+    return found[1].decode("utf-8", "replace") if found else ""
 
 
 def _document(request: Request) -> dict[str, Any]:
