@@ -48,6 +48,7 @@ from keybearer.errors import Invalid, KeybearerError, OperatorError, SettingsInv
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import EgressPolicy
+from keybearer.gateway.mailer import Mailer
 from keybearer.gateway.objects import Objects
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.post import PostTarget
@@ -65,6 +66,7 @@ from keybearer.vault.erasure import Erasure
 from keybearer.vault.holders import KeyHolder
 from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
+from keybearer.vault.reminders import Reminders
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.retention import Retention
 from keybearer.vault.rotate import Rotations
@@ -210,6 +212,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             credentials=credentials,
             upstream=upstream,
             prober=prober,
+            reminders=Reminders(db, mailer_of(settings), settings.reminder_days, public_url(settings)),
         )
 
 
@@ -217,6 +220,16 @@ def forget_deleted(keyring: Keyring, change: Change) -> None:
     """Drop the owner keys of a person who was changed, or is gone, from this process's memory; they are read again on need."""
     if change.subject == "user":
         keyring.forget_owner(UUID(change.subject_id))
+
+
+def mailer_of(settings: Settings) -> Mailer | None:
+    """What sends mail, if anything. Raises ``SettingsInvalid``."""
+    if not settings.smtp_url:
+        return None
+    try:
+        return Mailer(settings.smtp_url, settings.mail_from, settings.egress_ca_file)
+    except Invalid as error:
+        raise SettingsInvalid(f"KEYBEARER_SMTP_URL: {error.message} {error.hint}".strip()) from None
 
 
 def checkpoint_target(settings: Settings, upstream: Upstream) -> CheckpointTarget | None:
@@ -263,6 +276,7 @@ def server_options(settings: Settings) -> ServerOptions:
         max_buffered_bytes=settings.max_buffered_bytes,
         fallback=settings.fallback.value,
         audit_seal_seconds=settings.audit_seal_seconds,
+        reminder_seconds=settings.reminder_seconds,
     )
 
 

@@ -167,6 +167,17 @@ class Settings(BaseSettings):
     )
     versions_days: float = Field(30.0, ge=0, le=3650, description="Days after which an earlier version is removed.")
     expiring_days: float = Field(14.0, ge=0, le=3650, description="Days before its end from which a secret is shown as expiring.")
+    reminder_days: Annotated[tuple[int, ...], NoDecode] = Field(
+        (30, 7, 1),
+        description="Days before a secret expires, or should be replaced, on which people are reminded; comma-separated.",
+    )
+    reminder_seconds: float = Field(60.0, ge=1, le=86400, description="Seconds between two looks for what is to be reminded of.")
+    smtp_url: str = Field(
+        "",
+        repr=False,
+        description="The mail server for reminders: `smtps://user:password@host`, `smtp+starttls://…` or `smtp://…`; empty: no mail.",
+    )
+    mail_from: str = Field("", description="Sender of reminders, for example `Keybearer <keys@example.com>`.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe log level to print.")
     log_json: bool = Field(default=False, description="Print logs as JSON lines.")
 
@@ -180,6 +191,7 @@ class Settings(BaseSettings):
         "reference_sources",
         "reference_environment",
         "reference_prefixes",
+        "reminder_days",
         mode="before",
     )
     @classmethod

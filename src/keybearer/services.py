@@ -24,6 +24,7 @@ from keybearer.vault.erasure import Erasure
 from keybearer.vault.holders import KeyHolder
 from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
+from keybearer.vault.reminders import Reminders
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
@@ -47,6 +48,8 @@ class ServerOptions:
     fallback: str
     audit_seal_seconds: float
     """Between two turns of the sealer."""
+    reminder_seconds: float
+    """Between two looks for what expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +83,4 @@ class Services:
     objects: Objects
     upstream: Upstream
     prober: Prober
+    reminders: Reminders

@@ -110,6 +110,11 @@ gateway_object  a                    r:a i:a d:a D:1
 gateway_object  a with system keys   r:a i:a d:a D:1
 gateway_object  admin c              r:c i:c d:c D:1
 gateway_object  system               r:abc d:abc D:3
+notification    nobody
+notification    a                    r:a u:a
+notification    a with system keys   r:a u:a
+notification    admin c              r:c u:c
+notification    system               r:abc i:abc u:abc m:abc
 audit_writer    nobody               r:m. k:m i:m u:m
 audit_writer    a                    r:m. k:m i:m u:m
 audit_writer    a with system keys   r:m. k:m i:m u:m

@@ -124,6 +124,7 @@ LABELS: Mapping[str, str] = {
     "secret_version": "abcsdefghTUVWX",
     "secret_share": "".join(SHARES),
     "gateway_object": "abc",
+    "notification": "abc",
     "audit_writer": "m.",
     "audit_record": "abcsxTUVWX.",
     "audit_tree": ".",
@@ -147,6 +148,7 @@ _OWNED_BY = {
     "audit_writer": "id",
     "audit_record": "owner_id",
     "gateway_object": "user_id",
+    "notification": "user_id",
     "usage_record": "owner_id",
     "change": "user_id",
 }
@@ -156,6 +158,7 @@ _UPDATED = {
     "team_member": "priority",
     "secret": "usage_count",
     "audit_record": "outcome",
+    "notification": "read_at",
     "change": "subject",
 }
 

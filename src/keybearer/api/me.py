@@ -6,8 +6,20 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
+from keybearer.access import policy
 from keybearer.api.authentication import CurrentCaller, CurrentServices, session_cookie_name
-from keybearer.api.schemas import Account, Limit, Me, MeChange, Page, PasswordChange, SessionAnswer
+from keybearer.api.schemas import (
+    Account,
+    Limit,
+    Me,
+    MeChange,
+    NotificationAnswer,
+    NotificationPreferences,
+    Page,
+    PasswordChange,
+    SessionAnswer,
+)
+from keybearer.domain import Scope
 
 router = APIRouter(prefix="/me", tags=["me"])
 
@@ -34,6 +46,37 @@ async def change_me(body: MeChange, caller: CurrentCaller, services: CurrentServ
 async def change_password(body: PasswordChange, caller: CurrentCaller, services: CurrentServices) -> None:
     """Change one's own password; other sessions end."""
     await services.users.change_password(caller, body.current_password.get_secret_value(), body.new_password.get_secret_value())
+
+
+@router.get("/notifications")
+async def notifications(
+    caller: CurrentCaller, services: CurrentServices, limit: Limit = 50, cursor: str | None = None
+) -> Page[NotificationAnswer]:
+    """List what one is reminded of, newest first."""
+    policy.require(caller, *policy.READ_SECRETS)
+    found, following = await services.reminders.page(caller, cursor, limit)
+    return Page(items=[NotificationAnswer.model_validate(row) for row in found], next_cursor=following)
+
+
+@router.post("/notifications/{notification_id}/read", status_code=204)
+async def read_notification(notification_id: UUID, caller: CurrentCaller, services: CurrentServices) -> None:
+    """Say that one has read a reminder."""
+    policy.require(caller, Scope.SECRETS_WRITE)
+    await services.reminders.read(caller, notification_id)
+
+
+@router.get("/notification-preferences")
+async def notification_preferences(caller: CurrentCaller, services: CurrentServices) -> NotificationPreferences:
+    """Tell which reminders come by mail; all are in the console."""
+    return NotificationPreferences(mail=await services.reminders.mailed(caller))
+
+
+@router.put("/notification-preferences")
+async def change_notification_preferences(
+    body: NotificationPreferences, caller: CurrentCaller, services: CurrentServices
+) -> NotificationPreferences:
+    """Choose which reminders come by mail."""
+    return NotificationPreferences(mail=await services.reminders.set_mailed(caller, body.mail))
 
 
 @router.get("/sessions")

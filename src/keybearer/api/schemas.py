@@ -543,6 +543,26 @@ class RevealAnswer(BaseModel):
     value: str
 
 
+class NotificationAnswer(Answer):
+    """One reminder."""
+
+    id: UUID
+    kind: Annotated[Literal["expiry", "rotation"], Field(description="`expiry`: it ends; `rotation`: it should be replaced.")]
+    secret_id: UUID
+    provider: str
+    name: str
+    due_at: datetime
+    days: Annotated[int, Field(description="How many days before `due_at` this reminds.")]
+    created_at: datetime
+    read_at: datetime | None
+
+
+class NotificationPreferences(Request):
+    """Which reminders come by mail."""
+
+    mail: Annotated[list[Literal["expiry", "rotation"]], Field(max_length=2)]
+
+
 class SecretTest(Request):
     """How a secret is tested that has no call of its own."""
 

@@ -166,6 +166,7 @@ user = sa.Table(
     sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over id, role, is_active"),
     _created(),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
+    sa.Column("mailed", NullableJson, nullable=True, comment="kinds of reminders wanted by mail; NULL: all"),
 )
 
 one_time_link = sa.Table(
@@ -253,6 +254,8 @@ model = sa.Table(
 
 DELETED = sa.text("deleted_at IS NOT NULL")
 RETIRED = sa.text("retired_at IS NOT NULL")
+EXPIRES = sa.text("expires_at IS NOT NULL")
+ROTATES = sa.text("rotate_at IS NOT NULL")
 """What jobs look for among very many rows that they do not."""
 
 secret = sa.Table(
@@ -303,6 +306,8 @@ secret = sa.Table(
     sa.UniqueConstraint("owner_id", "provider", "secret_type", "name"),
     sa.UniqueConstraint("owner_id", "id"),
     sa.Index("ix_secret_deleted_at", "deleted_at", sqlite_where=DELETED, postgresql_where=DELETED),
+    sa.Index("ix_secret_expires_at", "expires_at", sqlite_where=EXPIRES, postgresql_where=EXPIRES),
+    sa.Index("ix_secret_rotate_at", "rotate_at", sqlite_where=ROTATES, postgresql_where=ROTATES),
 )
 
 secret_version = sa.Table(
@@ -377,6 +382,32 @@ gateway_object = sa.Table(
     sa.Column("token_id", sa.String(12), nullable=False),
     sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column"),
     sa.Column("created_at", UtcDateTime(), nullable=False, index=True),
+)
+
+PENDING = sa.text("state = 'pending'")
+
+notification = sa.Table(
+    "notification",
+    metadata,
+    _id(),
+    sa.Column(
+        "user_id", sa.Uuid(), sa.ForeignKey("user_account.id", ondelete="CASCADE"), nullable=False, comment="whom it tells"
+    ),
+    sa.Column("secret_id", sa.Uuid(), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False, comment="expiry or rotation"),
+    sa.Column("due_at", UtcDateTime(), nullable=False, comment="when it expires, or should be replaced"),
+    sa.Column("days", sa.Integer, nullable=False, comment="how many days before"),
+    sa.Column("channel", sa.String(16), nullable=False, comment="console or mail"),
+    sa.Column("provider", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, comment="pending, sent, dropped or failed"),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_at", UtcDateTime(), nullable=False, comment="not before; while somebody sends it, until when it is theirs"),
+    sa.Column("runner", sa.Uuid(), nullable=True, comment="who sends it"),
+    sa.Column("read_at", UtcDateTime(), nullable=True),
+    _created(),
+    sa.UniqueConstraint("user_id", "secret_id", "kind", "due_at", "days", "channel", name="uq_notification_occasion"),
+    sa.Index("ix_notification_next_at", "next_at", sqlite_where=PENDING, postgresql_where=PENDING),
 )
 
 audit_writer = sa.Table(

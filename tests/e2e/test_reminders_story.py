@@ -1,0 +1,63 @@
+"""A person whose key is about to expire, on a real server with a real mail server beside it, on both databases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from tests.support import server as servers
+from tests.support import smtp
+from tests.support.server import Server
+
+KEY = "sk-proj-kbtest-reminded-0123456789abcdefghijkl"
+
+
+@pytest.fixture
+def mail() -> Iterator[smtp.MailServer]:
+    with smtp.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, mail: smtp.MailServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    settings = {
+        "smtp_url": f"smtp://{smtp.USER}:{smtp.PASSWORD}@127.0.0.1:{mail.port}",
+        "mail_from": "keys@example.com",
+        "reminder_seconds": "1",
+        "connection_allow": "127.0.0.1",
+    }
+    if request.param == "postgresql":
+        url, direct = request.getfixturevalue("postgresql_urls")
+        settings |= {"database_url": url, "database_direct_url": direct}
+    with servers.running(tmp_path_factory.mktemp("reminded") / "data", **settings) as running:
+        yield running
+
+
+def test_a_key_that_expires_is_told_of_once(server: Server, mail: smtp.MailServer) -> None:
+    ada = servers.set_up(server)
+    assert ada.call("GET", "/me/notification-preferences") == {"mail": ["expiry", "rotation"]}
+    secret = ada.add_key("openai", KEY, expires_at=(datetime.now(UTC) + timedelta(days=3)).isoformat())
+    deadline = time.monotonic() + 20
+    while not mail.mails:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (told,) = ada.call("GET", "/me/notifications")["items"]
+    assert (told["secret_id"], told["kind"], told["days"], told["read_at"]) == (secret["id"], "expiry", 7, None)
+    ada.call("POST", f"/me/notifications/{told['id']}/read")
+    assert ada.call("GET", "/me/notifications")["items"][0]["read_at"]
+    assert ada.call("GET", f"/secrets/{secret['id']}")["state"] == "expiring"
+    time.sleep(2.5)  # further looks find nothing new
+    assert len(mail.mails) == 1
+    assert mail.mails[0]["to"] == "ada@example.com"
+    assert "kbtest-reminded" not in mail.mails[0].as_string()
+    assert smtp.PASSWORD not in server.log.read_text()
+    ada.call("PUT", "/me/notification-preferences", json={"mail": ["expiry", "pigeon"]}, status=422)
+    ada.call("POST", "/me/notifications/00000000-0000-0000-0000-000000000000/read", status=404)
+    # The same mail server's string, stored and tested by its owner.
+    draft = {"provider": "smtp", "value": f"smtp://{smtp.USER}:{smtp.PASSWORD}@127.0.0.1:{mail.port}"}
+    stored = ada.call("POST", "/secrets", json=draft)
+    assert ada.call("POST", f"/secrets/{stored['id']}/test")["status"] == "ok"
+    wrong = ada.call("POST", "/secrets/test", json=draft | {"value": draft["value"].replace(smtp.PASSWORD, "kbtest-wrong")})
+    assert (wrong["status"], "kbtest" in wrong["message"]) == ("invalid", False)
