@@ -50,6 +50,7 @@ from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.gateway.mailer import Mailer
 from keybearer.gateway.objects import Objects
+from keybearer.gateway.openrouter import Listing
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.post import PostTarget
 from keybearer.gateway.prober import Prober
@@ -110,8 +111,6 @@ def make_data_dir(path: Path) -> None:
 
 def check_available(settings: Settings) -> None:
     """Refuse a setting that this version does not honour yet: silence would be a promise. Raises ``SettingsInvalid``."""
-    if settings.fallback is Fallback.OPENROUTER:
-        raise SettingsInvalid("KEYBEARER_FALLBACK=openrouter is not available in this version.", hint="Use 'none' or 'system'.")
     if settings.workers > 1 and not settings.database_url:
         raise SettingsInvalid("Several workers need PostgreSQL.", hint="Set KEYBEARER_DATABASE_URL, or use one worker.")
 
@@ -177,6 +176,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             upstream, hooks, Dialer(settings.connection_allow, settings.egress_allow, ca_file=settings.egress_ca_file)
         )
         credentials = Credentials(db, feed, tokens, providers, resolver)
+        if settings.fallback is Fallback.OPENROUTER:
+            credentials.openrouter = Listing(upstream)
         stack.callback(credentials.close)
         stack.push_async_callback(RefusedKeys(credentials, prober, providers, secrets).close)
         feed.subscribe(partial(forget_deleted, keyring))

@@ -126,7 +126,8 @@ class Settings(BaseSettings):
         "", description="Another endpoint for AWS Secrets Manager, for example a VPC's; `http://` on loopback only."
     )
     fallback: Fallback = Field(
-        Fallback.NONE, description="Whose keys may serve users that have none; `openrouter` includes `system`."
+        Fallback.NONE,
+        description="Whose keys may serve users that have none, if they agree: `none`, `system`, or `openrouter`, which includes `system`.",
     )
     audit_durability: Durability = Field(
         Durability.JOURNAL,

@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx2
-from tests.e2e.conftest import World
+from tests.e2e.conftest import World, settle
 from tests.support import server as servers
+from tests.support.provider import Provider
+from tests.support.server import PASSWORD
 
 OTHER = "sk-proj-kbtest-other-0123456789abcdefghijklmnopq"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -54,3 +57,19 @@ def on_the_command_line(world: World, *arguments: str) -> str:
         [sys.executable, "-m", "keybearer", "secret", *arguments],
         env=environment | {"COLUMNS": "400"}, capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
+
+
+def test_the_systems_openrouter_key_serves_who_has_none(provider: Provider, data_dir: Path) -> None:
+    with servers.running(data_dir, egress_allow="127.0.0.1", fallback="openrouter") as server:
+        world = settle(server, provider)
+        world.admin.add_key("openrouter", "sk-or-v1-kbtest-0123456789abcdef", system=True)
+        world.admin.call("POST", "/users", json={"email": "bob@example.com", "password": PASSWORD, "name": "Bob"})
+        bob = servers.sign_in(server, "bob@example.com")
+        assert chat(world, "openai/gpt-4o-mini").headers["x-keybearer-key-source"] == "user"
+        world.token = bob.token()
+        answer = chat(world, "openai/gpt-4o-mini")
+        assert (answer.status_code, answer.headers["x-keybearer-key-source"]) == (200, "openrouter")
+        assert chat(world, "openai/gpt-3.5-turbo").json()["error"]["code"] == "key_missing"  # not listed
+        bob.call("PATCH", "/me", json={"fallback_allowed": False})
+        stopped = servers.until(lambda: chat(world, "openai/gpt-4o-mini"), lambda found: found.status_code != 200)
+        assert stopped.json()["error"]["code"] == "key_missing"

@@ -24,6 +24,7 @@ from keybearer.access.tokens import generate
 from keybearer.audit.journal import Durability, Journal
 from keybearer.audit.refusals import Refusals
 from keybearer.catalog import Catalog, Registry, places, with_base_url
+from keybearer.catalog.openrouter import StandIn
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
 from keybearer.errors import KeyMissing, TokenInvalid
@@ -93,7 +94,9 @@ class Vault:
         await self._answered("registry")
         return found
 
-    async def resolve(self, user_id: UUID, token_id: str, provider: Any, model: str) -> tuple[Credential, ...]:
+    async def resolve(
+        self, user_id: UUID, token_id: str, provider: Any, model: str, stand_in: StandIn | None = None
+    ) -> tuple[Credential, ...]:
         await self._read("key")
         found = self.keys.get(provider.name)
         await self._answered("key")

@@ -16,7 +16,7 @@ from tests.plane.conftest import CHAT, KEY, PROMPT, STREAM, USER, House, Opener,
 from tests.plane.wire import Answer, Received, fixed, until
 
 from keybearer.access.tokens import generate
-from keybearer.domain import Credential, KeySource, Scope
+from keybearer.domain import KeySource, Scope
 from keybearer.errors import KeyExpired, Unavailable
 from keybearer.gateway.exchange import Exchange
 from keybearer.gateway.limits import Limits
@@ -296,11 +296,7 @@ async def test_the_second_key_serves_where_the_first_does_not_allow_the_model(ho
     openai = house.vault.providers.get("openai")
     first = credential(openai, allowed_models=frozenset({"gpt-4o"}))
     second = credential(openai, "sk-kbtest-second-key-of-the-company", source=KeySource.SYSTEM)
-
-    async def resolve(user_id: UUID, token_id: str, provider: Any, model: str) -> tuple[Credential, ...]:
-        return first, second
-
-    house.vault.resolve = resolve  # type: ignore[method-assign]
+    house.vault.keys["openai"], house.vault.further["openai"] = first, (second,)
     answer = await house.ask(house.request())
     assert answer["x-keybearer-key-source"] == "system"
     assert house.provider.received[0]["authorization"] == "Bearer sk-kbtest-second-key-of-the-company"

@@ -16,9 +16,11 @@ from tests.support.vault import OPENAI_KEY, World, value
 from tests.vault.test_teams import join
 
 import keybearer.vault.resolve as module
-from keybearer.domain import Caller, Credential, Grade, Role, Secret
-from keybearer.errors import KeybearerError
+from keybearer.catalog.openrouter import stand_in
+from keybearer.domain import Caller, Credential, Grade, KeySource, Role, Secret
+from keybearer.errors import KeybearerError, KeyInactive
 from keybearer.store.schema import secret_version
+from keybearer.vault.models import NewModel
 from keybearer.vault.secrets import NewSecret
 
 NEW = NewSecret("openai", value(OPENAI_KEY))
@@ -35,10 +37,11 @@ OWN = {
 }
 """What one's own key is like, and why it cannot serve."""
 FIRST, SECOND, SYSTEM = ("none", "ok", "off"), ("none", "ok"), ("none", "ok")
-FALLBACK = ("not offered", "allowed", "declined")
+FALLBACK = {"not offered": ("ok",), "allowed": ("ok",), "with openrouter": ("none", "ok", "off"), "declined": ("ok",)}
+"""What the deployment offers and the user takes, and the states of the system's key for OpenRouter to try with it."""
 
 
-def expected(own: str, opted: bool, first: str, second: str, system: str, fallback: str) -> str:  # noqa: FBT001
+def expected(own: str, opted: bool, first: str, second: str, system: str, fallback: str, router: str) -> str:  # noqa: FBT001
     """Who pays, or the error: the rule of resolution once more, in the words of the specification."""
     if own == "ok":
         return "own"
@@ -48,8 +51,10 @@ def expected(own: str, opted: bool, first: str, second: str, system: str, fallba
         return "first team"
     if second == "ok":
         return "second team"
-    if system == "ok" and fallback == "allowed":
+    if system == "ok" and fallback in {"allowed", "with openrouter"}:
         return "system"
+    if router == "ok" and fallback == "with openrouter":
+        return "openrouter"
     return OWN[own] or ("key_inactive" if first == "off" else "key_missing")
 
 
@@ -69,7 +74,9 @@ class Stage:
         if there is not None:
             await self.world.secrets.delete(self.admin, there.id)
         if state != "none":
-            whose: dict[str, Any] = {"system": True} if who == "system" else {"team_id": self.teams[who]}
+            whose: dict[str, Any] = {"team_id": self.teams[who]} if who in self.teams else {"system": True}
+            if who == "openrouter":
+                whose |= {"provider": who, "save_anyway": True}
             new = replace(NEW, value=value(f"{OPENAI_KEY}{who.replace(' ', '-')}"), is_active=state == "ok", **whose)
             self.kept[who] = await self.world.secrets.create(self.admin, new)
 
@@ -114,9 +121,11 @@ async def stage(world: World, tamper: Tamper) -> Stage:
 
 
 async def _outcome(world: World, person: Caller) -> str:
-    openai = (await world.providers.registry(person.user_id)).get("openai")
+    registry = await world.providers.registry(person.user_id)
+    openai = registry.get("openai")
+    instead = stand_in(openai, "gpt-5", registry.get("openrouter"))
     try:
-        (credential, *_) = await world.resolver.resolve(person.user_id, TOKEN, openai, "gpt-5")
+        (credential, *_) = await world.resolver.resolve(person.user_id, TOKEN, openai, "gpt-5", instead)
     except KeybearerError as error:
         return error.code
     return _payer(credential)
@@ -124,7 +133,7 @@ async def _outcome(world: World, person: Caller) -> str:
 
 def _payer(credential: Credential) -> str:
     payer = credential.value.reveal().decode().removeprefix(OPENAI_KEY).replace("-", " ")
-    assert credential.source.value == {"own": "user", "system": "system"}.get(payer, "team")
+    assert credential.source.value == {"own": "user", "system": "system", "openrouter": "openrouter"}.get(payer, "team")
     return payer
 
 
@@ -133,22 +142,45 @@ def _states() -> Iterator[tuple[str, str, str]]:
 
 
 async def test_every_combination(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """576 of them. One's own key that cannot serve stops the call, unless one has said that others may pay instead."""
+    """1,152 of them. One's own key that cannot serve stops the call, unless one has said that others may pay instead."""
     monkeypatch.setattr(module, "datetime", Later)
     tried = 0
-    for fallback in FALLBACK:
-        world = stage.world.offering("none" if fallback == "not offered" else "system")
+    for fallback, routers in FALLBACK.items():
+        world = stage.world.offering({"not offered": "none", "allowed": "system"}.get(fallback, "openrouter"))
         if fallback == "declined":
             for person in stage.people.values():
                 await stage.world.users.set_fallback(person, False)
-        for first, second, system in _states():
-            for who, state in (("first team", first), ("second team", second), ("system", system)):
-                await stage.put(who, state)
-            for (own, opted), person in stage.people.items():
-                case = (own, opted, first, second, system, fallback)
-                assert await _outcome(world, person) == expected(*case), case
-                tried += 1
-    assert tried == 16 * 12 * 3
+        for router in routers:
+            await stage.put("openrouter", router)
+            for first, second, system in _states():
+                for who, state in (("first team", first), ("second team", second), ("system", system)):
+                    await stage.put(who, state)
+                for (own, opted), person in stage.people.items():
+                    case = (own, opted, first, second, system, fallback, router)
+                    assert await _outcome(world, person) == expected(*case), case
+                    tried += 1
+    assert tried == 16 * 12 * 6
+
+
+@pytest.mark.parametrize("state", ["ok", "off"])
+async def test_a_models_own_key_comes_before_everything_and_is_replaced_by_nothing(stage: Stage, state: str) -> None:
+    """Whatever one has oneself: where the model has a key of its own, that one pays, or nobody."""
+    world = stage.world.offering("openrouter")
+    for who in ("first team", "system", "openrouter"):
+        await stage.put(who, "ok")
+    for (own, opted), person in stage.people.items():
+        made = await world.models.create(person, NewModel("openai", "gpt-5", api_key=value(f"{OPENAI_KEY}models")))
+        assert made.secret_id is not None
+        await world.secrets.update(person, made.secret_id, {"is_active": state == "ok"})
+        registry = await world.providers.registry(person.user_id)
+        called, _ = registry.locate("openai/gpt-5")
+        instead = stand_in(called, "gpt-5", registry.get("openrouter"))
+        if state == "off":
+            with pytest.raises(KeyInactive):
+                await world.resolver.resolve(person.user_id, TOKEN, called, "gpt-5", instead)
+        else:
+            (credential,) = await world.resolver.resolve(person.user_id, TOKEN, called, "gpt-5", instead)
+            assert (credential.source, credential.secret_id) == (KeySource.MODEL, made.secret_id), (own, opted)
 
 
 async def test_teams_serve_in_ones_own_order_then_by_when_they_were_joined(world: World) -> None:

@@ -29,5 +29,5 @@ Upstream     the provider's side of an exchange
 ``fetch``    a secret's value for a program that needs it              ``handout``  that value, ready and cached; ``asked``, which one
 ``refused``   keys a provider refused, tested and marked               ``client_address``  where a request comes from
 ``health``    which keys rest, until when, and why                      ``ring``     whose turn it is, and who is next
-``leftover``  the rest of an answer that nobody wants
+``leftover``  the rest of an answer that nobody wants                  ``openrouter`` which models OpenRouter has
 """

@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from keybearer.access import tokens as access_tokens
 from keybearer.access.tokens import Tokens
 from keybearer.catalog import Provider, Registry
-from keybearer.domain import Asked, Credential, Fetched, Grant, SecretBytes
+from keybearer.catalog.openrouter import OPENROUTER, StandIn, stand_in
+from keybearer.domain import Asked, Credential, Fetched, Grant, KeySource, SecretBytes
 from keybearer.errors import (
     EgressRefused,
     Frozen,
@@ -81,6 +82,12 @@ class Wanted(NamedTuple):
     kind: Kind = "passing"
 
 
+class Lists(Protocol):
+    """Knows which models OpenRouter has: ``openrouter.Listing``."""
+
+    async def has(self, found: StandIn) -> bool: ...
+
+
 class Ready:
     """A key, ready to be sent to one target for one token: header bytes and receipt are made once."""
 
@@ -95,6 +102,7 @@ class Ready:
         "lines",
         "provider",
         "receipt",
+        "stand_in",
         "stands_in_for",
         "takes_turns",
         "target",
@@ -106,6 +114,8 @@ class Ready:
         self.credential = credential
         self.wanted = wanted
         self.health = health
+        self.stand_in: StandIn | None = None
+        """Where the call goes instead of to the provider that was named, and its model there."""
         self.takes_turns = False
         """There are other keys for such calls: whose turn it is, is asked for each."""
         self.stands_in_for: Health | None = None
@@ -165,6 +175,9 @@ class _Fill:
 class Credentials:
     """The caches of one process. All look-ups are synchronous; ``fill_…`` are the cold paths."""
 
+    openrouter: Lists | None = None
+    """What OpenRouter can stand in for, where the deployment offers that."""
+
     def __init__(self, db: Database, feed: Feed, tokens: Tokens, providers: Providers, resolver: Resolver) -> None:
         self._db = db
         self._tokens = tokens
@@ -215,9 +228,11 @@ class Credentials:
         found = ring.pick(at, tried)
         if found is None:
             raise ring.problem(at)
-        if found.health.marks:
-            found.health.begin_trial(wanted.model, at)
         return found
+
+    def try_out(self, ready: Ready) -> None:
+        """A call goes out with a key against which there is a mark: if its time is over, this is the call that tries it."""
+        ready.health.begin_trial(ready.wanted.model, now())
 
     def handout(self, admission: Admission, asked: Asked) -> Handout | None:
         """The value that is asked for, if it is at hand."""
@@ -284,15 +299,15 @@ class Credentials:
         """Resolve, open and prepare a key. Raises why there is none: ``KeyUnusable`` and its kinds, ``EgressRefused``."""
         grant = admission.grant
 
-        async def read() -> tuple[Credential, ...]:
-            return await self._resolver.resolve(grant.user_id, grant.token_id, wanted.provider, wanted.model)
+        async def read() -> tuple[tuple[Credential, ...], StandIn | None]:
+            return await self._resolved(grant, wanted)
 
-        def install(candidates: tuple[Credential, ...], started: float) -> None:
+        def install(found: tuple[tuple[Credential, ...], StandIn | None], started: float) -> None:
             if admission.is_dropped:
                 return  # the request starts again with the token
             if len(admission.rings) >= _READY_PER_TOKEN:
                 _drop_ready(admission)
-            ring = Ring(self._prepared(candidates, wanted, started))
+            ring = Ring(self._prepared(found, wanted, started))
             previous = admission.rings.get(wanted)
             if previous is not None:
                 previous.drop()
@@ -301,16 +316,37 @@ class Credentials:
 
         await self._fill((admission.digest, wanted), _Fill(grant.token_id, grant.user_id), read, install)
 
-    def _prepared(self, candidates: tuple[Credential, ...], wanted: Wanted, started: float) -> list[Ready]:
+    async def _resolved(self, grant: Grant, wanted: Wanted) -> tuple[tuple[Credential, ...], StandIn | None]:
+        """The keys of the scope that serves; and where the call goes instead, if they are for OpenRouter."""
+        who = (grant.user_id, grant.token_id)
+        instead = None
+        # A token that is limited to providers reaches no other by a detour.
+        may_reach = grant.allowed_providers is None or OPENROUTER in grant.allowed_providers
+        if self.openrouter is not None and wanted.kind == "chat" and may_reach:
+            registry = self.registry(grant.user_id) or await self._providers.registry(grant.user_id)
+            instead = stand_in(wanted.provider, wanted.model, registry.get(OPENROUTER))
+        found = await self._resolver.resolve(*who, wanted.provider, wanted.model, instead)
+        if instead is None or self.openrouter is None or found[0].source is not KeySource.OPENROUTER:
+            return found, None
+        if await self.openrouter.has(instead):
+            return found, instead
+        return await self._resolver.resolve(*who, wanted.provider, wanted.model), None  # which says what is missing
+
+    def _prepared(self, found: tuple[tuple[Credential, ...], StandIn | None], wanted: Wanted, started: float) -> list[Ready]:
         """Those of the keys that may be used for this model and can be sent. Raises what is wrong with the first if none can."""
+        candidates, instead = found
+        called = wanted if instead is None else wanted._replace(provider=instead.provider, model=instead.model)
         problem: KeybearerError | None = None
         keys = []
-        for credential in _allowed(candidates, wanted):
+        for credential in _allowed(candidates, called):
             health = self.healths.of(credential.secret_id, credential.secret_version)
             try:
-                keys.append(_prepare(credential, wanted, health, started))
+                made = _prepare(credential, called, health, started)
             except KeybearerError as error:
                 problem = problem or error
+            else:
+                made.wanted, made.stand_in = wanted, instead
+                keys.append(made)
         if problem is not None and not keys:
             raise problem
         return keys

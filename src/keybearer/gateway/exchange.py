@@ -36,7 +36,7 @@ from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
 from keybearer.gateway.health import Health
 from keybearer.gateway.intake import Intake
 from keybearer.gateway.keeping import KeepingRelay
-from keybearer.gateway.plan import Document, Form, Plan, compose, dialect_of, is_probe, plan, read, route
+from keybearer.gateway.plan import Document, Form, Plan, compose, dialect_of, is_probe, plan, read, rerouted, route
 from keybearer.gateway.refusal import known, refusal
 from keybearer.gateway.relay import CLIENT_GONE, NO_USAGE, Relay
 from keybearer.gateway.request import Head, refuse_token_in_target
@@ -222,6 +222,8 @@ class Exchange(Intake):
     def _set_course(self, admission: Admission, planned: Plan, ready: Ready, key: CourseKey) -> Course:
         """For this call and those that look like it."""
         head, grant, credential = self._head, admission.grant, ready.credential
+        if ready.stand_in is not None:
+            planned = rerouted(planned, *ready.stand_in)
         use = UseRecord(
             request_id="",
             at=0.0,
@@ -254,6 +256,8 @@ class Exchange(Intake):
         self.ready = ready
         self.model = course.plan.model
         self._use_at = time.time()
+        if ready.health.marks:
+            self.plane.credentials.try_out(ready)
         self.plane.journal.depart(repeated_use_line(self.request_id, self._use_at, course.use_tail), self)
 
     def depart(self, seq: int) -> None:

@@ -133,9 +133,10 @@ class Health:
         mark.renew(status, now, REFUSED_SECONDS if status in KEY_REFUSED else seconds)
 
     def begin_trial(self, model: str, now: float) -> None:
-        """This call tries the key; the others keep to the next."""
+        """This call tries the key, if its time is over; the others keep to the next."""
         for mark in self._about(model):
-            mark.trial_until = now + TRIAL_SECONDS
+            if now >= mark.until:
+                mark.trial_until = now + TRIAL_SECONDS
 
     def served(self, model: str, now: float) -> None:
         """The provider took it. A rest that it asked for is kept: this may be the answer to an earlier call."""

@@ -31,6 +31,7 @@ __all__ = [
     "is_probe",
     "plan",
     "read",
+    "rerouted",
     "route",
 ]
 
@@ -162,6 +163,15 @@ def _passed(route: Route, registry: Registry) -> Plan:
 
 def _is_below(path: bytes, root: bytes) -> bool:
     return path.startswith(root) and (not root or path[len(root) : len(root) + 1] == b"/")
+
+
+def rerouted(planned: Plan, provider: Provider, model: str) -> Plan:
+    """The same chat at another provider of OpenAI's dialect, where its model has another name."""
+    api = provider.apis[OPENAI]
+    query = planned.path.partition(b"?")[2]
+    path = provider.roots[OPENAI] + b"/chat/completions" + (b"?" + query if query else b"")
+    asks_usage = planned.streamed and api.asks_usage
+    return msgspec.structs.replace(planned, provider=provider, api=api, model=model, path=path, asks_usage=asks_usage)
 
 
 def compose(planned: Plan, body: bytes, document: Document | Form | None) -> tuple[bytes, bool]:

@@ -3,7 +3,8 @@
 The model's own key, where it has one; the user's own secrets for the provider, by priority; then those of their teams, team by team
 in the user's order, each team's own and what is shared with it alike, by priority; then, where the deployment *and* the user allow
 it, the system's. Somebody who has own secrets is never silently served with another's key: if none of them can be used, that is the
-answer, unless they opted into fallback for it. A team's or the system's secret that cannot be used is as none. All that can be used
+answer, unless they opted into fallback for it. After the system's comes, for chats, the system's key for OpenRouter where the deployment
+offers it. A team's or the system's secret that cannot be used is as none. All that can be used
 of the first scope that has any (one's own, one team, the system) are given, in order, for failover inside it.
 
 A value that a program fetches (MISSION G14) is found in the same order, among what is ``fetchable``. What a person lends to a team is
@@ -22,6 +23,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.catalog import Provider, Registered
+from keybearer.catalog.openrouter import StandIn
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import SYSTEM_OWNER_ID, Asked, Credential, Fetched, KeySource, OwnerKind, SecretBytes, SecretType
 from keybearer.errors import (
@@ -48,6 +50,7 @@ from keybearer.vault.sealed import Content, Sealer, Unreadable, console_path, cr
 from keybearer.vault.standing import named, stopped_by
 
 NO_FALLBACK = "none"
+OPENROUTER = "openrouter"
 
 
 class Marks(Protocol):
@@ -66,6 +69,8 @@ class _Call:
     model: str
     token_id: str | None
     now: datetime
+    stand_in: StandIn | None = None
+    """OpenRouter, where it could serve the call."""
     elsewhere: dict[Key, Wanted] = field(default_factory=dict)
     """Of the keys found, what is to be fetched from where it is kept, when the transaction is over."""
     failed: dict[Key, KeybearerError] = field(default_factory=dict)
@@ -115,16 +120,20 @@ class Resolver:
         self._sealer = Sealer(keyring)
         self._alarms = Alarms(db)
         self._falls_back = fallback != NO_FALLBACK
+        self._offers_openrouter = fallback == OPENROUTER
 
-    async def resolve(self, user_id: UUID, token_id: str | None, provider: Provider, model: str) -> tuple[Credential, ...]:
+    async def resolve(
+        self, user_id: UUID, token_id: str | None, provider: Provider, model: str, stand_in: StandIn | None = None
+    ) -> tuple[Credential, ...]:
         """The credentials that may serve this call, best first; at least one.
 
-        ``provider`` is the one of the user's registry, ``model`` the bare name, empty for calls that have none. Raises
+        ``provider`` is the one of the user's registry, ``model`` the bare name, empty for calls that have none. ``stand_in``: OpenRouter,
+        if it could serve the call; credentials of the source ``openrouter`` are for that. Raises
         ``KeyMissing``; where the user or a team has keys but none can be used, what is wrong with the first: ``KeyInactive``,
         ``KeyExpired``, ``KeyFailed``, ``KeyUnreadable``, ``ModelNotAllowed``, ``EgressRefused``, ``KeyUnusable``,
         ``ReferenceUnreachable``. Every hint has the console's path to what can be done.
         """
-        call = _Call(provider, model, token_id, datetime.now(UTC))
+        call = _Call(provider, model, token_id, datetime.now(UTC), stand_in)
         while True:  # each turn but the last finds one more reference that fails
             usable = await self._fetched(await self._found(user_id, call), call)
             if usable:
@@ -164,8 +173,7 @@ class Resolver:
                 if search.goes_on and _is_for_team(provider, team.team_id):
                     await self._ask_team(tx, search, mine, team, call)
             if search.goes_on and await self._may_fall_back(tx, user_id, provider):
-                found = await rows.for_provider(tx, SYSTEM_OWNER_ID, provider.name, provider.secret_type.value)
-                search.usable, search.hidden = await self._usable(tx, found, call, KeySource.SYSTEM)
+                await self._ask_system(tx, search, call)
         await self._alarms.raise_for(mine)
         await self._mark((*search.problems, *search.hidden))
         if search.usable:
@@ -261,6 +269,17 @@ class Resolver:
         found = await rows.for_provider(tx, team.team_id, call.provider.name, call.provider.secret_type.value, shared)
         search.usable, problems = await self._usable(tx, found, call, KeySource.TEAM, f" of your team {team.name}")
         search.problems += problems
+
+    async def _ask_system(self, tx: AsyncConnection, search: _Search, call: _Call) -> None:
+        """The system's own, then its key for OpenRouter."""
+        for source in (KeySource.SYSTEM, KeySource.OPENROUTER):
+            if source is KeySource.OPENROUTER:
+                if search.usable or call.stand_in is None or not self._offers_openrouter:
+                    return
+                call = replace(call, provider=call.stand_in.provider, model=call.stand_in.model)
+            found = await rows.for_provider(tx, SYSTEM_OWNER_ID, call.provider.name, call.provider.secret_type.value)
+            search.usable, hidden = await self._usable(tx, found, call, source)
+            search.hidden += hidden
 
     async def _of_model(self, user_id: UUID, call: _Call, model: Registered) -> Credential:
         """The model's own key, which comes first and is never silently replaced by another; or that it needs none."""
