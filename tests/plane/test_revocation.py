@@ -16,11 +16,10 @@ from tests.plane.conftest import House, Opener
 from tests.plane.wire import Connection
 from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value, world_on
 
+from keybearer.access.freeze import freeze, unfreeze
 from keybearer.access.tokens import AccessToken, NewToken
 from keybearer.domain import Caller, Role, Secret
-from keybearer.store import changes
-from keybearer.store.db import Actor, Database
-from keybearer.store.schema import deployment
+from keybearer.store.db import Database
 from keybearer.vault.secrets import NewSecret
 
 
@@ -138,21 +137,20 @@ async def take_away(town: Town, what: str) -> None:
         ),
         "secret not for this token": lambda: vault.secrets.update(person, secret.id, {"allowed_tokens": ("0" * 12,)}),
         "secret not for this model": lambda: vault.secrets.update(person, secret.id, {"allowed_models": ("gpt-4o",)}),
-        "frozen": lambda: freeze(vault.db),
+        "frozen": lambda: freeze(vault.db, town.admin),
     }
     await actions[what]()
-
-
-async def freeze(db: Database) -> None:
-    async with db.write(Actor.system()) as tx:
-        await tx.execute(deployment.update().values(frozen_at=datetime.now(UTC)))
-        await changes.note(db, tx, "deployment", "")
 
 
 async def test_what_is_given_back_works_again(town: Town) -> None:
     await town.vault.secrets.update(town.person, town.secret.id, {"is_active": False})
     assert await town.ask(town.there) == (403, "key_inactive")
     await town.vault.secrets.update(town.person, town.secret.id, {"is_active": True})
+    await town.asks_until(town.there, (200, OPENAI_KEY))
+    assert await freeze(town.vault.db, town.admin)
+    assert not await freeze(town.vault.db, town.admin)
+    await town.asks_until(town.there, (503, "frozen"))
+    assert await unfreeze(town.vault.db, town.admin)
     await town.asks_until(town.there, (200, OPENAI_KEY))
 
 

@@ -41,6 +41,8 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(admins, name="admin")
     app.add_typer(people, name="user")
     app.add_typer(tokens, name="token")
+    app.command("freeze")(freeze)
+    app.command("unfreeze")(unfreeze)
 
 
 def operate(data_dir: Path | None, work: Callable[[Operator], Awaitable[Result]]) -> Result:
@@ -196,3 +198,15 @@ def token_revoke(
 
     operate(data_dir, work)
     say("Revoked.")
+
+
+def freeze(*, data_dir: DataDir = None) -> None:
+    """Stop all use of keys, in every process within a second, until 'keybearer unfreeze'."""
+    is_new = operate(data_dir, lambda operator: operator.freeze(OPERATOR))
+    say("Frozen: no key is used any more. 'keybearer unfreeze' takes it back." if is_new else "It is frozen already.")
+
+
+def unfreeze(*, data_dir: DataDir = None) -> None:
+    """Let keys be used again."""
+    is_new = operate(data_dir, lambda operator: operator.unfreeze(OPERATOR))
+    say("Keys are used again." if is_new else "It is not frozen.")

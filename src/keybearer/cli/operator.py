@@ -9,6 +9,7 @@ from pathlib import Path
 
 from keybearer import app, config, root_keys
 from keybearer.access import policy
+from keybearer.access.freeze import freeze, unfreeze
 from keybearer.access.tokens import Tokens
 from keybearer.access.users import User, Users
 from keybearer.catalog import Catalog
@@ -47,6 +48,14 @@ class Operator:
             return await self.users.find(email)
         except NotFound:
             raise NotFound(f"Nobody here has the e-mail address {email}.", hint="'keybearer user list' shows who has.") from None
+
+    async def freeze(self, caller: Caller) -> bool:
+        """Stop all use of keys; whether that is new."""
+        return await freeze(self.db, caller)
+
+    async def unfreeze(self, caller: Caller) -> bool:
+        """Let keys be used again; whether that is new."""
+        return await unfreeze(self.db, caller)
 
     def vault(self) -> tuple[Providers, Secrets]:
         """Open the vault, as the server opens it."""
