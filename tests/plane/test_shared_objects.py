@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value, worl
 
 from keybearer.access.tokens import NewToken
 from keybearer.domain import Caller, Grade, Role
+from keybearer.errors import Unavailable
 from keybearer.store.db import Actor, Database
 from keybearer.store.schema import gateway_object
 from keybearer.vault.secrets import NewSecret
@@ -261,3 +263,72 @@ async def test_an_answer_that_breaks_off_is_nobodys(yard: Yard) -> None:
     answer = await yard.ask(yard.bob, "POST /v1/files", UPLOAD, "multipart/form-data; boundary=b")
     assert answer.status == 502
     assert await yard.rows() == []
+
+
+async def test_while_the_database_is_away_an_answer_waits_then_goes_on_and_is_nobodys(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keybearer.gateway.objects._RETRY_SECONDS", 0.01)
+    objects = yard.here.services.objects
+    monkeypatch.setattr(objects, "_db", Away(objects._db))
+    answer = await yard.ask(yard.bob, "POST /v1/files", UPLOAD, "multipart/form-data; boundary=b")
+    assert answer.status == 200
+    assert objects._db.tried > 1
+    monkeypatch.undo()
+    assert await yard.rows() == []
+    assert code(await yard.ask(yard.bob, f"GET /v1/files/{json.loads(answer.body)['id']}")) == NOT_FOUND
+
+
+async def test_who_leaves_while_it_is_being_recorded_has_it_still(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects, may_go = yard.here.services.objects, asyncio.Event()
+    record = objects.record
+
+    async def slowly(*given: Any) -> bool:
+        await may_go.wait()
+        return bool(await record(*given))
+
+    monkeypatch.setattr(objects, "record", slowly)
+    connection = await yard.here.connect()
+    request = yard.here.request(b'{"model":"gpt-4o","input":"x","stream":true}', path="/v1/responses")
+    await connection.send(request.replace(yard.here.token.encode(), yard.bob.encode()))
+    await until(lambda: yard.reached() == 1)
+    await asyncio.sleep(0.1)
+    await connection.close()
+    await until(lambda: any(line["kind"] == "outcome" for line in yard.here.lines()))
+    may_go.set()
+    for _ in range(100):
+        if await yard.rows():
+            break
+        await asyncio.sleep(0.02)
+    assert [row.object_id for row in await yard.rows()] == ["resp_9"]
+    (outcome,) = [line for line in yard.here.lines() if line["kind"] == "outcome"]
+    assert outcome["outcome"] == "aborted"
+
+
+async def test_old_responses_are_forgotten_and_files_are_not(yard: Yard) -> None:
+    file = await yard.make(yard.bob, "POST /v1/files", UPLOAD, "multipart/form-data; boundary=b")
+    await yard.make(yard.bob, "POST /v1/responses", b'{"model":"gpt-4o","input":"old"}')
+    rows = await yard.rows()
+    old = datetime.now(UTC) - timedelta(days=61)
+    async with yard.vault.db.write(Actor.user(yard.person.user_id)) as tx:
+        for row in rows:
+            await tx.execute(sa.delete(gateway_object).where(gateway_object.c.object_id == row.object_id))
+            await tx.execute(sa.insert(gateway_object).values(**(row._asdict() | {"created_at": old})))
+    fresh = await yard.make(yard.bob, "POST /v1/responses", b'{"model":"gpt-4o","input":"new"}')
+    await yard.here.services.objects.prune()
+    assert {row.object_id for row in await yard.rows()} == {file, fresh}
+
+
+class Away:
+    """A database that cannot be written to."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.tried = 0
+
+    def read(self, actor: Actor) -> Any:
+        return self._db.read(actor)
+
+    def write(self, _actor: Actor) -> Any:
+        self.tried += 1
+        raise Unavailable

@@ -10,7 +10,7 @@ import pytest
 
 from keybearer.catalog import Catalog, Registry
 from keybearer.domain import SYSTEM_OWNER, Credential, Grant, KeySource, Owner, OwnerKind, Role, SecretBytes
-from keybearer.errors import InvalidJson, SharedKeyRefused, TooLarge
+from keybearer.errors import InvalidJson, SharedKeyRefused, TooLarge, UnsupportedMediaType
 from keybearer.gateway.fields import Lines
 from keybearer.gateway.plan import plan, read, route
 from keybearer.gateway.sharing import Guard, Named
@@ -224,6 +224,9 @@ def test_what_is_passed_on_unread_must_be_readable() -> None:
     for body in (b"previous_response_id=resp_1", b"\xff\xfe{", '{"a":1}'.encode("utf-16"), b"[" * 100_000):
         with pytest.raises(InvalidJson):
             named("POST /p/openai/v1/responses", body)
+    for content_type in (b"", b"text/plain", b"application/x-www-form-urlencoded", b"multipart/mixed; boundary=b"):
+        with pytest.raises(UnsupportedMediaType):
+            named("POST /p/openai/v1/responses", b'{"x":"&previous_response_id=resp_1&"}', content_type)
     with pytest.raises(TooLarge):
         named("POST /p/openai/v1/responses", b'{"x":"' + b"y" * 5_000_000 + b'"}')
     assert named("POST /p/slack/api/chat.postMessage", b"channel=C1&text=hi", b"application/x-www-form-urlencoded") == frozenset()

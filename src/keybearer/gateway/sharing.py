@@ -21,7 +21,7 @@ import msgspec
 
 from keybearer.catalog import GEMINI, Sharing, Verdict
 from keybearer.domain import Credential, Grant, OwnerKind
-from keybearer.errors import InvalidJson, SharedKeyRefused, TooLarge
+from keybearer.errors import InvalidJson, SharedKeyRefused, TooLarge, UnsupportedMediaType
 from keybearer.gateway.fields import Lines
 from keybearer.gateway.form import Form, is_form
 from keybearer.gateway.plan import Plan
@@ -107,6 +107,9 @@ class Guard:
             return in_path | self._in_form(Form(body, content_type))
         if self._takes == "json" and not self._reads_items and self._needle.search(body) is None:
             return in_path  # it was found to be JSON
+        if self._takes == "anything" and content_type.partition(b";")[0].strip().lower() != b"application/json":
+            # One text can be JSON and something else: what it is read as is said here.
+            raise UnsupportedMediaType("With a shared key, only JSON and forms are passed on here.")
         if len(body) > _DECODED_LIMIT:
             raise TooLarge("With a shared key, a body that may name stored objects has at most 4 MB.")
         return in_path | self._in_json(body)
