@@ -67,6 +67,7 @@ KeybearerError
     │   └── KmsDenied           kms_denied           (key unknown, disabled or not allowed)
     ├── DatabaseError           database
     ├── AuditBroken             audit_broken         (verification failed)
+    ├── BackupError             backup               (cannot be made, read or restored)
     └── EnvelopeError           envelope             (opaque: nothing about why)
 """
 
@@ -564,6 +565,13 @@ class AuditBroken(OperatorError):
 
     code = "audit_broken"
     default_hint = "Keep the data as it is and see docs/troubleshooting.md."
+
+
+class BackupError(OperatorError):
+    """The backup cannot be used."""
+
+    code = "backup"
+    default_hint = "Nothing was changed. Take another backup; see docs/backup.md."
 
 
 class EnvelopeError(OperatorError):

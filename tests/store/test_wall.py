@@ -216,7 +216,9 @@ def test_every_table_has_a_forced_policy(filled: Connection) -> None:
 
 def _policies(connection: Connection) -> list[tuple[str, str, str | None, str | None]]:
     return connection.execute(
-        "SELECT tablename, policyname, qual, with_check FROM pg_policies WHERE schemaname = 'public' ORDER BY 1, 2"
+        "SELECT tablename, policyname, qual, with_check FROM pg_policies WHERE schemaname = 'public'"
+        # The one that a backup makes is the owner's, which is not on the page; tests/vault/test_backup.py looks at it.
+        " AND policyname <> 'owner_reads' ORDER BY 1, 2"
     ).fetchall()
 
 

@@ -27,7 +27,10 @@ from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
 from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
+from keybearer.vault.transfer import restore as restoring
+from keybearer.vault.transfer.backup import Progress
 from keybearer.vault.transfer.imports import Imports
+from keybearer.vault.transfer.restore import Restored
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,20 @@ async def restore_root_keys(settings: Settings, path: Path, phrase: Wrapper) -> 
         return await recovery.restore(db, backup, phrase, target)
     finally:
         await db.close()
+
+
+async def restore(
+    settings: Settings, path: Path, phrase: Wrapper | None, progress: Progress, *, despite_broken_audit: bool
+) -> Restored:
+    """Restore a backup into the settings' database, which must be empty. A root key is never made here: the backup's is needed."""
+    header = restoring.header_of(path)
+    holder = next((each["provider"] for each in header.root_keys if each.get("state") == "active"), "")
+    app.make_data_dir(settings.data_dir)
+    providers = RootKeyProviders(root_keys.options_of(settings), settings.root_key_provider.value, holder=holder)
+    target = restoring.Target(
+        settings.sqlalchemy_url, settings.database_direct_url, settings.journal_dir, providers.get, despite_broken_audit
+    )
+    return await restoring.restore(path, phrase, target, progress)
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,8 @@ commit together and row-level security sees the caller. What it returns and what
 
 Sealed here, beside what callers seal (``Binding``), with these contexts: an owner key (purpose ``owner-key``, its owner, its id,
 its version, field ``key``) under the root key; a root key's proof (``root-key-proof``, system, the root key's id, 1, ``proof``)
-under itself; the row MAC key (``row-mac-key``, system, the deployment's id, 1, ``key``) under the system's owner key.
+under itself; a backup's key (``backup-key``, system, the backup's id, 1, ``key``) under the root key; the row MAC key
+(``row-mac-key``, system, the deployment's id, 1, ``key``) under the system's owner key.
 """
 
 from __future__ import annotations
@@ -214,6 +215,11 @@ class Keyring:
     async def rewrapped(self, tx: AsyncConnection, root_id: UUID, wrapper: Wrapper) -> bytes:
         """Wrap a root key by another provider, for a backup. Raises ``RootKeyError``, ``Unavailable``."""
         return await wrapper.wrap((await self._root(tx, root_id)).reveal(), root_key_aad(self.deployment, root_id))
+
+    async def seal_backup_key(self, tx: AsyncConnection, root_id: UUID, backup_id: UUID, key: SecretBytes) -> bytes:
+        """Seal a backup's key under a root key; ``open_backup_key`` opens it. Raises ``RootKeyError``, ``Unavailable``."""
+        root = await self._root(tx, root_id)
+        return seal(root.reveal(), root_id, _backup_context(self.deployment, backup_id), key.reveal())
 
     async def reseal_owner_keys(self, tx: AsyncConnection, rows: Sequence[keys.Row], root_id: UUID) -> tuple[list[bulk.Row], int]:
         """Seal owner keys under another root key: (id, root key's id, envelope) each, and how many do not open.
@@ -442,6 +448,11 @@ def _only(active: Sequence[keys.Row]) -> keys.Row:
     return active[0]
 
 
+def open_backup_key(root: SecretBytes, deployment: UUID, backup_id: UUID, envelope: bytes) -> SecretBytes:
+    """Open what ``Keyring.seal_backup_key`` sealed. Raises ``EnvelopeError``."""
+    return SecretBytes(open_sealed(root.reveal(), _backup_context(deployment, backup_id), envelope))
+
+
 async def unwrap_root_key(deployment: UUID, wrapper: Wrapper, row: Any) -> SecretBytes:
     """Return the root key of ``row``, proved to be the one this database was sealed with."""
     if row.wrapped is None:
@@ -489,6 +500,10 @@ def _proof_context(deployment: UUID, root_id: UUID) -> Context:
 
 def _mac_key_context(deployment: UUID) -> Context:
     return Context("row-mac-key", deployment, SYSTEM_OWNER_ID, deployment, 1, "key")
+
+
+def _backup_context(deployment: UUID, backup_id: UUID) -> Context:
+    return Context("backup-key", deployment, SYSTEM_OWNER_ID, backup_id, 1, "key")
 
 
 def root_key_aad(deployment: UUID, root_id: UUID) -> bytes:

@@ -72,21 +72,26 @@ async def _migrate_postgresql(url: sa.URL, direct_url: str) -> None:
 async def _upgrade(engine: AsyncEngine, login: str = "") -> None:
     """Upgrade, and on PostgreSQL let ``login`` take the runtime roles, in one transaction under the migration lock."""
     async with engine.begin() as connection:
-        if engine.name == "postgresql":
-            await guard.check_server(connection)
-            # Waiting for another server's migration may take as long as that migration may.
-            await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{STATEMENT_TIMEOUT}'"))
-            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-            await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
-            await connection.execute(sa.text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
-        found = await guard.revision(connection)
-        if found is None or found < HEAD:
-            await _run_alembic(connection)
-        if engine.name == "postgresql":
-            await guard.admit(connection, login)
+        await upgrade_within(connection, login)
 
 
-async def _run_alembic(connection: AsyncConnection) -> None:
+async def upgrade_within(connection: AsyncConnection, login: str = "", revision: str = HEAD) -> None:
+    """Upgrade to ``revision``, within a transaction of PostgreSQL's owner role, or of SQLite's writer."""
+    if connection.dialect.name == "postgresql":
+        await guard.check_server(connection)
+        # Waiting for another server's migration may take as long as that migration may.
+        await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{STATEMENT_TIMEOUT}'"))
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+        await connection.execute(sa.text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
+    found = await guard.revision(connection)
+    if found is None or found < revision:
+        await _run_alembic(connection, revision)
+    if connection.dialect.name == "postgresql":
+        await guard.admit(connection, login)
+
+
+async def _run_alembic(connection: AsyncConnection, revision: str) -> None:
     # Imported here alone: it takes longer than all else of a start that has nothing to migrate.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
@@ -97,6 +102,6 @@ async def _run_alembic(connection: AsyncConnection) -> None:
 
     def upgrade(sync: sa.Connection) -> None:
         config.attributes["connection"] = sync
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
 
     await connection.run_sync(upgrade)
