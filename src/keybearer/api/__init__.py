@@ -4,7 +4,7 @@
 ``authentication``  who calls: access token or session cookie; CSRF
 ``gate``            asking that before a body is read
 ``schemas``         what requests and answers hold
-``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``fetch`` ``teams`` ``tokens`` ``usage`` ``audit`` ``checkpoints`` ``users``
+``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``fetch`` ``chat`` ``teams`` ``tokens`` ``usage`` ``audit`` ``checkpoints`` ``users``
 ``keys`` ``transfer`` ``health``   the routes
 """
 
@@ -18,6 +18,7 @@ from keybearer import __version__
 from keybearer.api import (
     audit,
     auth,
+    chat,
     checkpoints,
     fetch,
     gate,
@@ -60,4 +61,5 @@ def install(app: FastAPI) -> None:
         v1.include_router(room.router)
     v1.include_router(teams.shares)
     app.include_router(v1)
+    app.include_router(chat.router, responses=problems.RESPONSES)
     app.include_router(health.router)

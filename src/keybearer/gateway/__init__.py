@@ -27,6 +27,7 @@ Upstream     the provider's side of an exchange
 ``course``    where calls that look alike go, worked out once
 ``answer``    answers of our own, as bytes                              ``plane``    what all connections share
 ``fetch``    a secret's value for a program that needs it              ``handout``  that value, ready and cached; ``asked``, which one
+``inside``   a gateway call without a socket                            ``chat``     one chat for all dialects
 ``refused``   keys a provider refused, tested and marked               ``client_address``  where a request comes from
 ``health``    which keys rest, until when, and why                      ``ring``     whose turn it is, and who is next
 ``leftover``  the rest of an answer that nobody wants                  ``openrouter`` which models OpenRouter has

@@ -286,6 +286,22 @@ class Credentials:
 
         await self._fill(("token", digest), _Fill(token_id, None), read, install)
 
+    async def admit(self, session_id: UUID, user_id: UUID, read: Callable[[], Awaitable[Grant]]) -> Admission:
+        """The admission of a person who is signed in; ``read`` says, from the database, what they may. Dropped as a token's is."""
+        digest = sha256(b"session " + session_id.bytes).digest()  # no token begins so
+        found = self.admission(digest)
+        if found is not None:
+            return found
+
+        def install(grant: Grant, started: float) -> None:
+            self._keep(Admission(digest, grant, _until(started, grant.expires_at), ()))
+
+        await self._fill(("session", session_id), _Fill("", user_id), read, install)
+        found = self.admission(digest)
+        if found is None:
+            raise Unavailable(retry_after=1.0)
+        return found
+
     async def fill_registry(self, user_id: UUID) -> None:
         """Read a user's providers and models."""
 

@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Protocol
 
+from keybearer.errors import Unavailable
 from keybearer.gateway.client_address import TrustedProxies
 from keybearer.gateway.limits import BodyBudget, Limits
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _CLOSE_LIMIT_S = 5.0
 """Seconds for which the end of what was cancelled is waited for."""
+
+
+PLANE = "keybearer.plane"
+"""Where a server's state keeps its plane."""
 
 
 class Swept(Protocol):
@@ -99,3 +104,11 @@ class RequestIds:
         """The next id."""
         self._count += 1
         return f"req_{int(time.time() * 1000):011x}{self._own}{self._count * self._multiplier & 0xFFFFFFFFF:09x}"
+
+
+def plane_in(state: dict[str, Any]) -> Plane:
+    """The process's plane, from an ASGI request's state. Raises ``Unavailable`` where no gateway runs in this process."""
+    plane = state.get(PLANE)
+    if not isinstance(plane, Plane):
+        raise Unavailable("No gateway runs in this process.")
+    return plane

@@ -31,6 +31,7 @@ from keybearer.gateway.exchange import Exchange
 from keybearer.gateway.fetch import Fetch, is_fetch
 from keybearer.gateway.fields import Headers
 from keybearer.gateway.plan import dialect_of, is_gateway_path
+from keybearer.gateway.plane import PLANE as PLANE  # noqa: PLC0414  # whoever runs the protocol keeps the plane there
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.request import Head, Spelling, read_head
 from keybearer.gateway.turns import AsgiTurn, Http10Cycle, Refusal, Turn
@@ -467,9 +468,6 @@ class GatewayProtocol(HttpToolsProtocol):
 
 def _head_too_large(limit: int) -> TooLarge:
     return TooLarge(f"The headers are larger than {limit} bytes.")
-
-
-PLANE = "keybearer.plane"
 
 
 def plane_of(app_state: dict[str, Any]) -> Plane:
