@@ -34,8 +34,9 @@ async def session_by_hash(tx: AsyncConnection, token_hash: bytes) -> sa.Row[Any]
 
 
 async def user_by_email(tx: AsyncConnection, email: str) -> sa.Row[Any] | None:
-    """Find an account, for sign-in, by its e-mail address in lower case: all its columns."""
-    return await _one(tx, "keybearer_user_by_email", email, sa.select(schema.user).where(schema.user.c.email == email))
+    """Find an account, for sign-in, by its e-mail address in lower case: all its columns that matter before one is signed in."""
+    columns = [column for column in schema.user.c if column is not schema.user.c.mailed]
+    return await _one(tx, "keybearer_user_by_email", email, sa.select(*columns).where(schema.user.c.email == email))
 
 
 async def link_by_hash(tx: AsyncConnection, token_hash: bytes) -> sa.Row[Any] | None:
