@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -48,6 +51,11 @@ def test_a_key_that_expires_is_told_of_once(server: Server, mail: smtp.MailServe
     ada.call("POST", f"/me/notifications/{told['id']}/read")
     assert ada.call("GET", "/me/notifications")["items"][0]["read_at"]
     assert ada.call("GET", f"/secrets/{secret['id']}")["state"] == "expiring"
+    token = ada.token(scopes=("secrets:use",))
+    command = [sys.executable, "-m", "keybearer", "secret", "reminders", "--json"]
+    environment = servers.environment(server.data_dir) | {"KEYBEARER_URL": server.url, "KEYBEARER_TOKEN": token}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert [row["secret_id"] for row in json.loads(done.stdout)] == [secret["id"]]
     time.sleep(2.5)  # further looks find nothing new
     assert len(mail.mails) == 1
     assert mail.mails[0]["to"] == "ada@example.com"

@@ -172,6 +172,14 @@ def secret_test(secret_id: SecretId, *, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@secrets.command("reminders")
+def secret_reminders(*, as_json: AsJson = False) -> None:
+    """List what expires or should be replaced, as far as you were reminded of it, newest first."""
+    with client() as api:
+        rows = api.request("GET", "/me/notifications")["items"]
+    print_rows(rows, ("kind", "provider", "name", "due_at", "days", "read_at", "secret_id"), as_json=as_json)
+
+
 @secrets.command("rotate")
 def secret_rotate(
     secret_id: SecretId,
