@@ -59,8 +59,13 @@ def _functions(tree: ast.Module) -> Iterator[Function]:
 
 
 def _name_breaches() -> Iterator[str]:
-    """Pytest imports test files by their bare names: two of one name are an error, but only where both are collected."""
+    """Pytest imports test files by their bare names: two of one name are an error, but only where both are collected.
+
+    Decisions are referred to by number.
+    """
     seen: dict[str, Path] = {}
+    numbers = [path.name[:4] for path in sorted((ROOT / "docs" / "adr").glob("*.md"))]
+    yield from (f"docs/adr: two decisions have the number {number}" for number in sorted(set(numbers)) if numbers.count(number) > 1)
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         if path.name in seen:
             yield f"{path.relative_to(ROOT)}: {seen[path.name].relative_to(ROOT)} has the same name"
