@@ -65,7 +65,9 @@ def _name_breaches() -> Iterator[str]:
     """
     seen: dict[str, Path] = {}
     numbers = [path.name[:4] for path in sorted((ROOT / "docs" / "adr").glob("*.md"))]
-    yield from (f"docs/adr: two decisions have the number {number}" for number in sorted(set(numbers)) if numbers.count(number) > 1)
+    yield from (
+        f"docs/adr: two decisions have the number {number}" for number in sorted(set(numbers)) if numbers.count(number) > 1
+    )
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         if path.name in seen:
             yield f"{path.relative_to(ROOT)}: {seen[path.name].relative_to(ROOT)} has the same name"
