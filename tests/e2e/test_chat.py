@@ -210,3 +210,13 @@ def test_a_switched_off_key_serves_no_chat_within_a_second(world: World) -> None
     servers.until(lambda: ask(world.admin.http, MODELS["gemini"]), lambda found: found.status_code == 403)
     world.admin.call("PATCH", f"/secrets/{mine['id']}", json={"is_active": True})
     servers.until(lambda: ask(world.admin.http, MODELS["gemini"]), lambda found: found.status_code == 200)
+
+
+def test_a_change_in_mid_call_ends_no_chat(world: World) -> None:
+    """A session's caller is admitted anew where what was known of them was dropped, as a token's is."""
+    for number in range(5):
+        made = world.admin.add_key("mistral", f"kbtest-mistral-{number}-0123456789abcdef", name=f"k{number}")
+        assert ask(world.admin.http, MODELS["openai"]).status_code == 200
+        world.admin.call("DELETE", f"/secrets/{made['id']}")
+        time.sleep(0.24)
+        assert ask(world.admin.http, MODELS["openai"]).status_code == 200

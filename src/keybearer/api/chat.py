@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import UUID
 
@@ -35,7 +36,7 @@ from keybearer.errors import (
 from keybearer.gateway import chat
 from keybearer.gateway.chat import Chat, Delta, Message, Reply, Tool, ToolCall
 from keybearer.gateway.credentials import Admission
-from keybearer.gateway.inside import Inside
+from keybearer.gateway.inside import Admit, Inside
 from keybearer.gateway.plane import Plane, plane_in
 from keybearer.services import Services
 from keybearer.usage import prices
@@ -191,14 +192,14 @@ async def _begin(plane: Plane, services: Services, request: Request, caller: Cal
     dialect = chat.dialect_for(provider)
     route, sent = chat.asked(asked, provider, dialect, f"{provider.name}/{found}")
     said = [(label.encode(), request.headers[label].encode("latin-1")) for label in _LABELS if label in request.headers]
-    admission: Admission | None = None
+    admit: Admit | None = None
     token = bearer_token(request)
     if token is None:
-        admission = await _admission(plane, services, caller)
+        admit = partial(_admission, plane, services, caller)
     else:
         said.append((b"Authorization", b"Bearer " + token.encode("latin-1")))
     call = _Call(Inside(plane, caller.client), dialect, route.operation, found)
-    call.inside.begin(route, sent, said, admission)
+    call.inside.begin(route, sent, said, admit)
     return call
 
 

@@ -7,7 +7,7 @@ call to the provider. What the exchange writes is read here as a client would re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 import httptools
@@ -16,14 +16,16 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from keybearer import __version__
 from keybearer.domain import Client
-from keybearer.errors import KeybearerError, Unavailable, UpstreamError
-from keybearer.gateway.credentials import Admission
+from keybearer.errors import KeybearerError, UpstreamError
+from keybearer.gateway.credentials import Admission, now
 from keybearer.gateway.endpoints import Route
-from keybearer.gateway.exchange import Exchange
+from keybearer.gateway.exchange import Exchange, _Wait
 from keybearer.gateway.fields import Fields, Headers
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.request import Head
 from keybearer.gateway.turns import Connection, Turn
+
+Admit = Callable[[], Awaitable[Admission]]
 
 _HELD_BYTES = 64 * 1024
 """Of an answer that is not taken: then the provider is read no further."""
@@ -42,6 +44,7 @@ class Inside:
         self.is_write_paused = False
         self.transport = cast("asyncio.Transport", self)  # of which an exchange uses write and abort
         self.flow = FlowControl(cast("asyncio.Transport", self))
+        self.admit: Admit | None = None
         self.status = 0
         self.headers: dict[str, str] = {}
         self._client = client
@@ -55,13 +58,13 @@ class Inside:
         self._is_whole = False
         self._is_over = False
 
-    def begin(self, route: Route, body: bytes, said: Headers, admission: Admission | None) -> None:
-        """Send a request. ``said``: what names the caller, workflow and node; ``admission``: of whoever has no token."""
+    def begin(self, route: Route, body: bytes, said: Headers, admit: Admit | None) -> None:
+        """Send a request. ``said``: what names the caller, workflow and node; ``admit`` gives the admission of who has no token."""
+        self.admit = admit
         sent = [(b"Host", b"inside"), (b"Content-Type", b"application/json"), (b"User-Agent", _USER_AGENT), *said]
         head = Head(route.method, b"/inside", Fields(sent, is_http10=False))
         head.fields.client = self._client
         head.route = route
-        head.admission = admission
         turn = self._turn = _Turn(cast("Connection", self), head, len(body))
         turn.take(body)
 
@@ -176,10 +179,14 @@ class _Turn(Exchange):
     __slots__ = ()
 
     def _authenticate(self) -> Admission:
-        known = self._head.admission
-        if known is not None and known.is_dropped and not known.grant.token_id:
-            raise Unavailable("What this call needs has just been changed.", retry_after=1.0)
+        admit, known = cast("Inside", self.connection).admit, self._head.admission
+        if admit is not None and (known is None or known.is_dropped or known.until <= now()):
+            raise _Wait(self._admit(admit))
         return super()._authenticate()
+
+    async def _admit(self, admit: Admit) -> None:
+        self._head.admission = await admit()
+        self._head.courses.clear()
 
     def refuse(self, error: KeybearerError) -> None:
         if not self._is_over:
