@@ -44,7 +44,8 @@ from keybearer.catalog import Catalog
 from keybearer.config import Fallback, RootKeyProvider, Settings
 from keybearer.crypto.keyring import Keyring
 from keybearer.crypto.memory import forbid_core_dumps
-from keybearer.errors import Invalid, KeybearerError, OperatorError, SettingsInvalid
+from keybearer.errors import Conflict, Invalid, KeybearerError, OperatorError, SettingsInvalid
+from keybearer.gateway.counters import Counters
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import EgressPolicy
@@ -60,9 +61,11 @@ from keybearer.gateway.upstream import Upstream
 from keybearer.reference_stores import external_of
 from keybearer.services import ServerOptions, Services
 from keybearer.store.changes import Change, Feed
-from keybearer.store.db import Database, migrate
+from keybearer.store.db import Actor, Database, migrate
+from keybearer.store.queries import budgets
 from keybearer.telemetry import configure_logging
 from keybearer.usage import prices
+from keybearer.vault.budgets import Budgets
 from keybearer.vault.erasure import Erasure
 from keybearer.vault.holders import KeyHolder
 from keybearer.vault.models import Models
@@ -128,6 +131,7 @@ async def prepare(settings: Settings) -> Start:
     async with contextlib.AsyncExitStack() as stack:
         db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
         stack.push_async_callback(db.close)
+        await check_limits(db, settings)
         keyring = await root_keys.open_keyring(db, wrappers)
         users = Users(db, keyring, sessions_of(settings, db, keyring))
         with contextlib.ExitStack() as undo:
@@ -182,9 +186,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         stack.push_async_callback(RefusedKeys(credentials, prober, providers, secrets).close)
         feed.subscribe(partial(forget_deleted, keyring))
         feed.subscribe(secrets.external.forget)
+        counters = Counters(db, feed, keyring, journal, shipper)
         await feed.start()
         stack.push_async_callback(feed.stop)
         models = Models(db, keyring, catalog, policy, secrets)
+        await counters.catch_up()
+        stack.push_async_callback(counters.close)
         yield Services(
             options=server_options(settings),
             db=db,
@@ -211,10 +218,32 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             imports=Imports(db, keyring, catalog, secrets, models, config.server_environment),
             resolver=resolver,
             credentials=credentials,
+            budgets=Budgets(db, keyring, catalog, partial(check_counts, holder, settings)),
+            counters=counters,
             upstream=upstream,
             prober=prober,
             reminders=Reminders(db, mailer_of(settings), settings.reminder_days, public_url(settings)),
         )
+
+
+async def check_counts(holder: KeyHolder, settings: Settings) -> None:
+    """Refuse limits that each of several processes would count for itself. Raises ``Conflict``."""
+    if settings.workers > 1 or await holder.others():
+        raise Conflict(
+            "Several processes serve this deployment, and each would count for itself.",
+            hint="Serve with one worker. A process that was killed counts as running for 20 seconds.",
+        )
+
+
+async def check_limits(db: Database, settings: Settings) -> None:
+    """Refuse to serve with several workers where limits are set. Raises ``SettingsInvalid``."""
+    if settings.workers > 1:
+        async with db.read(Actor.system()) as tx:
+            if await budgets.exist(tx):
+                raise SettingsInvalid(
+                    "Budgets and limits are set, and each of several workers would count for itself.",
+                    hint="Serve with --workers 1, or delete the limits first: 'keybearer budget list'.",
+                )
 
 
 def forget_deleted(keyring: Keyring, change: Change) -> None:

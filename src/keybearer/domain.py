@@ -267,6 +267,48 @@ class Revealed:
     value: SecretBytes
 
 
+class BudgetSubject(StrEnum):
+    """What a limit is set for: calls with this token, by this user, with this team's keys, with this secret, to this provider, all."""
+
+    TOKEN = "token"  # a kind of thing
+    USER = "user"
+    TEAM = "team"
+    SECRET = "secret"  # likewise
+    PROVIDER = "provider"
+    DEPLOYMENT = "deployment"
+
+
+class BudgetKind(StrEnum):
+    """What a limit counts, and over which time; days and months are the calendar's, minutes the clock's, all in UTC."""
+
+    USD_DAY = "usd_day"
+    USD_MONTH = "usd_month"
+    REQUESTS_MINUTE = "requests_minute"
+    TOKENS_MINUTE = "tokens_minute"  # likewise
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit. ``amount``: millionths of a US dollar, requests or tokens."""
+
+    id: UUID
+    owner_id: UUID
+    subject: BudgetSubject
+    subject_id: str
+    """An id, a provider's name, or empty for the deployment."""
+    kind: BudgetKind
+    amount: int
+    is_hard: bool
+    """It refuses calls; a soft one only shows that it is exceeded."""
+    by_admin: bool
+    """An administrator set it: nobody else changes it."""
+    created_by: UUID
+    created_at: datetime
+    updated_at: datetime
+    is_tampered: bool = False
+    """Its row was changed outside Keybearer: nothing may pass it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credential:
     """A secret resolved and opened for one provider: what the gateway may send, where, and for whom."""

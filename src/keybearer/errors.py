@@ -20,6 +20,10 @@ KeybearerError
 │   ├── AddressRefused          address_refused      (token's IP allowlist)
 │   ├── ProviderNotAllowed      provider_not_allowed (token's allowed providers)
 │   ├── ModelNotAllowed         model_not_allowed    (token's or secret's allowed models)
+│   ├── LimitExceeded           limit_exceeded       (one call alone may use more than a limit allows)
+│   ├── CallUnbounded           call_unbounded       (a limit is hard, and nobody knows what the call may use)
+│   ├── PriceUnknown            price_unknown        (a USD budget is hard, and the model's price is not known)
+│   ├── LimitTampered           limit_tampered       (a limit's row was changed outside Keybearer)
 │   └── SharedKeyRefused        shared_key_refused   (a key of several people may not serve this call)
 ├── NotFound (404)              not_found
 │   ├── ProviderUnknown         provider_unknown
@@ -37,6 +41,7 @@ KeybearerError
 │   ├── KeyRefused              key_refused          (surely wrong: admin key, control characters)
 │   └── KeyDoubtful             key_doubtful         (looks wrong; may be saved anyway)
 ├── RateLimited (429)           rate_limited
+│   └── LimitReached            limit_reached        (a budget or limit; until its window ends)
 ├── KeyUnusable (403)           resolution stopped at an own key
 │   ├── KeyMissing (404)        key_missing
 │   ├── KeyInactive             key_inactive
@@ -348,6 +353,41 @@ class RateLimited(KeybearerError):
     code = "rate_limited"
     status = 429
     default_hint = "Wait, then try again."
+
+
+class LimitReached(RateLimited):
+    """A limit is reached."""
+
+    code = "limit_reached"
+    default_hint = "Wait until its time is over, or have the limit raised; see GET /api/v1/budgets."
+
+
+class LimitExceeded(Forbidden):
+    """This call alone may use more than a limit allows."""
+
+    code = "limit_exceeded"
+    default_hint = "State a smaller max_tokens, send less, or have the limit raised; see GET /api/v1/budgets."
+
+
+class CallUnbounded(Forbidden):
+    """A hard limit is set, and nobody knows how much this call may use."""
+
+    code = "call_unbounded"
+    default_hint = "State max_tokens, leave out what the provider charges for by itself, or have the limit made a soft one."
+
+
+class PriceUnknown(Forbidden):
+    """A hard budget is set, and the price of this model is not known."""
+
+    code = "price_unknown"
+    default_hint = "Call a model whose price is known, or have the budget made a soft one."
+
+
+class LimitTampered(Forbidden):
+    """A limit was changed outside Keybearer."""
+
+    code = "limit_tampered"
+    default_hint = "Have an administrator delete the limit and set it again."
 
 
 class KeyUnusable(KeybearerError):

@@ -14,12 +14,14 @@ from keybearer.audit.seal import Sealer
 from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog
 from keybearer.crypto.keyring import Keyring
+from keybearer.gateway.counters import Counters
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.objects import Objects
 from keybearer.gateway.prober import Prober
 from keybearer.gateway.upstream import Upstream
 from keybearer.store.changes import Feed
 from keybearer.store.db import Database
+from keybearer.vault.budgets import Budgets
 from keybearer.vault.erasure import Erasure
 from keybearer.vault.holders import KeyHolder
 from keybearer.vault.models import Models
@@ -81,6 +83,8 @@ class Services:
     resolver: Resolver
     credentials: Credentials
     objects: Objects
+    budgets: Budgets
+    counters: Counters
     upstream: Upstream
     prober: Prober
     reminders: Reminders

@@ -23,11 +23,13 @@ from tests.support.vault import World
 from keybearer.access.tokens import generate
 from keybearer.audit.journal import Durability, Journal
 from keybearer.audit.refusals import Refusals
+from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog, Registry, places, with_base_url
 from keybearer.catalog.openrouter import StandIn
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
 from keybearer.errors import KeyMissing, TokenInvalid
+from keybearer.gateway.counters import Counters
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.egress import EgressPolicy, egress_set
 from keybearer.gateway.limits import Limits
@@ -285,8 +287,11 @@ def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
             rooms: Any = (vault, vault, vault) if world is None else (world.tokens, world.providers, world.resolver)
             credentials = Credentials(db, feed, *rooms)
             stack.callback(credentials.close)
+            keyring: Any = None  # there are no limits, hence none to check
+            counters = Counters(db, feed, keyring, journal, Shipper(db, home / "journal", journal))
             await feed.start()
             stack.push_async_callback(feed.stop)
+            await counters.catch_up()
             services = SimpleNamespace(
                 options=SimpleNamespace(trusted_proxies=proxies, max_body_bytes=body, max_buffered_bytes=buffered),
                 db=db,
@@ -295,6 +300,7 @@ def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
                 refusals=Refusals(db),
                 upstream=upstream,
                 credentials=credentials,
+                counters=counters,
                 # Without a vault there are no people who could have made an object: none is found.
                 objects=Objects(db, world.keyring if world is not None else Keyring.__new__(Keyring)),
             )

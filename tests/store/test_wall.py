@@ -115,6 +115,16 @@ notification    a                    r:a u:a
 notification    a with system keys   r:a u:a
 notification    admin c              r:c u:c
 notification    system               r:abc i:abc u:abc m:abc
+budget          nobody
+budget          a                    r:aTUV i:aT u:aT d:aT D:2
+budget          a with system keys   r:aTUV i:aT u:aT d:aT D:2
+budget          admin c              r:abcsTUVWX i:abcsTUVWX u:abcsTUVWX m:abcsTUVWX d:abcsTUVWX D:9
+budget          system               r:abcsTUVWX
+reservation     nobody
+reservation     a
+reservation     a with system keys
+reservation     admin c
+reservation     system               r:. i:. u:. d:. D:1
 audit_writer    nobody               r:m. k:m i:m u:m
 audit_writer    a                    r:m. k:m i:m u:m
 audit_writer    a with system keys   r:m. k:m i:m u:m

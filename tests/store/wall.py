@@ -94,6 +94,7 @@ def key_of(table: str, label: str) -> dict[str, Any]:
         "audit_note": {"size": 1},
         "gateway_object": {"owner_id": OWNERS["s"], "origin": "https://api.example", "kind": "file", "object_id": label},
         "usage_record": {"request_id": label},
+        "reservation": {"request_id": label},
         "change": {"id": ord(label)},
     }
     if table == "team_member":
@@ -125,6 +126,8 @@ LABELS: Mapping[str, str] = {
     "secret_share": "".join(SHARES),
     "gateway_object": "abc",
     "notification": "abc",
+    "budget": "abcsTUVWX",
+    "reservation": ".",
     "audit_writer": "m.",
     "audit_record": "abcsxTUVWX.",
     "audit_tree": ".",
@@ -144,6 +147,7 @@ _OWNED_BY = {
     "secret": "owner_id",
     "secret_version": "owner_id",
     "secret_share": "owner_id",
+    "budget": "owner_id",
     "team_member": "user_id",
     "audit_writer": "id",
     "audit_record": "owner_id",
@@ -191,6 +195,8 @@ def row(table: str, label: str) -> Row:
         **({"deleted_at": _PLAIN[UtcDateTime], "retired_at": _PLAIN[UtcDateTime]} if label == "b" else {}),
         "role": MEMBERS[label][2] if table == "team_member" else "member",
         "accepted_at": None if label == INVITED else datetime(2026, 1, 1, tzinfo=UTC),
+        # What an administrator set: b's, and U's, which a leads.
+        **({"by_admin": label in "bU", "subject_id": label} if table == "budget" else {}),
         "grade": SHARES.get(label, ("", "use"))[1],
         **dict.fromkeys(("name", "display_name", "email"), label),
     }

@@ -23,6 +23,7 @@ TEAM = "team"
 MEMBER = "team_member"
 SHARE = "secret_share"
 OBJECT = "gateway_object"
+BUDGET = "budget"
 
 
 SECRET = "secret"  # noqa: S105  # likewise
@@ -84,6 +85,24 @@ def share_fields(row: Any) -> tuple[RowField, ...]:
 def object_fields(row: Any) -> tuple[RowField, ...]:
     """All of an object that was made with a key of several people."""
     return (row.owner_id, row.origin, row.kind, row.object_id, row.provider, row.user_id, row.token_id, row.created_at)
+
+
+def budget_fields(row: Any) -> tuple[RowField, ...]:
+    """All of a limit but when it was changed last."""
+    return (
+        row.id,
+        row.owner_id,
+        row.subject,
+        row.subject_id,
+        row.token_id,
+        row.secret_id,
+        row.kind,
+        row.amount,
+        bool(row.is_hard),
+        bool(row.by_admin),
+        row.created_by,
+        row.created_at,
+    )
 
 
 def secret_fields(row: Any) -> tuple[RowField, ...]:

@@ -4,8 +4,8 @@
 ``authentication``  who calls: access token or session cookie; CSRF
 ``gate``            asking that before a body is read
 ``schemas``         what requests and answers hold
-``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``fetch`` ``chat`` ``teams`` ``tokens`` ``usage`` ``audit`` ``checkpoints`` ``users``
-``keys`` ``transfer`` ``health``   the routes
+``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``fetch`` ``chat`` ``teams`` ``tokens`` ``usage`` ``budgets`` ``audit``
+``checkpoints`` ``users`` ``keys`` ``transfer`` ``health``   the routes
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from keybearer import __version__
 from keybearer.api import (
     audit,
     auth,
+    budgets,
     chat,
     checkpoints,
     fetch,
@@ -57,7 +58,23 @@ def install(app: FastAPI) -> None:
         gate.Gate, covers=gate.needs_caller, ask=current_caller, refusals=(KeybearerError,), answer=problems.answer
     )
     v1 = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
-    for room in (auth, me, providers, models, fetch, secrets, teams, tokens, usage, audit, checkpoints, users, keys, transfer):
+    for room in (
+        auth,
+        me,
+        providers,
+        models,
+        fetch,
+        secrets,
+        teams,
+        tokens,
+        usage,
+        budgets,
+        audit,
+        checkpoints,
+        users,
+        keys,
+        transfer,
+    ):
         v1.include_router(room.router)
     v1.include_router(teams.shares)
     app.include_router(v1)

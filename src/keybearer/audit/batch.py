@@ -68,6 +68,8 @@ class Batch:
         """Rows of ``audit_record``."""
         self.late: dict[str, Columns] = {}
         """What outcomes add to usage records of earlier batches, by request id."""
+        self.reserved: dict[str, Columns] = {}
+        """Rows of ``reservation``, by request id."""
         self.tokens: dict[str, float] = {}
         """When tokens were used last, in Unix time."""
         self.orphans: list[tuple[Entry, Ended]] = []
@@ -127,8 +129,12 @@ class Batch:
     def _add_use(self, entry: Entry) -> None:
         _, seq, nonce, d, h, line = entry
         try:
-            request_id, used_at, rest = split_use(line)
+            start, rest = split_use(line)
             shape = self._shapes.of(rest)
+            request_id, used_at = start.request_id, start.at
+            if start.reserved_tokens is not None or start.reserved_micro_usd is not None:
+                reserved = (time_text(used_at), lines.count(start.reserved_tokens), lines.count(start.reserved_micro_usd))
+                self.reserved[request_id] = (request_id[:_REQUEST_ID], *reserved)
         except ValueError:  # in an order or with fields of another version
             use = lines.decode_use(line)
             request_id, used_at, shape = use.request_id, use.at, _shape(use)

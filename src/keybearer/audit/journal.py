@@ -168,6 +168,11 @@ class Journal:
             self._timer = self._loop.call_later(FLUSH_AFTER, self._flush_late)
         return self._seq + len(self._pending)
 
+    @property
+    def seq(self) -> int:
+        """The last entry that is written."""
+        return self._seq
+
     def flush(self) -> None:
         """Write the outcomes that wait. Raises ``JournalFailed``."""
         if self._pending:

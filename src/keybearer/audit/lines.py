@@ -121,6 +121,9 @@ class UseStart(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True
     kind: Literal["use"]
     request_id: str
     at: float
+    reserved_tokens: int | None = None
+    """The most that a call could use which is held to a limit, and cost; ``None``: no limit asked."""
+    reserved_micro_usd: int | None = None
 
 
 class UseRest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -191,8 +194,13 @@ def use_tail(record: UseRecord) -> bytes:
     return _encode(msgspec.structs.replace(_clean_use(record), request_id="", at=0.0)).removeprefix(_UNTIMED)
 
 
+def reserving_tail(tokens: int | None, micro_usd: int | None, tail: bytes) -> bytes:
+    """Return the end of a use's line that says what was reserved for it. ``tail`` is a ``use_tail``."""
+    return b'"reserved_tokens":%b,"reserved_micro_usd":%b,%b' % (_encode(count(tokens)), _encode(count(micro_usd)), tail)
+
+
 def repeated_use_line(request_id: str, at: float, tail: bytes) -> bytes:
-    """Return the line of a use. ``tail`` is a ``use_tail``."""
+    """Return the line of a use. ``tail`` is a ``use_tail``, or a ``reserving_tail``."""
     return b'{"kind":"use","request_id":%b,"at":%b,%b' % (_encode(request_id), _encode(at), tail)
 
 
@@ -389,14 +397,13 @@ def facts(line: bytes, use_of: Callable[[str], Facts | None]) -> Facts:
         raise LineError(f"not a line of kind {kind}") from error
 
 
-def split_use(line: bytes) -> tuple[str, float, bytes]:
-    """Return request id and time of a use's line, and the rest of it as it stands. Raises ``ValueError``: not spelled as ours are.
+def split_use(line: bytes) -> tuple[UseStart, bytes]:
+    """Return the start of a use's line, and the rest of it as it stands. Raises ``ValueError``: not spelled as ours are.
 
     What the line says is what both say: ``decode_rest`` refuses a rest that names what comes before it once more.
     """
     at = line.find(_REST)
-    start = _decode_use_start(line[:at] + b"}")
-    return start.request_id, start.at, line[at:]
+    return _decode_use_start(line[:at] + b"}"), line[at:]
 
 
 def decode_rest(rest: bytes) -> UseRest:

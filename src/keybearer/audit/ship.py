@@ -32,6 +32,7 @@ from keybearer.domain import ManagementRecord
 from keybearer.errors import Conflict
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import audit as queries
+from keybearer.store.queries import budgets as budget_queries
 from keybearer.store.queries import tree
 from keybearer.store.queries import usage as usage_queries
 
@@ -347,6 +348,8 @@ async def _put(tx: AsyncConnection, batch: Batch, entries: Sequence[Entry]) -> N
     uses = list(batch.usage().values())
     for start in range(0, len(uses), ROWS):
         await usage_queries.put_uses(tx, uses[start : start + ROWS])
+    if batch.reserved:
+        await budget_queries.put_reservations(tx, list(batch.reserved.values()))
     await usage_queries.put_outcomes(tx, batch.late)
     await usage_queries.count_secret_uses(tx, batch.secrets())
     await usage_queries.touch_tokens(tx, {token: datetime.fromtimestamp(at, UTC) for token, at in batch.tokens.items()})

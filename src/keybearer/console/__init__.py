@@ -5,6 +5,7 @@
 ``forms``     what forms hold (pure)
 ``registry``  those of providers and models
 ``teams``     those of teams, their members and what is shared with them
+``budgets``   that of budgets and limits
 ``pages``     templates, asset addresses, who is signed in
 ``headers``   the security headers of everything but the gateway
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from keybearer.console import headers, pages, registry, secrets, teams, views
+from keybearer.console import budgets, headers, pages, registry, secrets, teams, views
 
 
 def install(app: FastAPI) -> None:
@@ -23,5 +24,6 @@ def install(app: FastAPI) -> None:
     app.include_router(secrets.router)
     app.include_router(registry.router)
     app.include_router(teams.router)
+    app.include_router(budgets.router)
     pages.install_errors(app)
     app.add_middleware(headers.SecurityHeaders)  # last, which is outermost: whatever is answered has them

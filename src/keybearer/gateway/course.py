@@ -16,6 +16,7 @@ from keybearer.gateway.credentials import Admission, Ready
 from keybearer.gateway.fields import Lines
 from keybearer.gateway.plan import Document, Form, Plan
 from keybearer.gateway.sharing import Guard
+from keybearer.usage.limits import Limits
 
 Request = bytes | list[bytes]
 CourseKey = tuple[object, ...]
@@ -29,7 +30,7 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 class Course:
     """Where calls that look alike go, and how they are written down."""
 
-    __slots__ = ("_block", "_first", "_states_length", "admission", "guard", "plan", "ready", "use_tail")
+    __slots__ = ("_block", "_first", "_states_length", "admission", "guard", "limits", "plan", "ready", "use_tail")
 
     def __init__(self, admission: Admission, plan: Plan, ready: Ready, forwarded: Lines, use: UseRecord) -> None:
         """``forwarded``: what of the client's headers goes on; ``use``: one such use. Raises ``InvalidRequest``."""
@@ -37,6 +38,8 @@ class Course:
         self.plan = plan
         self.guard: Guard | None = None
         """What a key of several people may not do; ``None``: the key is the caller's own."""
+        self.limits: Limits | None = None
+        """What its calls are held to; ``None``: nothing."""
         self.use_tail = use_tail(use)
         self.ready = ref(ready)  # the caches decide how long a key is in memory, not a connection that idles
         if ready.auth_name or ready.defaults:

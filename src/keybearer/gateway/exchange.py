@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
-from keybearer.audit.lines import repeated_use_line
+from keybearer.audit.lines import repeated_use_line, reserving_tail
 from keybearer.audit.refusals import is_refusal
 from keybearer.catalog import Provider, Registry
 from keybearer.domain import Client, Grant, OutcomeRecord, Usage, UseRecord
@@ -30,6 +30,7 @@ from keybearer.errors import (
 from keybearer.gateway import dialect
 from keybearer.gateway.allowance import check_address, check_model, check_scope
 from keybearer.gateway.answer import PROBE_BODY, PROBE_HEADERS, answer, error_headers
+from keybearer.gateway.counters import reserve, used_of
 from keybearer.gateway.course import Course, CourseKey, key_of
 from keybearer.gateway.credentials import Admission, Ready, Wanted, now
 from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
@@ -44,6 +45,7 @@ from keybearer.gateway.ring import kind_of
 from keybearer.gateway.sharing import Guard
 from keybearer.gateway.turns import Connection
 from keybearer.usage import prices
+from keybearer.usage.limits import NOTHING, Hold, Limits
 
 log = logging.getLogger("keybearer.gateway")
 
@@ -71,6 +73,7 @@ class Exchange(Intake):
         "_attempts",
         "_course",
         "_hides_usage",
+        "_hold",
         "_relay",
         "_sent",
         "_tried",
@@ -105,6 +108,8 @@ class Exchange(Intake):
         self._sent = b""
         """The body that goes to the provider, until it has gone."""
         self._hides_usage = False
+        self._hold: Hold | None = None
+        """What it has reserved of the limits that it is held to."""
         self._use_at = 0.0
         """``used_at``, from the moment the journal has been told."""
         self._relay: Relay | None = None
@@ -224,6 +229,8 @@ class Exchange(Intake):
         head, grant, credential = self._head, admission.grant, ready.credential
         if ready.stand_in is not None:
             planned = rerouted(planned, *ready.stand_in)
+        if self.plane.counters.is_behind:
+            raise _Wait(self.plane.counters.catch_up())
         use = UseRecord(
             request_id="",
             at=0.0,
@@ -245,6 +252,7 @@ class Exchange(Intake):
         forwarded = head.fields.forwarded if guard is None else guard.forwarded(head.fields.forwarded)
         course = Course(admission, planned, ready, forwarded, use)
         course.guard = guard
+        course.limits = self.plane.counters.limits_of(grant, credential)
         if len(head.courses) >= _COURSES:
             head.courses.clear()
         head.courses[key] = course
@@ -256,9 +264,31 @@ class Exchange(Intake):
         self.ready = ready
         self.model = course.plan.model
         self._use_at = time.time()
+        tail = course.use_tail if course.limits is None else self._reserve(course, course.limits, ready)
         if ready.health.marks:
             self.plane.credentials.try_out(ready)
-        self.plane.journal.depart(repeated_use_line(self.request_id, self._use_at, course.use_tail), self)
+        self.plane.journal.depart(repeated_use_line(self.request_id, self._use_at, tail), self)
+
+    def _reserve(self, course: Course, limits: Limits, ready: Ready) -> bytes:
+        """4. The most that the call may use is taken from what it is held to, and is on record with the use."""
+        hold = self._hold = reserve(limits, course.plan, ready.provider, self._sent, self._use_at)
+        if hold.most == NOTHING:
+            return course.use_tail
+        return reserving_tail(hold.most.tokens, hold.most.micro_usd, course.use_tail)
+
+    def release(self) -> None:
+        """Nothing was sent: what was reserved is free again."""
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
+    def _settle(self, hold: Hold, outcome: OutcomeRecord) -> None:
+        """6. What it did use takes the place of what it reserved; nothing, where the key stayed here."""
+        self._hold = None
+        if self._relay is None:
+            hold.release()
+        else:
+            hold.settle(outcome.outcome, outcome.status, used_of(outcome.usage, outcome.cost_micro_usd))
 
     def depart(self, seq: int) -> None:
         """The use is on record as entry ``seq``."""
@@ -272,6 +302,7 @@ class Exchange(Intake):
 
     def stay(self, error: KeybearerError) -> None:
         """The use could not be recorded."""
+        self.release()
         self.refuse(error)
 
     def _forward(self) -> None:
@@ -445,18 +476,19 @@ class Exchange(Intake):
         if usage is not NO_USAGE and self.ready is not None:
             at = datetime.fromtimestamp(self.used_at, UTC)
             cost = prices.cost_micro_usd(self.ready.provider, self.model, usage, at)
-        self.plane.journal.outcome(
-            OutcomeRecord(
-                request_id=self.request_id,
-                at=time.time(),
-                status=status,
-                outcome=outcome,
-                duration_ms=(now - self.started) * 1000,
-                first_byte_ms=None if first_byte is None else (first_byte - self.started) * 1000,
-                usage=usage,
-                cost_micro_usd=cost,
-            )
+        record = OutcomeRecord(
+            request_id=self.request_id,
+            at=time.time(),
+            status=status,
+            outcome=outcome,
+            duration_ms=(now - self.started) * 1000,
+            first_byte_ms=None if first_byte is None else (first_byte - self.started) * 1000,
+            usage=usage,
+            cost_micro_usd=cost,
         )
+        self.plane.journal.outcome(record)
+        if self._hold is not None:
+            self._settle(self._hold, record)
         self.used_at = 0.0
 
     # --- a turn in the connection's queue -------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ class Plane:
         self.limits = limits or Limits()
         self.services = services
         self.credentials = services.credentials
+        self.counters = services.counters
         self.feed = services.feed
         self.journal = services.journal
         self.refusals = services.refusals

@@ -160,6 +160,8 @@ class Relay:
 
     def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: FBT001  # the seam's shape
         exchange = self._exchange
+        if not sent:
+            exchange.release()
         if isinstance(error, TrustLost | Overtaken) and not sent:
             self._is_over = True
             exchange.restart()

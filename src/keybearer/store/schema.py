@@ -410,6 +410,35 @@ notification = sa.Table(
     sa.Index("ix_notification_next_at", "next_at", sqlite_where=PENDING, postgresql_where=PENDING),
 )
 
+budget = sa.Table(
+    "budget",
+    metadata,
+    _id(),
+    sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False, index=True, comment="whose"),
+    sa.Column("subject", sa.String(16), nullable=False, comment="token, user, team, secret, provider or deployment"),
+    sa.Column("subject_id", sa.String(64), nullable=False, comment="its id or name; empty for the deployment"),
+    sa.Column("token_id", sa.String(12), sa.ForeignKey("access_token.id", ondelete="CASCADE"), nullable=True, index=True),
+    sa.Column("secret_id", sa.Uuid(), sa.ForeignKey("secret.id", ondelete="CASCADE"), nullable=True, index=True),
+    sa.Column("kind", sa.String(16), nullable=False, comment="usd_day, usd_month, requests_minute or tokens_minute"),
+    sa.Column("amount", sa.BigInteger, nullable=False, comment="millionths of a US dollar, requests or tokens"),
+    sa.Column("is_hard", sa.Boolean, nullable=False, comment="refuses; else it only shows"),
+    sa.Column("by_admin", sa.Boolean, nullable=False, comment="set by an administrator: nobody else changes it"),
+    sa.Column("created_by", sa.Uuid(), nullable=False),
+    sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column but updated_at"),
+    _created(),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+    sa.UniqueConstraint("subject", "subject_id", "kind", "by_admin"),
+)
+
+reservation = sa.Table(
+    "reservation",
+    metadata,
+    sa.Column("request_id", sa.String(40), primary_key=True),
+    sa.Column("at", UtcDateTime(), nullable=False, index=True),
+    sa.Column("tokens", sa.BigInteger, nullable=True, comment="the most that the call could use; NULL: no limit asked"),
+    sa.Column("micro_usd", sa.BigInteger, nullable=True, comment="likewise, and cost"),
+)
+
 audit_writer = sa.Table(
     "audit_writer",
     metadata,
@@ -544,7 +573,7 @@ change = sa.Table(
     "change",
     metadata,
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("subject", sa.String(16), nullable=False, comment="token, user, secret, provider, model, deployment"),
+    sa.Column("subject", sa.String(16), nullable=False, comment="token, user, secret, provider, model, budget, deployment"),
     sa.Column("subject_id", sa.String(64), nullable=False),
     sa.Column("user_id", sa.Uuid(), nullable=True, comment="whose cached keys are concerned; NULL: everybody's"),
     sa.Column("at", UtcDateTime(), nullable=False),

@@ -73,6 +73,39 @@ def cost_micro_usd(provider: str, model: str, usage: Usage, at: datetime) -> int
         return None
 
 
+def context_window(provider: str, model: str) -> int | None:
+    """How many tokens ``model`` takes and makes in one call at most; ``None``: not known. Never blocks."""
+    listed = _PROVIDERS.get(provider)
+    if listed is None or not model or not _loaded:
+        return None
+    return _loaded[0].context_window(listed, model)
+
+
+def most_micro_usd(provider: str, model: str, given: int, made: int, at: datetime) -> int | None:
+    """What a call costs that is given and makes at most so many tokens, at the dearest rates, in micro-dollars, rounded up.
+
+    ``None``: not known. Never blocks.
+    """
+    listed = _PROVIDERS.get(provider)
+    if listed is None or not model or not _loaded:
+        return None
+    try:
+        rates = _loaded[0].rates(listed, model, None, at)
+    except _Unpriced:
+        return None
+    if rates is None or (rates.output is None and made):
+        return None
+    inputs = (rates.input, rates.cached, rates.cache_write, rates.long_cache_write, rates.audio, rates.image)
+    dear = max(_dearest(steps, given) for steps in inputs)
+    outputs = (rates.output, rates.reasoning, rates.audio_output)
+    return _round_up(dear * given + max(_dearest(steps, given) for steps in outputs) * made)
+
+
+def _dearest(steps: Steps | None, given: int) -> int:
+    """The highest price that may apply for up to so many input tokens."""
+    return max((price for start, price in steps or () if start <= given), default=0)
+
+
 def _round_up(scaled: int) -> int:
     """A cost is never shown as nothing, and sums never fall short."""
     return -(-scaled // _SCALE)
@@ -154,6 +187,11 @@ class _Book:
         if known is None:
             known = self._rates[id(listed)] = (listed, _rates(vars(listed)))  # kept, so that its id stays its own
         return known[1]
+
+    def context_window(self, provider: str, model: str) -> int | None:
+        """As the list knows it."""
+        found = self._model(provider, model)
+        return None if found is None else found.context_window
 
     def _model(self, provider: str, model: str) -> Any:
         key = (provider, model)

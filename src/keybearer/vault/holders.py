@@ -59,6 +59,13 @@ class KeyHolder:
                 await rotations.note_holder(tx, self._id, held, problem)
         self._noted, self._noted_at = (held, problem), time.monotonic()
 
+    async def others(self) -> int:
+        """How many other processes run, as far as is known; SQLite is for one."""
+        if self._db.name == "sqlite":
+            return 0
+        async with self._db.read(Actor.system()) as tx:
+            return sum(row.id != self._id for row in await rotations.holders(tx, ALIVE))
+
     async def close(self) -> None:
         """Be waited for no more."""
         async with self._db.write(Actor.system()) as tx:

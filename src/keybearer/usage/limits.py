@@ -1,0 +1,185 @@
+"""Budgets as arithmetic: windows of time, what a window's account holds, what is reserved and what is settled. Pure: times come in.
+
+A call reserves the most it may use of every limit that concerns it, all of them or none; when its outcome is known, what it did use
+takes the place of the reservation. What is not known to have been less counts in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from keybearer.domain import Budget, BudgetKind, BudgetSubject
+from keybearer.errors import CallUnbounded, KeybearerError, LimitExceeded, LimitReached, LimitTampered, PriceUnknown
+
+MINUTE = 60.0
+CLIENT_GONE = 499
+_FIRST_ERROR = 400
+_USD = frozenset({BudgetKind.USD_DAY, BudgetKind.USD_MONTH})
+_UNITS = {
+    BudgetKind.USD_DAY: "dollars a day",
+    BudgetKind.USD_MONTH: "dollars a month",
+    BudgetKind.REQUESTS_MINUTE: "requests a minute",
+    BudgetKind.TOKENS_MINUTE: "tokens a minute",
+}
+_OF = {
+    BudgetSubject.TOKEN: "this access token",
+    BudgetSubject.USER: "this user",
+    BudgetSubject.TEAM: "this team",
+    BudgetSubject.SECRET: "this key",
+    BudgetSubject.PROVIDER: "this provider",
+    BudgetSubject.DEPLOYMENT: "this deployment",
+}
+
+
+class Most(NamedTuple):
+    """The most that a call may use. ``None``: nobody knows, or no limit asks."""
+
+    tokens: int | None
+    micro_usd: int | None
+
+
+NOTHING = Most(None, None)
+
+
+def window(kind: BudgetKind, at: float) -> tuple[float, float]:
+    """From when to when (Unix time, the end exclusive) what counts together that happens at ``at``."""
+    if kind in (BudgetKind.REQUESTS_MINUTE, BudgetKind.TOKENS_MINUTE):
+        start = at - at % MINUTE
+        return start, start + MINUTE
+    day = datetime.fromtimestamp(at, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if kind is BudgetKind.USD_DAY:
+        return day.timestamp(), (day + timedelta(days=1)).timestamp()
+    first = day.replace(day=1)
+    return first.timestamp(), (first + timedelta(days=32)).replace(day=1).timestamp()
+
+
+def is_usd(kind: BudgetKind) -> bool:
+    """Whether amounts of this kind are millionths of a US dollar."""
+    return kind in _USD
+
+
+def part(kind: BudgetKind, most: Most) -> int | None:
+    """What of ``most`` a limit of this kind counts."""
+    if kind in _USD:
+        return most.micro_usd
+    return 1 if kind is BudgetKind.REQUESTS_MINUTE else most.tokens
+
+
+def charged(outcome: str, status: int, used: int | None, reserved: int | None) -> int:
+    """What counts of a call that ended so. ``used``: as the provider said; ``reserved``: ``None`` where no limit asked.
+
+    Nothing, where the key stayed here. Of errors, what the provider says, else nothing. Of an answer that broke off, or that nobody
+    waited for, no less than was reserved: a provider that says anything then has not counted to the end. ``queries.budgets`` says
+    the same to the database.
+    """
+    if outcome == "refused":
+        return 0
+    if outcome == "ok":
+        return used if used is not None else reserved or 0
+    if status >= _FIRST_ERROR and status != CLIENT_GONE:
+        return used or 0
+    return max(used or 0, reserved or 0)
+
+
+class Account:
+    """What one limit has left in the window that runs."""
+
+    __slots__ = ("budget", "end", "reserved", "start", "unsettled", "used")
+
+    def __init__(self, budget: Budget, at: float) -> None:
+        self.budget = budget
+        self.start, self.end = window(budget.kind, at)
+        self.used = 0
+        """Settled."""
+        self.reserved = 0
+        """By calls of this process that are under way."""
+        self.unsettled: dict[str, int] = {}
+        """What else may still become less: by request id, what uses without an outcome count for that the database knew."""
+
+    def roll(self, at: float) -> None:
+        """Begin the window that ``at`` lies in, if this one is over. A clock that goes back changes nothing."""
+        if at >= self.end:
+            self.start, self.end = window(self.budget.kind, at)
+            self.used = self.reserved = 0
+            self.unsettled = {}
+
+    def taken(self) -> int:
+        """All that counts."""
+        return self.used + self.reserved + sum(self.unsettled.values())
+
+    def refusal(self, need: int | None, at: float) -> KeybearerError | None:
+        """Why a call that needs so much may not be made; ``None``: it may."""
+        budget = self.budget
+        if budget.is_tampered:
+            return LimitTampered(f"The limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} was changed outside Keybearer.")
+        if not budget.is_hard:
+            return None
+        if need is None:
+            return CallUnbounded()
+        if need > budget.amount:
+            return LimitExceeded(
+                f"This call alone may use more than the limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} allows."
+            )
+        if self.taken() + need > budget.amount:
+            message = f"The limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} is reached."
+            return LimitReached(message, retry_after=max(1.0, self.end - at))
+        return None
+
+
+class Hold:
+    """What one call has reserved, until it is settled."""
+
+    __slots__ = ("_parts", "most")
+
+    def __init__(self, parts: Sequence[tuple[Account, float, int]], most: Most) -> None:
+        self._parts = parts
+        self.most = most
+
+    def settle(self, outcome: str, status: int, used: Most) -> None:
+        """The call has ended: what it used takes the place of what it reserved, in the windows that still run."""
+        for account, start, reserved in self._parts:
+            if account.start == start:
+                account.reserved -= reserved
+                account.used += _charged(account.budget.kind, outcome, status, used, self.most)
+
+    def release(self) -> None:
+        """Nothing was sent."""
+        for account, start, reserved in self._parts:
+            if account.start == start:
+                account.reserved -= reserved
+
+
+def _charged(kind: BudgetKind, outcome: str, status: int, used: Most, most: Most) -> int:
+    if kind is BudgetKind.REQUESTS_MINUTE:
+        return 0 if outcome == "refused" else 1
+    return charged(outcome, status, part(kind, used), part(kind, most))
+
+
+class Limits:
+    """The limits that calls which look alike are held to."""
+
+    __slots__ = ("_accounts", "asks_price", "asks_tokens")
+
+    def __init__(self, accounts: Sequence[Account]) -> None:
+        self._accounts = accounts
+        kinds = {account.budget.kind for account in accounts}
+        self.asks_price = not kinds.isdisjoint(_USD)
+        self.asks_tokens = self.asks_price or BudgetKind.TOKENS_MINUTE in kinds
+
+    def reserve(self, most: Most, at: float, *, price_known: bool = True) -> Hold:
+        """Take ``most`` from every account, or from none. Raises ``LimitReached`` and its fellows."""
+        parts: list[tuple[Account, float, int]] = []
+        for account in self._accounts:
+            account.roll(at)
+            need = part(account.budget.kind, most)
+            refusal = account.refusal(need, at)
+            if isinstance(refusal, CallUnbounded) and account.budget.kind in _USD and not price_known:
+                refusal = PriceUnknown()
+            if refusal is not None:
+                raise refusal
+            parts.append((account, account.start, need or 0))
+        for account, _, need in parts:
+            account.reserved += need
+        return Hold(parts, most)
