@@ -77,6 +77,7 @@ from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.shares import Shares
 from keybearer.vault.teams import Teams
+from keybearer.vault.transfer.exports import Exports
 from keybearer.vault.transfer.imports import Imports
 
 COLLECT_AFTER = (20_000, 20, 100)
@@ -215,6 +216,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             secrets=secrets,
             teams=Teams(db, keyring, catalog),
             shares=Shares(db, keyring, catalog),
+            exports=Exports(db, keyring, catalog),
             imports=Imports(db, keyring, catalog, secrets, models, config.server_environment),
             resolver=resolver,
             credentials=credentials,

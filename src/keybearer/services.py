@@ -32,6 +32,7 @@ from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.shares import Shares
 from keybearer.vault.teams import Teams
+from keybearer.vault.transfer.exports import Exports
 from keybearer.vault.transfer.imports import Imports
 
 
@@ -80,6 +81,7 @@ class Services:
     teams: Teams
     shares: Shares
     imports: Imports
+    exports: Exports
     resolver: Resolver
     credentials: Credentials
     objects: Objects

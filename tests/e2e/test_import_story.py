@@ -180,3 +180,31 @@ def test_from_a_real_openbao(world: World) -> None:
     assert "does not answer" in shell(reading, "import", "--openbao", bao.address, code=1).stderr
     assert "https://" in shell(reading, "import", "--openbao", "http://bao.example", code=1).stderr
     assert "BAO_TOKEN" in shell(remote, "import", "--openbao", "https://bao.example", code=1).stderr
+
+
+def test_an_export_takes_the_password_again(world: World, tmp_path: Path) -> None:
+    kim = member(world, "kim")
+    kim.add_key("openai", NEW)
+    kim.add_key("gemini", KEYS["gemini"], fetchable=True)
+    for password in ("", "kbtest-wrong-password"):
+        refused = kim.call("POST", "/export", json={"format": "json", "password": password}, status=401)
+        assert refused["code"] == "sign_in_failed"
+    made = kim.call("POST", "/export", json={"format": "env", "password": PASSWORD})
+    assert (made["count"], made["left_out"]) == (2, [])
+    assert f'OPENAI_API_KEY="{NEW}"' in made["content"]
+    log = [row["action"] for row in kim.call("GET", "/audit")["items"]]
+    assert log.count("secret.export") >= 3
+    token = kim.token("cli", ("secrets:read",))
+    remote = servers.environment(world.server.data_dir, url=world.server.url, token=token)
+    file = tmp_path / "export.json"
+    assert "not made it fetchable" in shell(remote, "export", str(file)).stdout.replace("\n", " ")
+    assert [each["value"] for each in json.loads(file.read_text())["secrets"]] == [KEYS["gemini"]]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "cannot be written" in shell(remote, "export", str(file), code=1).stderr
+    whole = tmp_path / "whole.csv"
+    done = json.loads(
+        shell(world.server.environment, "export", str(whole), "--format", "csv", "--user", "kim@example.com", "--json").stdout
+    )
+    assert done["count"] == 2
+    assert NEW in whole.read_text()
+    servers.program(world.server, kim.token("weak")).call("POST", "/export", json={"format": "json"}, status=403)

@@ -168,6 +168,19 @@ class Users:
                 await self._sessions.end_all(tx, user.id, but=caller.session_id)
                 await self._note(tx, caller, "user.change_password", user.id)
 
+    async def prove(self, caller: Caller, action: str, password: str) -> None:
+        """Ask a signed-in person for the password before what a session alone is not enough for, on record.
+
+        Who has none signed in elsewhere: then the sign-in must be fresh. Raises ``SignInFailed``, ``SignInAgain``, ``RateLimited``.
+        """
+        async with attempt(self._db, action, caller):
+            async with self._db.read(Actor.user(caller.user_id)) as tx:
+                row: Any = await rows.get(tx, caller.user_id)
+            if row.password_hash is not None:
+                await self._sessions.check_password(_user(row).email, caller, row.password_hash, password)
+                return
+        await self._sessions.require_fresh(caller, action, str(caller.user_id))
+
     async def set_active(self, user_id: UUID, is_active: bool, by: Caller | None) -> User:  # noqa: FBT001  # the value to set
         """Enable or disable an account: all its tokens and sessions stop within a second.
 

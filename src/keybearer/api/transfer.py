@@ -130,3 +130,39 @@ async def run(imports: Imports, caller: Caller, body: ImportRequest) -> ImportAn
 async def import_secrets(body: ImportRequest, caller: CurrentCaller, services: CurrentServices) -> ImportAnswer:
     """Import a file as one transaction: all of it, or nothing. Importing it again changes nothing."""
     return await run(services.imports, caller, body)
+
+
+class ExportRequest(Request):
+    """All of one's own secrets, with their values."""
+
+    format: Format
+    password: Annotated[
+        SecretStr, Field(max_length=4096, description="One's own again; for people. A token needs `secrets:read` instead.")
+    ] = SecretStr("")
+
+
+class LeftOutAnswer(Answer):
+    """A secret that is not in an export, and why."""
+
+    provider: str
+    name: str
+    reason: str
+
+
+class ExportAnswer(Answer):
+    """A file with values. Keep it as you would keep the keys."""
+
+    format: Format
+    count: int
+    left_out: list[LeftOutAnswer]
+    content: str
+
+
+@router.post("/export")
+async def export_secrets(body: ExportRequest, caller: CurrentCaller, services: CurrentServices) -> ExportAnswer:
+    """Hand out all of one's own secrets, on record one by one; to a token only those that are `fetchable`."""
+    if caller.session_id is not None:
+        await services.users.prove(caller, "secret.export", body.password.get_secret_value())
+    made = await services.exports.run(caller, body.format)
+    left_out = [LeftOutAnswer.model_validate(each) for each in made.left_out]
+    return ExportAnswer(format=body.format, count=made.count, left_out=left_out, content=made.content.reveal().decode())

@@ -48,6 +48,16 @@ def candidates(provider: Provider, hosts: Iterable[str]) -> Iterable[Provider]:
             yield _settled(provider, provider.base_url, parameters)
 
 
+def parameters_of(provider: Provider, egress: Iterable[str]) -> dict[str, str]:
+    """The parameters with which a key of this egress set was stored; empty where they cannot be told."""
+    template = _host_of(provider.base_url)
+    for origin in egress:
+        found = _read(template, origin.partition("://")[2].rpartition(":")[0], provider.parameters)
+        if found is not None:
+            return found
+    return {}
+
+
 def _settled(provider: Provider, base_url: str, parameters: Mapping[str, str]) -> Provider:
     """The provider with every address written out."""
     test = provider.test

@@ -29,6 +29,7 @@ from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.transfer import restore as restoring
 from keybearer.vault.transfer.backup import Progress
+from keybearer.vault.transfer.exports import Exports
 from keybearer.vault.transfer.imports import Imports
 from keybearer.vault.transfer.restore import Restored
 
@@ -72,6 +73,10 @@ class Operator:
         catalog, (_, secrets) = Catalog.load(), self.vault()
         models = Models(self.db, self.keyring, catalog, EgressPolicy(self.settings.egress_allow), secrets)
         return Imports(self.db, self.keyring, catalog, secrets, models, config.server_environment)
+
+    def exports(self) -> Exports:
+        """Open the way out."""
+        return Exports(self.db, self.keyring, Catalog.load())
 
     def caller(self, user: User) -> Caller:
         """Act in a person's name, with what that person may do."""

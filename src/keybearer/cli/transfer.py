@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -81,6 +82,48 @@ def import_secrets(
         with client(TIMEOUT_S) as api:
             report = api.request("POST", "/import", json=body)
     _tell(report, as_json=as_json)
+
+
+@transfers.command("export")
+def export_secrets(
+    file: Annotated[Path, typer.Argument(help="A new file (mode 0600); - writes to standard output.")],
+    *,
+    form: Annotated[Literal["json", "csv", "env"], typer.Option("--format", help="What to write.")] = "json",
+    user: Annotated[str, typer.Option(help="On the server: this person's, by e-mail address.")] = "",
+    system: Annotated[bool, typer.Option("--system", help="On the server: the system's.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export secrets with their values, on record. A token gets what is fetchable; on the server all."""
+    if user or system:
+        made = operate(data_dir, lambda operator: _export(operator, user, form))
+    else:
+        with client(TIMEOUT_S) as api:
+            made = api.request("POST", "/export", json={"format": form})
+    content = made.pop("content")
+    if str(file) == "-":
+        sys.stdout.write(content)
+        return
+    try:
+        with os.fdopen(
+            os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8", newline=""
+        ) as out:
+            out.write(content)
+    except OSError as error:
+        raise Invalid(f"{file} cannot be written: {error.strerror}.", hint="Name a new file.") from None
+    if as_json:
+        print_json(made)
+        return
+    say(f"Exported {made['count']} secret(s) to {file}. Whoever has this file has the keys.")
+    if made["left_out"]:
+        print_rows(made["left_out"], ("provider", "name", "reason"), as_json=False)
+
+
+async def _export(operator: Operator, user: str, form: Literal["json", "csv", "env"]) -> dict[str, Any]:
+    caller = operator.caller(await operator.user(user)) if user else OPERATOR
+    made = await operator.exports().run(caller, form, system=not user)
+    left_out = [{"provider": each.provider, "name": each.name, "reason": each.reason} for each in made.left_out]
+    return {"format": form, "count": made.count, "left_out": left_out, "content": made.content.reveal().decode()}
 
 
 async def _on_the_server(operator: Operator, user: str, body: dict[str, Any]) -> dict[str, Any]:

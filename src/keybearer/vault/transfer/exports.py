@@ -1,0 +1,177 @@
+"""All of somebody's secrets as a file, on record one by one. Who may have it is asked before: see ``api.transfer``.
+
+A person who has just proved who they are gets all that is theirs; a token, which is somewhere else by now, only what its owner made
+``fetchable`` and lets it use. What is left out is named with why.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from keybearer.access import policy
+from keybearer.access.attempts import attempt
+from keybearer.audit import management
+from keybearer.catalog import Catalog, Provider, places
+from keybearer.crypto.keyring import Keyring
+from keybearer.domain import SYSTEM_OWNER_ID, Caller, ManagementRecord, Scope, SecretBytes
+from keybearer.errors import Forbidden, TooLarge
+from keybearer.store.db import Actor, Database
+from keybearer.store.queries import secrets as rows
+from keybearer.vault import registry
+from keybearer.vault.drafts import DEFAULT_NAME
+from keybearer.vault.keeper import actor_of
+from keybearer.vault.oauth import PARTS
+from keybearer.vault.sealed import Content, Sealer, Unreadable, egress_of, owner_of
+from keybearer.vault.transfer.items import Format
+
+LIMIT = 5_000
+"""Secrets of one export."""
+_PAGE = 200
+_PLAIN = (
+    "provider", "secret_type", "name", "description", "tags", "priority", "allowed_models", "rotation_period", "is_active",
+    "fetchable", "fallback_allowed",
+)  # fmt: skip
+_CSV = ("provider", "secret_type", "name", "value", "description", "tags", "priority", "expires_at", "is_active", "fetchable")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A secret that is not in an export."""
+
+    provider: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A file with values; it redacts itself."""
+
+    content: SecretBytes
+    count: int
+    left_out: tuple[LeftOut, ...]
+
+
+class Exports:
+    """One per process."""
+
+    def __init__(self, db: Database, keyring: Keyring, catalog: Catalog) -> None:
+        self._db = db
+        self._keyring = keyring
+        self._catalog = catalog
+        self._sealer = Sealer(keyring)
+
+    async def run(self, caller: Caller, form: Format, *, system: bool = False) -> Export:
+        """Write out the caller's own secrets, or (operators on the server's machine) the system's.
+
+        Raises ``ScopeMissing``, ``Forbidden``, ``TooLarge``, ``Unavailable``.
+        """
+        async with attempt(self._db, "secret.export", caller):
+            policy.require(caller, Scope.SECRETS_READ)
+            if system and (caller.token_id is not None or caller.session_id is not None or not caller.is_admin):
+                raise Forbidden("The system's secrets are exported on the server alone.", hint="keybearer export FILE --system")
+            owner_id = SYSTEM_OWNER_ID if system else caller.user_id
+            actor = Actor.user(caller.user_id, admin=True, system_keys=True) if system else actor_of(caller)
+            entries, left_out = [], []
+            async with self._db.write(actor) as tx:
+                known = (await registry.load(tx, self._keyring, self._catalog, owner_id)).providers
+                after = None
+                while found := await rows.page(tx, rows.Search(owners=(owner_id,)), after, _PAGE):
+                    after = found[-1].id
+                    for row in found:
+                        reason, content = _refusal(caller, row), None
+                        if not reason:
+                            try:
+                                content = await self._sealer.open(tx, row)
+                            except Unreadable:
+                                reason = "It does not open: enter it again."
+                        if content is None:
+                            left_out.append(LeftOut(row.provider, row.name, reason))
+                            continue
+                        entries.append(_entry(row, content, known.get(row.provider)))
+                        detail = (("provider", row.provider), ("format", form))
+                        record = ManagementRecord("secret.export", caller, str(row.id), owner=owner_of(row), detail=detail)
+                        await management.record(self._db, tx, record)
+                    if len(entries) > LIMIT:
+                        raise TooLarge(f"There are more than {LIMIT} secrets.", hint="'keybearer backup' takes everything.")
+        text = _FORMS[form](entries, known)
+        return Export(SecretBytes(text.encode()), len(entries), tuple(left_out))
+
+
+def _refusal(caller: Caller, row: Any) -> str:
+    """Why a secret is not in this caller's export; empty: it is."""
+    if row.model_id is not None:
+        return "It is a model's own key, and serves nothing else."
+    if row.reference is not None:
+        return "Its value is kept elsewhere."
+    if caller.token_id is None:
+        return ""
+    if not row.fetchable:
+        return "Its owner has not made it fetchable."
+    if row.allowed_tokens is not None and caller.token_id not in row.allowed_tokens:
+        return "This access token may not use it."
+    if caller.allowed_providers is not None and row.provider not in caller.allowed_providers:
+        return "This access token may not use its provider."
+    return ""
+
+
+def _entry(row: Any, content: Content, provider: Provider | None) -> dict[str, Any]:
+    """What an import takes, to make the same secret again."""
+    entry = {name: getattr(row, name) for name in _PLAIN} | {"value": content.value.reveal().decode()}
+    entry["expires_at"] = None if row.expires_at is None else row.expires_at.astimezone(UTC).isoformat()
+    if content.oauth is not None:
+        parts = {name: getattr(content.oauth, name) for name in PARTS}
+        texts = {name: part.reveal().decode() for name, part in parts.items() if part is not None}
+        entry["oauth"] = texts | ({"scopes": texts["scopes"].split()} if "scopes" in texts else {})
+    if provider is not None and provider.parameters:
+        entry["parameters"] = places.parameters_of(provider, egress_of(row))
+    return {name: value for name, value in entry.items() if value not in (None, "", [], {})}
+
+
+def _json(entries: Sequence[Mapping[str, Any]], known: Mapping[str, Provider]) -> str:
+    del known
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({"exported_at": at, "secrets": entries}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _csv(entries: Sequence[Mapping[str, Any]], known: Mapping[str, Provider]) -> str:
+    del known
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(_CSV)
+    for entry in entries:
+        cells = {name: ";".join(value) if isinstance(value, list) else value for name, value in entry.items()}
+        writer.writerow([str(cells[name]).lower() if isinstance(cells.get(name), bool) else cells.get(name, "") for name in _CSV])
+    return text.getvalue()
+
+
+def _env(entries: Sequence[Mapping[str, Any]], known: Mapping[str, Provider]) -> str:
+    """Variables of the usual names; further ones are named by provider and name, and numbered where these meet."""
+    taken: set[str] = set()
+    lines = []
+    for entry in entries:
+        provider = known.get(entry["provider"])
+        usual = provider.variables[:1] if provider is not None and entry["name"] == DEFAULT_NAME else ()
+        wanted = usual[0] if usual else re.sub(r"[^A-Z0-9]+", "_", f"{entry['provider']}_{entry['name']}".upper()).strip("_")
+        variable, number = wanted if wanted[:1].isalpha() else f"KEY_{wanted}", 2
+        base = variable
+        while variable in taken:
+            variable, number = f"{base}_{number}", number + 1
+        taken.add(variable)
+        escaped = entry["value"].replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("\r", "\\r")
+        lines.append(f'{variable}="{escaped}"\n')
+    return "".join(lines)
+
+
+_FORMS: Mapping[Format, Callable[[Sequence[Mapping[str, Any]], Mapping[str, Provider]], str]] = {
+    "json": _json,
+    "csv": _csv,
+    "env": _env,
+}
