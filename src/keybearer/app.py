@@ -57,6 +57,7 @@ from keybearer.gateway.post import PostTarget
 from keybearer.gateway.prober import Prober
 from keybearer.gateway.protocol import PLANE, GatewayProtocol
 from keybearer.gateway.refused import RefusedKeys
+from keybearer.gateway.token_endpoint import TokenEndpoint
 from keybearer.gateway.upstream import Upstream
 from keybearer.reference_stores import external_of
 from keybearer.services import ServerOptions, Services
@@ -165,9 +166,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         policy = EgressPolicy(settings.egress_allow)
         tokens = Tokens(db, keyring)
         sessions = sessions_of(settings, db, keyring)
-        secrets = Secrets(db, keyring, catalog, retention_of(settings), external_of(settings))
-        providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
-        resolver = Resolver(db, keyring, secrets, settings.fallback.value)
         upstream = Upstream(
             policy,
             connect_timeout=settings.connect_timeout,
@@ -175,6 +173,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             ca_file=settings.egress_ca_file,
         )
         stack.push_async_callback(upstream.close)
+        secrets = Secrets(db, keyring, catalog, retention_of(settings), external_of(settings), TokenEndpoint(upstream))
+        providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
+        resolver = Resolver(db, keyring, secrets, settings.fallback.value)
         hooks = Upstream(EgressPolicy(settings.connection_allow), ca_file=settings.egress_ca_file)
         stack.push_async_callback(hooks.close)
         prober = Prober(

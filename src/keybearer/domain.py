@@ -241,6 +241,12 @@ class Secret:
     """The registered model whose own key it is: then it serves no other call."""
     reference: tuple[tuple[str, str], ...] | None = None
     """Where the value is kept instead of here, field by field."""
+    token_expires_at: datetime | None = None
+    """Of an OAuth token that is refreshed, if its endpoint says so."""
+    refresh_at: datetime | None = None
+    """When it is refreshed next; ``None``: never."""
+    refresh_problem: str = ""
+    """What went wrong the last time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -496,6 +496,9 @@ class SecretAnswer(BaseModel):
     oauth: Annotated[
         dict[str, str] | None, Field(description="Of an OAuth token the parts that are stored, each with its preview.")
     ]
+    token_expires_at: Annotated[datetime | None, Field(description="Of an OAuth token that is refreshed; `null`: not known.")]
+    refresh_at: Annotated[datetime | None, Field(description="When it is refreshed next; `null`: never.")]
+    refresh_problem: Annotated[str, Field(description="What went wrong the last time.")]
     reference: Annotated[
         dict[str, str] | None,
         Field(description="Where the value is kept instead of here; `leave`: by an administrator's, or an operator's prefix."),

@@ -210,6 +210,12 @@ async def rotate_secret(secret_id: UUID, body: Rotation, caller: CurrentCaller, 
     return answer_of(services, rotated)
 
 
+@router.post("/{secret_id}/refresh")
+async def refresh_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> SecretAnswer:
+    """Refresh an OAuth token at once; what went wrong stands in `refresh_problem`."""
+    return answer_of(services, await services.secrets.refresher.now(caller, secret_id))
+
+
 @router.post("/{secret_id}/rollback")
 async def roll_back_secret(
     secret_id: UUID, caller: CurrentCaller, services: CurrentServices, body: Rollback | None = None

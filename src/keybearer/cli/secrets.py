@@ -180,6 +180,17 @@ def secret_reminders(*, as_json: AsJson = False) -> None:
     print_rows(rows, ("kind", "provider", "name", "due_at", "days", "read_at", "secret_id"), as_json=as_json)
 
 
+@secrets.command("refresh")
+def secret_refresh(secret_id: SecretId, *, as_json: AsJson = False) -> None:
+    """Refresh an OAuth token at once; exits 1 unless that worked."""
+    with client() as api:
+        found = api.request("POST", f"/secrets/{secret_id}/refresh")
+    problem = found["refresh_problem"]
+    _tell(found, problem or f"Version {found['version']} is in force.", as_json=as_json)
+    if problem:
+        raise typer.Exit(1)
+
+
 @secrets.command("rotate")
 def secret_rotate(
     secret_id: SecretId,

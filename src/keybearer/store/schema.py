@@ -252,6 +252,7 @@ model = sa.Table(
     sa.UniqueConstraint("owner_id", "provider", "name"),
 )
 
+REFRESHED = sa.text("refresh_at IS NOT NULL")
 DELETED = sa.text("deleted_at IS NOT NULL")
 RETIRED = sa.text("retired_at IS NOT NULL")
 EXPIRES = sa.text("expires_at IS NOT NULL")
@@ -303,11 +304,18 @@ secret = sa.Table(
     sa.Column("deleted_name", sa.String(200), nullable=True, comment="its name before; the column name then holds the id"),
     sa.Column("mac", sa.LargeBinary, nullable=True, comment="row MAC over what may be done with it; NULL: older than these MACs"),
     sa.Column("model_id", sa.Uuid(), nullable=True, comment="the model whose own key it is: then it serves no other call"),
+    sa.Column("token_expires_at", UtcDateTime(), nullable=True, comment="of an OAuth token that is refreshed; NULL: not known"),
+    sa.Column("refresh_at", UtcDateTime(), nullable=True, comment="when to refresh next; NULL: never"),
+    sa.Column("refresh_attempts", sa.Integer, nullable=True, comment="failures in a row"),
+    sa.Column("refresh_problem", sa.Text, nullable=True),
+    sa.Column("refresh_until", UtcDateTime(), nullable=True, comment="the lease of the process that refreshes"),
+    sa.Column("refresh_fence", sa.BigInteger, nullable=True, comment="grows with each lease: a late process writes nothing"),
     sa.UniqueConstraint("owner_id", "provider", "secret_type", "name"),
     sa.UniqueConstraint("owner_id", "id"),
     sa.Index("ix_secret_deleted_at", "deleted_at", sqlite_where=DELETED, postgresql_where=DELETED),
     sa.Index("ix_secret_expires_at", "expires_at", sqlite_where=EXPIRES, postgresql_where=EXPIRES),
     sa.Index("ix_secret_rotate_at", "rotate_at", sqlite_where=ROTATES, postgresql_where=ROTATES),
+    sa.Index("ix_secret_refresh_at", "refresh_at", sqlite_where=REFRESHED, postgresql_where=REFRESHED),
 )
 
 secret_version = sa.Table(

@@ -26,5 +26,6 @@ Credential    a secret resolved and opened for one call
 ``teams``      teams and their members                ``shares``     secrets lent to teams
 ``references`` where a value is kept instead (pure)   ``external``   those values, fetched at use
 ``pointing``   references on their way in             ``stores``     the services that they point into
+``refresh``    OAuth tokens, refreshed once           ``token_answer`` what an endpoint grants (pure)
 ``reach``      what somebody gets through teams       ``audience``   whom a change concerns
 """

@@ -27,6 +27,7 @@ from keybearer.vault import audience, reach
 from keybearer.vault.external import External, Wanted
 from keybearer.vault.retention import Retention
 from keybearer.vault.sealed import Content, Sealer, Unreadable, binding, egress_of, owner_of, secret_of
+from keybearer.vault.token_answer import can_refresh
 
 State = Literal["ok", "failed", "unreadable"]
 """What became of a value in use."""
@@ -84,7 +85,7 @@ class Keeper:
     async def put_version(
         self,
         tx: AsyncConnection,
-        caller: Caller,
+        caller: Caller | None,
         row: Any,
         content: Content,
         now: datetime,
@@ -104,7 +105,9 @@ class Keeper:
         if not opens or (self.retention.versions == 0 and overlap is None):
             await versions.delete(tx, row.owner_id, row.id, row.version)
         place = binding(row.id, version, egress, fetchable=fetchable)
-        await versions.insert(tx, await self.sealer.seal(tx, row.owner_id, place, content, now, caller.user_id))
+        await versions.insert(
+            tx, await self.sealer.seal(tx, row.owner_id, place, content, now, None if caller is None else caller.user_id)
+        )
         falls_back = opens and overlap is not None
         return {
             "preview": content.preview,
@@ -119,6 +122,7 @@ class Keeper:
             "fallback_until": now + overlap if falls_back and overlap is not None else None,
             "rotate_at": rotate_at(row.rotation_period, now),
             "updated_at": now,
+            **refreshing(content, now),
         }
 
     async def reseal(
@@ -222,6 +226,16 @@ def require_owner(caller: Caller, row: Any) -> None:
 def actor_of(caller: Caller) -> Actor:
     """Whose eyes: an administrator's see the system's keys, to seal under them."""
     return Actor.user(caller.user_id, admin=caller.is_admin, system_keys=caller.is_admin)
+
+
+def refreshing(content: Content, now: datetime) -> dict[str, Any]:
+    """The columns of a token that was entered: its end is not known, so that it is refreshed at once, where it can be."""
+    return {
+        "refresh_at": now if can_refresh(content.oauth) else None,
+        "token_expires_at": None,
+        "refresh_attempts": 0,
+        "refresh_problem": "",
+    }
 
 
 def rotate_at(period: int | None, since: datetime) -> datetime | None:

@@ -80,9 +80,18 @@ def changed(before: OAuth | None, given: Mapping[str, Any]) -> OAuth | None:
                 "This is a masked value, not the value itself.",
                 fields=(FieldError(f"oauth.{name}", "is masked; leave it blank to keep it"),),
             )
-    checks.check()
     after = replace(before, **parts)
+    if after.token_endpoint is not None and _text_of(after.token_endpoint) != _text_of(before.token_endpoint):
+        # Else whoever may change a secret, but not read it, would be sent the grant by naming an endpoint of theirs.
+        for name in ("refresh_token", "client_secret"):
+            if getattr(before, name) is not None and getattr(after, name) is getattr(before, name):
+                checks.wrong(f"oauth.{name}", "must be entered again for another token endpoint")
+    checks.check()
     return after if _texts(after) else None
+
+
+def _text_of(part: SecretBytes | None) -> bytes:
+    return b"" if part is None else part.reveal()
 
 
 def _texts(oauth: OAuth) -> dict[str, str]:

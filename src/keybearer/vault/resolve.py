@@ -31,6 +31,7 @@ from keybearer.errors import (
     EnvelopeError,
     Forbidden,
     KeybearerError,
+    KeyExpired,
     KeyFailed,
     KeyMissing,
     KeyUnusable,
@@ -46,8 +47,10 @@ from keybearer.vault import reach
 from keybearer.vault.external import External, Found, Key, Wanted
 from keybearer.vault.keeper import State
 from keybearer.vault.reach import Alarms, Membership, Reach
+from keybearer.vault.refresh import Refresher
 from keybearer.vault.sealed import Content, Sealer, Unreadable, console_path, credential_of, egress_of, with_value
 from keybearer.vault.standing import named, stopped_by
+from keybearer.vault.token_answer import can_refresh
 
 NO_FALLBACK = "none"
 OPENROUTER = "openrouter"
@@ -57,6 +60,7 @@ class Marks(Protocol):
     """Where a value that does not open is noted, and those that are kept elsewhere are fetched: ``Secrets``."""
 
     external: External
+    refresher: Refresher
 
     async def mark(self, secret_id: UUID, version: int, state: State, reason: str = "") -> bool: ...
 
@@ -75,6 +79,8 @@ class _Call:
     """Of the keys found, what is to be fetched from where it is kept, when the transaction is over."""
     failed: dict[Key, KeybearerError] = field(default_factory=dict)
     """What could not be fetched, and so serves this call as little as a key that is switched off."""
+    expired: dict[Key, UUID] = field(default_factory=dict)
+    """Of the keys found, the OAuth tokens that must be refreshed first, with their owners."""
 
 
 @dataclass(slots=True)
@@ -100,6 +106,7 @@ class _Hunt:
     token_id: str
     now: datetime
     found: Fetched | None = None
+    expired: dict[Key, UUID] = field(default_factory=dict)
     elsewhere: dict[Key, Wanted] = field(default_factory=dict)
     """Where the value of what was found is kept instead."""
     problems: list[KeybearerError] = field(default_factory=list)
@@ -135,9 +142,24 @@ class Resolver:
         """
         call = _Call(provider, model, token_id, datetime.now(UTC), stand_in)
         while True:  # each turn but the last finds one more reference that fails
-            usable = await self._fetched(await self._found(user_id, call), call)
+            found = await self._found(user_id, call)
+            if await self._refreshed(found, call):
+                continue
+            usable = await self._fetched(found, call)
             if usable:
                 return usable
+
+    async def _refreshed(self, found: Iterable[Credential], call: _Call) -> bool:
+        """Have expired tokens refreshed; whether there were any, so that the vault is to be asked again. No transaction is open."""
+        keys = [key for key in map(_key_of, found) if key in call.expired]
+        for key in keys:
+            # Tried once: what has expired again by the next turn, or could not be refreshed, serves nobody.
+            call.failed[key] = KeyExpired("The token has expired.", hint=f"Look at it at {console_path(key[0])}.")
+            try:
+                await self._secrets.refresher.at_use(key[0], call.expired[key], key[1])
+            except KeybearerError as error:
+                call.failed[key] = error
+        return bool(keys)
 
     async def _fetched(self, found: tuple[Credential, ...], call: _Call) -> tuple[Credential, ...]:
         """The credentials with what is kept elsewhere, without those for which that failed. No transaction is open."""
@@ -355,6 +377,8 @@ def _value(row: Any, content: Content, call: _Call | _Hunt) -> SecretBytes:
     """The value, or nothing yet where it is kept elsewhere."""
     if content.reference is not None:
         call.elsewhere[row.id, row.version] = Wanted(content.reference, row.owner_id, SecretType(row.secret_type))
+    if row.token_expires_at is not None and row.token_expires_at <= call.now and can_refresh(content.oauth):
+        call.expired[row.id, row.version] = row.owner_id
     return content.value
 
 

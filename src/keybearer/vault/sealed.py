@@ -235,13 +235,16 @@ def secret_of(row: Any) -> Secret:
         fallback_until=row.fallback_until,
         deleted_at=row.deleted_at,
         model_id=row.model_id,
+        token_expires_at=row.token_expires_at,
+        refresh_at=row.refresh_at,
+        refresh_problem=row.refresh_problem or "",
         reference=None if row.reference is None else tuple(row.reference.items()),
     )
 
 
 def credential_of(row: Any, value: SecretBytes, source: KeySource, *, is_fallback: bool = False) -> Credential:
     """The row and its opened value as the gateway uses them; a fallback's time is over with the overlap."""
-    ends = [at for at in (row.expires_at, row.fallback_until if is_fallback else None) if at is not None]
+    ends = [at for at in (row.expires_at, row.token_expires_at, row.fallback_until if is_fallback else None) if at is not None]
     return Credential(
         secret_id=row.id,
         secret_version=row.version,

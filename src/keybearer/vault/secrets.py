@@ -35,6 +35,7 @@ from keybearer.domain import (
     SecretType,
 )
 from keybearer.errors import FieldError, Invalid, NotFetchable, NotFound, ProviderUnknown
+from keybearer.gateway.egress import egress_set
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import cursors, versions
 from keybearer.store.queries import secrets as rows
@@ -49,10 +50,11 @@ from keybearer.vault.drafts import (
     provider_named,
 )
 from keybearer.vault.external import External
-from keybearer.vault.keeper import Keeper, State, actor_of, require_owner, rotate_at
+from keybearer.vault.keeper import Keeper, State, actor_of, refreshing, require_owner, rotate_at
 from keybearer.vault.pointing import Pointing, owner_of_new
 from keybearer.vault.reach import Reach
 from keybearer.vault.references import require_power
+from keybearer.vault.refresh import Endpoint, Refresher, endpoint_of, with_endpoint
 from keybearer.vault.retention import Retention
 from keybearer.vault.sealed import binding, credential_of, egress_for, egress_now, egress_of, new_id
 from keybearer.vault.standing import Standing, standing_of, stopped_by
@@ -105,6 +107,7 @@ class Secrets:
         catalog: Catalog,
         retention: Retention | None = None,
         external: External | None = None,
+        endpoint: Endpoint | None = None,
     ) -> None:
         self.retention = retention or Retention()
         self.external = external or External()
@@ -113,6 +116,7 @@ class Secrets:
         self.versions = Versions(self._keeper, catalog)
         self.trash = Trash(self._keeper)
         self.pointing = Pointing(self._keeper)
+        self.refresher = Refresher(self._keeper, catalog, endpoint)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:
         """Store a secret of the caller's, of a team that they lead, or the system's.
@@ -227,9 +231,9 @@ class Secrets:
                 require_power(caller, content.reference)
                 if content.reference is not None and known.places:
                     raise _invalid("reference", "must be given again: the value itself says where it goes")
-                egress = egress_now(known, content.value, egress_of(row))
+                egress = with_endpoint(egress_now(known, content.value, egress_of(row)), content.oauth)
                 await self._keeper.reseal(tx, row, content, now, egress, fetchable=row.fetchable)
-                await self._keeper.write(tx, row, {"egress": list(egress), "updated_at": now})
+                await self._keeper.write(tx, row, {"egress": list(egress), "updated_at": now, **refreshing(content, now)})
                 await self._keeper.note(tx, caller, "secret.confirm_egress", row, egress=" ".join(egress))
                 return await self._keeper.shown(tx, caller, row)
 
@@ -390,7 +394,8 @@ class Secrets:
         now = datetime.now(UTC)
         known = Registry([of_model]) if of_model else await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
         draft = checked_draft(known, self._catalog, new, now, pointed)
-        secret_id, egress = new_id(now), egress_for(draft.provider, draft.content.value, new.parameters)
+        secret_id = new_id(now)
+        egress = with_endpoint(egress_for(draft.provider, draft.content.value, new.parameters), draft.content.oauth)
         columns = {
             "id": secret_id,
             "owner_id": owner.id,
@@ -400,6 +405,7 @@ class Secrets:
             "state_reason": "",
             "version": 1,
             "rotate_at": rotate_at(new.rotation_period, now),
+            **refreshing(draft.content, now),
             "created_by": caller.user_id,
             "created_at": now,
             "updated_at": now,
@@ -434,11 +440,16 @@ class Secrets:
             egress, fetchable = await keeper.agreed(
                 tx, row, lambda: egress_for(known, new.value, change.parameters or {}), rebind=rebound
             )
-            bound = egress, columns.get("fetchable", fetchable)
+            stale = endpoint_of(before.oauth if before is not None else None)
+            if stale is not None and stale != endpoint_of(new.oauth) and (known is None or stale.text not in egress_set(known)):
+                egress = tuple(origin for origin in egress if origin != stale.text)
+            bound = with_endpoint(egress, new.oauth), columns.get("fetchable", fetchable)
             columns = await keeper.put_version(tx, caller, row, new, now, bound=bound) | columns
         elif change.parameters is not None or columns.get("fetchable", row.fetchable) != row.fetchable:
             content, fetchable = await keeper.sealer.open(tx, row), columns.get("fetchable", row.fetchable)
-            egress = egress_of(row) if change.parameters is None else egress_for(known, content.value, change.parameters)
+            egress = egress_of(row)
+            if change.parameters is not None:
+                egress = with_endpoint(egress_for(known, content.value, change.parameters), content.oauth)
             columns["egress"] = list(egress)
             await keeper.reseal(tx, row, content, now, egress, fetchable=fetchable)
         if "rotation_period" in columns:

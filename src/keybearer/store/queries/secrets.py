@@ -120,6 +120,19 @@ async def usable(tx: AsyncConnection, owners: Iterable[UUID], now: datetime, sha
     return (await tx.execute(query)).all()
 
 
+async def due_for_refresh(tx: AsyncConnection, now: datetime, limit: int) -> Sequence[Any]:
+    """Id and owner of the OAuth tokens that are to be refreshed by now, and that nobody refreshes, the longest due first."""
+    query = sa.select(secret.c.id, secret.c.owner_id).where(
+        secret.c.refresh_at <= now,
+        sa.or_(secret.c.refresh_until.is_(None), secret.c.refresh_until <= now),
+        secret.c.is_active.is_(True),
+        secret.c.state.in_(("ok", "failed")),
+        sa.or_(secret.c.expires_at.is_(None), secret.c.expires_at > now),
+        *_is_deleted(False),
+    )
+    return (await tx.execute(query.order_by(secret.c.refresh_at).limit(limit))).all()
+
+
 async def page(tx: AsyncConnection, search: Search, after: UUID | None, limit: int) -> Sequence[Row]:
     """Secrets after one of them in the order of their ids: that of their making, which no change disturbs."""
     query = _WITH_VERSION.where(*_conditions(tx, search))
