@@ -51,6 +51,7 @@ def places(ada: Person) -> dict[str, str]:
         "teams": "/teams",
         "team": f"/teams/{team['id']}",
         "tokens": "/tokens",
+        "budgets": "/budgets",
         "access-log": "/access-log",
         "nothing-found": "/access-log?provider=nobody",
         "no-such-page": "/nowhere",
