@@ -217,10 +217,11 @@ class House:
         return [line for line in found if line["kind"] in ("use", "outcome")]
 
     async def outcome(self) -> dict[str, Any]:
-        """The only use's outcome, as soon as it is there."""
-        await until(lambda: len(self.lines()) >= 2)
-        use, outcome = self.lines()
+        """The only use's outcome, as soon as it is there; uses that did not leave, because trust was lost, may stand before it."""
+        await until(lambda: len(self.lines()) >= 2 and self.lines()[-1]["kind"] == "outcome")
+        *stayed, use, outcome = self.lines()
         assert (use["kind"], outcome["kind"]) == ("use", "outcome")
+        assert all(line["outcome"] == "refused" for line in stayed if line["kind"] == "outcome")
         assert use["request_id"] == outcome["request_id"]
         return outcome
 

@@ -142,7 +142,7 @@ async def test_a_program_fetches_its_owners_secret_by_id_by_provider_and_by_name
 async def test_the_use_is_on_record_before_the_value_leaves_and_the_value_nowhere(town: Town) -> None:
     answer = await town.fetch(BY_PROVIDER, "x-keybearer-workflow: nightly", "x-keybearer-node: copy", "user-agent: kbtest")
     outcome = await town.here.outcome()
-    use = town.here.lines()[0]
+    use = town.here.lines()[-2]
     assert (use["operation"], use["workflow"], use["node"], use["model"]) == ("fetch", "nightly", "copy", "")
     assert (use["secret_id"], use["user_id"], use["source"]) == (str(town.secret.id), str(town.person.user_id), "user")
     assert use["request_id"] == answer["x-keybearer-request-id"]

@@ -107,7 +107,14 @@ class Rig:
         feed = SimpleNamespace(is_trusted=lambda: True)
         refusals = SimpleNamespace(note=lambda refusal: None)
         services: Any = SimpleNamespace(
-            credentials=Stranger(), feed=feed, journal=None, refusals=refusals, objects=None, upstream=None, options=options
+            credentials=Stranger(),
+            feed=feed,
+            counters=None,
+            journal=None,
+            refusals=refusals,
+            objects=None,
+            upstream=None,
+            options=options,
         )
         config = uvicorn.Config(
             self.app, interface="asgi3", ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False
