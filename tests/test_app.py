@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 from keybearer import app, config
@@ -31,3 +33,10 @@ async def test_what_waits_at_the_end_is_cancelled_while_the_services_still_work(
         plane.spawn(asyncio.get_running_loop(), waits())
         await begun.wait()
     assert ended == ["with the database open"]
+
+
+def test_a_server_does_not_hold_in_memory_what_few_need() -> None:
+    few_need = ("alembic", "boto3", "botocore", "google.cloud", "grpc", "psycopg", "redis")
+    ask = f"import sys, keybearer.app; print([name for name in {few_need} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

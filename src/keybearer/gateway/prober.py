@@ -21,7 +21,6 @@ from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import placed
 from keybearer.gateway.probe import PROBE_SECONDS, failed, probe, shown
 from keybearer.gateway.probe_mysql import probe_mysql
-from keybearer.gateway.probe_postgresql import probe_postgresql
 from keybearer.gateway.probe_smtp import probe_smtp
 from keybearer.gateway.probe_webhook import Method, probe_webhook
 from keybearer.gateway.upstream import Upstream
@@ -32,7 +31,14 @@ class _Probe(Protocol):
     async def __call__(self, dialer: Dialer, value: SecretBytes, *, is_systems: bool, seconds: float) -> None: ...
 
 
-_BY_PROVIDER: Mapping[str, _Probe] = {"postgresql": probe_postgresql, "mysql": probe_mysql, "smtp": probe_smtp}
+async def _probe_postgresql(dialer: Dialer, value: SecretBytes, *, is_systems: bool, seconds: float) -> None:
+    # The client is 10 MB, which a server on SQLite need not hold until somebody tests such a connection string.
+    from keybearer.gateway.probe_postgresql import probe_postgresql  # noqa: PLC0415
+
+    await probe_postgresql(dialer, value, is_systems=is_systems, seconds=seconds)
+
+
+_BY_PROVIDER: Mapping[str, _Probe] = {"postgresql": _probe_postgresql, "mysql": probe_mysql, "smtp": probe_smtp}
 _PATH = re.compile(r"/[!-~]{0,500}", re.ASCII)
 
 
