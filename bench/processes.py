@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "bench"
 """Where peers are installed; git-ignored."""
-BIN = ROOT / ".venv" / "bin"
+BIN = Path(sys.prefix) / "bin"
+"""Of the environment that runs the benchmark, whose Python Keybearer then runs on: ``make bench VENV=… PYTHON=…`` compares others."""
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 SERVER_CORE = CORES[0]
