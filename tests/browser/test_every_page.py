@@ -44,6 +44,8 @@ def places(ada: Person) -> dict[str, str]:
         "vault": "/",
         "deleted": f"/?state=deleted&deleted={deleted['id']}",
         "add": "/secrets/new",
+        "import": "/import",
+        "export": "/export",
         "secret": f"/secrets/{secret['id']}",
         "providers": "/providers",
         "models": "/models",

@@ -73,6 +73,7 @@ class ImportResult(Answer):
     outcome: Outcome
     provider: str
     name: str
+    preview: Annotated[str, Field(description="Of the value, as listings show it; empty for what is no secret here.")] = ""
     reason: str
 
 

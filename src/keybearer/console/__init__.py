@@ -6,6 +6,7 @@
 ``registry``  those of providers and models
 ``teams``     those of teams, their members and what is shared with them
 ``budgets``   that of budgets and limits
+``transfer``  those of import and export
 ``pages``     templates, asset addresses, who is signed in
 ``headers``   the security headers of everything but the gateway
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from keybearer.console import budgets, headers, pages, registry, secrets, teams, views
+from keybearer.console import budgets, headers, pages, registry, secrets, teams, transfer, views
 
 
 def install(app: FastAPI) -> None:
@@ -25,5 +26,6 @@ def install(app: FastAPI) -> None:
     app.include_router(registry.router)
     app.include_router(teams.router)
     app.include_router(budgets.router)
+    app.include_router(transfer.router)
     pages.install_errors(app)
     app.add_middleware(headers.SecurityHeaders)  # last, which is outermost: whatever is answered has them

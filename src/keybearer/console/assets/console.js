@@ -1,18 +1,7 @@
 // Small helpers for server-rendered pages. Without this script everything but testing, detecting and the set-up link works.
 // Text only ever goes into textContent: the pages run under a Content-Security-Policy with trusted types and no inline script.
 
-const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-
-async function call(path, body) {
-  const response = await fetch(`/api/v1${path}`, {
-    method: "POST",
-    headers: body ? { "content-type": "application/json" } : {},
-    body: body && JSON.stringify(body),
-  });
-  const answer = await response.json();
-  if (!response.ok) throw new Error([answer.detail, answer.hint].filter(Boolean).join(" "));
-  return answer;
-}
+import { all, call } from "./api.js";
 
 // The set-up token stands in the fragment, which browsers do not send; it goes into the form and out of the address bar.
 for (const form of all("form[data-setup]")) {

@@ -33,6 +33,7 @@ from keybearer.vault.pointing import owner_of_new
 from keybearer.vault.secrets import Secrets, actor_of
 from keybearer.vault.transfer import documents, dotenv
 from keybearer.vault.transfer.items import CONTENT_LIMIT, ITEMS_LIMIT, Format, Item, Target, shown, target_of
+from keybearer.vault.values import preview_of, text_of
 
 Outcome = Literal["create", "update", "unchanged", "conflict", "unknown", "invalid"]
 
@@ -70,6 +71,8 @@ class Result:
     name: str = ""
     reason: str = ""
     kind: str = "secret"
+    preview: str = ""
+    """Of the value, as listings show it; empty for what is not, or would not be, a secret here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +242,9 @@ class _Import:
             return self._twice(result, seen, raw, "secret", target.provider, str(target.secret_type or ""), target.name)
         outcome = await self.room.put_secret(self.tx, self.caller, self.owner, new, self.options)
         shown_as = {"provider": self.room.shown(target.provider), "name": self.room.shown(target.name)}
+        provider = self.known.providers.get(target.provider)
+        secret_type = target.secret_type or (SecretType.CUSTOM if provider is None else provider.secret_type)
+        shown_as["preview"] = preview_of(text_of(new.value, secret_type), secret_type)
         return replace(result, outcome=outcome, reason=_CONFLICT if outcome == "conflict" else "", **shown_as)
 
     async def _model(self, item: Item, result: Result, seen: dict[tuple[str, ...], bytes]) -> Result:
