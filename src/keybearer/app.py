@@ -45,6 +45,7 @@ from keybearer.config import Fallback, RootKeyProvider, Settings
 from keybearer.crypto.keyring import Keyring
 from keybearer.crypto.memory import forbid_core_dumps
 from keybearer.errors import Conflict, Invalid, KeybearerError, OperatorError, SettingsInvalid
+from keybearer.gateway.checks import Checker
 from keybearer.gateway.counters import Counters
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
@@ -185,13 +186,14 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         if settings.fallback is Fallback.OPENROUTER:
             credentials.openrouter = Listing(upstream)
         stack.callback(credentials.close)
-        stack.push_async_callback(RefusedKeys(credentials, prober, providers, secrets).close)
+        models = Models(db, keyring, catalog, policy, secrets)
+        checker = Checker(credentials, prober, providers, models, secrets)
+        stack.push_async_callback(RefusedKeys(credentials, checker, secrets).close)
         feed.subscribe(partial(forget_deleted, keyring))
         feed.subscribe(secrets.external.forget)
         counters = Counters(db, feed, keyring, journal, shipper)
         await feed.start()
         stack.push_async_callback(feed.stop)
-        models = Models(db, keyring, catalog, policy, secrets)
         await counters.catch_up()
         stack.push_async_callback(counters.close)
         yield Services(
@@ -225,6 +227,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             counters=counters,
             upstream=upstream,
             prober=prober,
+            checker=checker,
             reminders=Reminders(db, mailer_of(settings), settings.reminder_days, public_url(settings)),
         )
 
@@ -296,6 +299,7 @@ def retention_of(settings: Settings) -> Retention:
         versions=settings.versions_kept,
         versions_for=timedelta(days=settings.versions_days),
         expiring=timedelta(days=settings.expiring_days),
+        checked=timedelta(hours=settings.health_check_every),
     )
 
 

@@ -168,6 +168,12 @@ class Settings(BaseSettings):
     )
     versions_days: float = Field(30.0, ge=0, le=3650, description="Days after which an earlier version is removed.")
     expiring_days: float = Field(14.0, ge=0, le=3650, description="Days before its end from which a secret is shown as expiring.")
+    health_check_every: float = Field(
+        0.0,
+        ge=0,
+        le=8760,
+        description="Hours between two connection tests of each key whose owner did not choose; 0: only where owners want them.",
+    )
     reminder_days: Annotated[tuple[int, ...], NoDecode] = Field(
         (30, 7, 1),
         description="Days before a secret expires, or should be replaced, on which people are reminded; comma-separated.",

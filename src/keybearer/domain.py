@@ -247,6 +247,17 @@ class Secret:
     """When it is refreshed next; ``None``: never."""
     refresh_problem: str = ""
     """What went wrong the last time."""
+    health_check_every: int | None = None
+    """Hours between two tests on a schedule; 0: never; ``None``: as the deployment does."""
+    next_check_at: datetime | None = None
+    checked_at: datetime | None = None
+    """When its value was tested last, on a schedule or because somebody asked ..."""
+    check_status: str | None = None
+    """... and what was found (``gateway.verdict``) ..."""
+    check_reason: str = ""
+    """... in words."""
+    failed_at: datetime | None = None
+    """Since when its provider refuses it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from keybearer.audit.seal import Sealer
 from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog
 from keybearer.crypto.keyring import Keyring
+from keybearer.gateway.checks import Checker
 from keybearer.gateway.counters import Counters
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.objects import Objects
@@ -89,4 +90,5 @@ class Services:
     counters: Counters
     upstream: Upstream
     prober: Prober
+    checker: Checker
     reminders: Reminders

@@ -40,7 +40,7 @@ def server(request: pytest.FixtureRequest, mail: smtp.MailServer, tmp_path_facto
 
 def test_a_key_that_expires_is_told_of_once(server: Server, mail: smtp.MailServer) -> None:
     ada = servers.set_up(server)
-    assert ada.call("GET", "/me/notification-preferences") == {"mail": ["expiry", "rotation"]}
+    assert ada.call("GET", "/me/notification-preferences") == {"mail": ["expiry", "rotation", "failure"]}
     secret = ada.add_key("openai", KEY, expires_at=(datetime.now(UTC) + timedelta(days=3)).isoformat())
     deadline = time.monotonic() + 20
     while not mail.mails:

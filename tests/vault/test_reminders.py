@@ -124,7 +124,7 @@ async def test_who_wants_no_mail_gets_none(world: World, clock: Clock) -> None:
     await store(world, ada, expires_at=NOW + timedelta(days=5), rotation_period=5)
     with smtp.running() as server:
         found = reminders(world, clock, server)
-        assert await found.mailed(ada) == ["expiry", "rotation"]
+        assert await found.mailed(ada) == ["expiry", "rotation", "failure"]
         assert await found.set_mailed(ada, ["rotation"]) == ["rotation"]
         await found.turn()
         assert [("replaced" in mail["subject"]) for mail in server.mails] == [True]

@@ -336,6 +336,12 @@ class TemplateAnswer(Answer):
 RotationPeriod = Annotated[int | None, Field(ge=1, le=3650, description="Days after which the value should be replaced.")]
 
 
+CheckEvery = Annotated[
+    int | None,
+    Field(ge=0, le=8760, description="Hours between two tests on a schedule; `0`: never; `null`: as the deployment does."),
+]
+
+
 class OAuthParts(Request):
     """What refreshing an OAuth token takes; all of it is sealed. Blank keeps a part, ``null`` takes it away."""
 
@@ -382,6 +388,7 @@ class NewSecretRequest(Request):
     allowed_tokens: list[str] | None = None
     expires_at: datetime | None = None
     rotation_period: RotationPeriod = None
+    health_check_every: CheckEvery = None
     oauth: Annotated[OAuthParts | None, Field(description="For secrets of the type oauth_token.")] = None
     is_active: bool = True
     fetchable: bool = False
@@ -407,6 +414,7 @@ class SecretChange(Request):
     allowed_tokens: list[str] | None = None
     expires_at: Annotated[datetime | None, Field(description="`null`: never.")] = None
     rotation_period: RotationPeriod = None
+    health_check_every: CheckEvery = None
     oauth: OAuthParts | None = None
     is_active: bool | None = None
     fallback_allowed: bool | None = None
@@ -499,6 +507,12 @@ class SecretAnswer(BaseModel):
     token_expires_at: Annotated[datetime | None, Field(description="Of an OAuth token that is refreshed; `null`: not known.")]
     refresh_at: Annotated[datetime | None, Field(description="When it is refreshed next; `null`: never.")]
     refresh_problem: Annotated[str, Field(description="What went wrong the last time.")]
+    health_check_every: CheckEvery
+    next_check_at: datetime | None
+    checked_at: Annotated[datetime | None, Field(description="When its value was tested last, by whomever.")]
+    check_status: Annotated[str | None, Field(description="What that test found, as a test answers it.")]
+    check_reason: str
+    failed_at: Annotated[datetime | None, Field(description="Since when its provider refuses it.")]
     reference: Annotated[
         dict[str, str] | None,
         Field(description="Where the value is kept instead of here; `leave`: by an administrator's, or an operator's prefix."),
@@ -550,7 +564,10 @@ class NotificationAnswer(Answer):
     """One reminder."""
 
     id: UUID
-    kind: Annotated[Literal["expiry", "rotation"], Field(description="`expiry`: it ends; `rotation`: it should be replaced.")]
+    kind: Annotated[
+        Literal["expiry", "rotation", "failure"],
+        Field(description="`expiry`: it ends; `rotation`: it should be replaced; `failure`: its provider refuses it."),
+    ]
     secret_id: UUID
     provider: str
     name: str
@@ -563,7 +580,7 @@ class NotificationAnswer(Answer):
 class NotificationPreferences(Request):
     """Which reminders come by mail."""
 
-    mail: Annotated[list[Literal["expiry", "rotation"]], Field(max_length=2)]
+    mail: Annotated[list[Literal["expiry", "rotation", "failure"]], Field(max_length=3)]
 
 
 class SecretTest(Request):

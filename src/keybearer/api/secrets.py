@@ -37,10 +37,11 @@ from keybearer.api.schemas import (
 from keybearer.catalog import Provider
 from keybearer.domain import SYSTEM_OWNER_ID, Credential, Scope, Secret, SecretBytes, SecretType
 from keybearer.gateway.prober import TestOptions
+from keybearer.gateway.verdict import ProbeResult
 from keybearer.services import Services
 from keybearer.vault.drafts import NOTHING, NewSecret
 from keybearer.vault.sealed import egress_for
-from keybearer.vault.secrets import SecretFilter, Standing, State
+from keybearer.vault.secrets import SecretFilter, Standing
 
 router = APIRouter(prefix="/secrets", tags=["secrets"])
 
@@ -267,12 +268,7 @@ async def check_stored(
     services: Services, provider: Provider, credential: Credential, options: TestOptions | None = None
 ) -> TestAnswer:
     """Test a stored key, whose use is on record, and keep what the provider says of it."""
-    answer = await run_test(services, provider, credential.value, credential.egress, credential.owner.id, options)
-    if answer.status in {"ok", "invalid"}:
-        state: State = "ok" if answer.status == "ok" else "failed"
-        reason = "" if state == "ok" else answer.message
-        await services.secrets.mark(credential.secret_id, credential.secret_version, state, reason)
-    return answer
+    return _test_answer(await services.checker.check(provider, credential, options or TestOptions()))
 
 
 async def run_test(
@@ -286,6 +282,10 @@ async def run_test(
     """Run the connection test on the same path as real use, frozen like it. Raises ``Frozen``."""
     await services.credentials.check_not_frozen()
     found = await services.prober.test(provider, value, egress, owner, options or TestOptions())
+    return _test_answer(found)
+
+
+def _test_answer(found: ProbeResult) -> TestAnswer:
     return TestAnswer(status=found.status, latency_ms=found.latency_ms, models=list(found.models), message=found.message)
 
 

@@ -42,6 +42,9 @@ Priority = Annotated[int | None, typer.Option(min=0, max=1000, help="Lower is tr
 Expires = Annotated[str | None, typer.Option(help="When it ends, for example 2030-01-31T12:00:00Z; 'never' lifts an end.")]
 Rotation = Annotated[str | None, typer.Option(help="Days after which the value should be replaced; 'never' lifts that.")]
 Fetchable = Annotated[bool | None, typer.Option("--fetchable/--not-fetchable", help="Whether the value may be read again.")]
+CheckHours = Annotated[
+    str | None, typer.Option(help="Hours between two tests on a schedule; 'never', or 'default' for what the deployment does.")
+]
 OAuth = Annotated[
     bool,
     typer.Option(
@@ -105,6 +108,7 @@ def secret_add(
     allow_token: Tokens = None,
     expires: Expires = None,
     rotation_days: Rotation = None,
+    check_hours: CheckHours = None,
     fetchable: Fetchable = None,
     oauth: OAuth = False,
     reference: Reference = None,
@@ -118,6 +122,7 @@ def secret_add(
         "name": name,
         "save_anyway": save_anyway,
         **rules,
+        **_checked(check_hours),
         **_entered(oauth=oauth, reference=reference),
     }
     if secret_type is not None:
@@ -142,6 +147,7 @@ def secret_update(
     allow_all: Annotated[bool, typer.Option("--allow-all", help="For all models, with all access tokens.")] = False,
     expires: Expires = None,
     rotation_days: Rotation = None,
+    check_hours: CheckHours = None,
     fetchable: Fetchable = None,
     value: Annotated[bool, typer.Option("--value", help="Read a new value from standard input.")] = False,
     oauth: OAuth = False,
@@ -151,6 +157,7 @@ def secret_update(
 ) -> None:
     """Change what is given; everything else stays as it is."""
     change = _given(description, tag, priority, allow_model, allow_token, expires, rotation_days, fetchable)
+    change |= _checked(check_hours)
     if name is not None:
         change["name"] = name
     if allow_all:
@@ -174,7 +181,7 @@ def secret_test(secret_id: SecretId, *, as_json: AsJson = False) -> None:
 
 @secrets.command("reminders")
 def secret_reminders(*, as_json: AsJson = False) -> None:
-    """List what expires or should be replaced, as far as you were reminded of it, newest first."""
+    """List what expires, should be replaced or was refused, as far as you were reminded of it, newest first."""
     with client() as api:
         rows = api.request("GET", "/me/notifications")["items"]
     print_rows(rows, ("kind", "provider", "name", "due_at", "days", "read_at", "secret_id"), as_json=as_json)
@@ -334,6 +341,11 @@ def _given(
         "fetchable": fetchable,
     }
     return {name: None if value == NEVER else value for name, value in plain.items() if value is not None and value != []}
+
+
+def _checked(hours: str | None) -> dict[str, Any]:
+    """How often a secret is tested, if that was said."""
+    return {} if hours is None else {"health_check_every": {NEVER: 0, "default": None}.get(hours, hours)}
 
 
 def _entered(*, oauth: bool, reference: str | None) -> dict[str, Any]:

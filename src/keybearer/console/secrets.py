@@ -253,6 +253,7 @@ async def change_secret(
     rotation_period: Text = "",
     priority: Text = "",
     allowed_models: Text = "",
+    health_check_every: Text = "",
     fetchable: Text = "",
 ) -> Response:
     """Change what may be done with a secret; its value is changed by a rotation."""
@@ -267,6 +268,7 @@ async def change_secret(
             "rotation_period": whole(rotation_period, "rotation_period"),
             "priority": whole(priority, "priority"),
             "allowed_models": split_tags(allowed_models) or None,
+            "health_check_every": whole(health_check_every, "health_check_every"),
             "fetchable": bool(fetchable),
         }
         # Only what differs: an end that has passed may stay, and what nobody touched asks for no right to change it.

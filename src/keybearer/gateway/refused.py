@@ -16,9 +16,8 @@ import structlog
 
 from keybearer.domain import Credential
 from keybearer.errors import KeybearerError
+from keybearer.gateway.checks import Checker
 from keybearer.gateway.credentials import Credentials
-from keybearer.gateway.prober import Prober
-from keybearer.vault.providers import Providers
 from keybearer.vault.secrets import Secrets
 
 EVERY = 60.0
@@ -32,10 +31,9 @@ log = structlog.get_logger(__name__)
 class RefusedKeys:
     """Listens to the credentials of one process; see the module."""
 
-    def __init__(self, credentials: Credentials, prober: Prober, providers: Providers, secrets: Secrets) -> None:
+    def __init__(self, credentials: Credentials, checker: Checker, secrets: Secrets) -> None:
         self._credentials = credentials
-        self._prober = prober
-        self._providers = providers
+        self._checker = checker
         self._secrets = secrets
         self._tested: dict[tuple[UUID, int], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,11 +65,8 @@ class RefusedKeys:
             await self._credentials.check_not_frozen()
             if await self._secrets.is_replaced(credential):
                 return  # the next call has the new one
-            provider = (await self._providers.registry(credential.owner.id)).get(credential.provider)
+            provider = await self._checker.provider_of(credential, await self._secrets.model_of(credential))
             await self._secrets.note_test(None, credential)
-            found = await self._prober.test(provider, credential.value, credential.egress, credential.owner.id)
-            if found.status == "invalid":
-                reason = f"Refused in use ({status}) and in a test: {found.message}"
-                await self._secrets.mark(credential.secret_id, credential.secret_version, "failed", reason)
+            await self._checker.check(provider, credential, because=f"Refused in use ({status}) and in a test: ")
         except KeybearerError as error:
             log.warning("a refused key could not be tested", secret=str(credential.secret_id), code=error.code)

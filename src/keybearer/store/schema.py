@@ -257,6 +257,8 @@ DELETED = sa.text("deleted_at IS NOT NULL")
 RETIRED = sa.text("retired_at IS NOT NULL")
 EXPIRES = sa.text("expires_at IS NOT NULL")
 ROTATES = sa.text("rotate_at IS NOT NULL")
+CHECKED = sa.text("check_at IS NOT NULL")
+FAILED = sa.text("failed_at IS NOT NULL")
 """What jobs look for among very many rows that they do not."""
 
 secret = sa.Table(
@@ -310,12 +312,22 @@ secret = sa.Table(
     sa.Column("refresh_problem", sa.Text, nullable=True),
     sa.Column("refresh_until", UtcDateTime(), nullable=True, comment="the lease of the process that refreshes"),
     sa.Column("refresh_fence", sa.BigInteger, nullable=True, comment="grows with each lease: a late process writes nothing"),
+    sa.Column("check_every", sa.Integer, nullable=True, comment="hours between health checks; 0: never; NULL: the deployment's"),
+    sa.Column("check_at", UtcDateTime(), nullable=True, comment="when next; while somebody checks, until when it is theirs"),
+    sa.Column("check_runner", sa.Uuid(), nullable=True, comment="who checks"),
+    sa.Column("check_failures", sa.Integer, nullable=True, comment="in a row"),
+    sa.Column("checked_at", UtcDateTime(), nullable=True, comment="when it was tested last, by whomever"),
+    sa.Column("check_status", sa.String(16), nullable=True, comment="what that test found"),
+    sa.Column("check_reason", sa.Text, nullable=True),
+    sa.Column("failed_at", UtcDateTime(), nullable=True, comment="since when its provider refuses it; NULL: it does not"),
     sa.UniqueConstraint("owner_id", "provider", "secret_type", "name"),
     sa.UniqueConstraint("owner_id", "id"),
     sa.Index("ix_secret_deleted_at", "deleted_at", sqlite_where=DELETED, postgresql_where=DELETED),
     sa.Index("ix_secret_expires_at", "expires_at", sqlite_where=EXPIRES, postgresql_where=EXPIRES),
     sa.Index("ix_secret_rotate_at", "rotate_at", sqlite_where=ROTATES, postgresql_where=ROTATES),
     sa.Index("ix_secret_refresh_at", "refresh_at", sqlite_where=REFRESHED, postgresql_where=REFRESHED),
+    sa.Index("ix_secret_check_at", "check_at", sqlite_where=CHECKED, postgresql_where=CHECKED),
+    sa.Index("ix_secret_failed_at", "failed_at", sqlite_where=FAILED, postgresql_where=FAILED),
 )
 
 secret_version = sa.Table(

@@ -23,7 +23,9 @@ PRIORITY_LIMIT = 1000
 LIST_LIMIT = 100
 ROTATION_LIMIT = 3650
 """Days."""
-LIFTED_BY_NONE = frozenset({"allowed_models", "allowed_tokens", "expires_at", "rotation_period"})
+CHECK_LIMIT = 8760
+"""Hours."""
+LIFTED_BY_NONE = frozenset({"allowed_models", "allowed_tokens", "expires_at", "rotation_period", "health_check_every"})
 """Fields for which ``None`` is a value: no limit, never. For the others it means: as it is."""
 
 NOTHING = SecretBytes(b"")
@@ -52,6 +54,8 @@ class NewSecret:
     expires_at: datetime | None = None
     rotation_period: int | None = None
     """Days after which the value should be replaced; ``None``: whenever."""
+    health_check_every: int | None = None
+    """Hours between two tests on a schedule; 0: never; ``None``: as the deployment does."""
     oauth: Mapping[str, Any] | None = None
     """Of an ``oauth_token``: see ``oauth.changed``."""
     reference: Mapping[str, Any] | str | None = None
@@ -225,6 +229,12 @@ def _rotation_period(fields: Fields, value: int | None) -> int | None:
     return value
 
 
+def _check_every(fields: Fields, value: int | None) -> int | None:
+    if value is not None and not 0 <= value <= CHECK_LIMIT:
+        fields.wrong("health_check_every", f"is not between 0 (never) and {CHECK_LIMIT} hours")
+    return value
+
+
 def _models(fields: Fields, names: Iterable[str] | None) -> list[str] | None:
     """An empty list would allow nothing and is surely a mistake."""
     if names is None:
@@ -256,6 +266,7 @@ _READERS: Mapping[str, Callable[[Fields, Any, datetime], Any]] = {
     "allowed_tokens": lambda fields, value, _: _tokens(fields, value),
     "expires_at": lambda fields, value, now: fields.future("expires_at", value, now),
     "rotation_period": lambda fields, value, _: _rotation_period(fields, value),
+    "health_check_every": lambda fields, value, _: _check_every(fields, value),
     "fallback_allowed": lambda _fields, value, _now: bool(value),
     "is_active": lambda _fields, value, _now: bool(value),
     "fetchable": lambda _fields, value, _now: bool(value),

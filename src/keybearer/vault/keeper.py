@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Literal
 from uuid import UUID
@@ -33,6 +33,8 @@ State = Literal["ok", "failed", "unreadable"]
 """What became of a value in use."""
 
 REASON_LIMIT = 500
+LAST_CHECK = ("checked_at", "check_status", "check_reason")
+"""What the last test found: of the value in force."""
 
 
 class Keeper:
@@ -118,6 +120,8 @@ class Keeper:
             "version": version,
             "state": "ok",
             "state_reason": "",
+            "failed_at": None,
+            **dict.fromkeys(LAST_CHECK),
             "fallback_version": row.version if falls_back else None,
             "fallback_until": now + overlap if falls_back and overlap is not None else None,
             "rotate_at": rotate_at(row.rotation_period, now),
@@ -186,10 +190,15 @@ class Keeper:
     async def mark(self, secret_id: UUID, version: int, state: State, reason: str = "") -> bool:
         """Note what became of a value in use; see ``Secrets.mark``."""
         async with self.db.write(Actor.system()) as tx:
-            row = await rows.mark(tx, secret_id, version, state, reason[:REASON_LIMIT])
-            if row is None:
-                return False
-            await self.note(tx, None, f"secret.{state}", row)
+            return await self.mark_within(tx, secret_id, version, state, reason)
+
+    async def mark_within(self, tx: AsyncConnection, secret_id: UUID, version: int, state: State, reason: str) -> bool:
+        """``mark``, in a transaction of the system's. From when a key is failed is what its people are told once (``reminders``)."""
+        failed_at = datetime.now(UTC) if state == "failed" else None
+        row = await rows.mark(tx, secret_id, version, state, reason[:REASON_LIMIT], failed_at)
+        if row is None:
+            return False
+        await self.note(tx, None, f"secret.{state}", row)
         return True
 
     @asynccontextmanager

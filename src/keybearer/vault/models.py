@@ -33,6 +33,7 @@ from keybearer.store.db import Database
 from keybearer.store.queries import models as rows
 from keybearer.vault import audience, reach, registry
 from keybearer.vault.addresses import check_base_url
+from keybearer.vault.refresh import owners_eyes
 from keybearer.vault.secrets import Put, Secrets, actor_of
 
 PAGE_LIMIT = 200
@@ -148,6 +149,13 @@ class Models:
             row = self._ours(await rows.get(tx, await self._seen_owners(tx, caller), model_id))
             provider = await self._provider(tx, caller, row.provider)
         return with_registered(provider, registry.registered_of(row, caller.user_id)), row.name
+
+    async def provider_for_owner(self, owner_id: UUID, model_id: UUID) -> Provider:
+        """The provider as it is called for an owner's model, with the owner's own eyes. Raises ``NotFound``, ``ProviderUnknown``."""
+        async with self._db.read(owners_eyes(owner_id)) as tx:
+            row = self._ours(await rows.get(tx, (owner_id,), model_id))
+            known = await registry.load(tx, self._keyring, self._catalog, owner_id)
+        return with_registered(known.get(row.provider), registry.registered_of(row, owner_id))
 
     async def draft(self, caller: Caller, new: NewModel) -> Provider:
         """The provider as it would be called for a new model, for a test before it is saved. Raises as ``create`` does."""

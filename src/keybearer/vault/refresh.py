@@ -26,7 +26,7 @@ from keybearer.store.db import Actor
 from keybearer.store.queries import deployment, versions
 from keybearer.store.queries import secrets as rows
 from keybearer.vault import registry
-from keybearer.vault.keeper import Keeper, actor_of
+from keybearer.vault.keeper import LAST_CHECK, Keeper, actor_of
 from keybearer.vault.oauth import OAuth
 from keybearer.vault.sealed import Content, Unreadable, console_path, egress_of, owner_of
 from keybearer.vault.token_answer import Refused, Tokens, can_refresh, pause, read, request_of
@@ -88,7 +88,7 @@ class Refresher:
         """Have an expired token refreshed for a call, or wait while another process does. Raises ``KeyExpired`` where it is not."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while not await self.refresh(secret_id, owner_id):
-            async with self._keeper.db.read(_as(owner_id)) as tx:
+            async with self._keeper.db.read(owners_eyes(owner_id)) as tx:
                 row = await rows.get(tx, secret_id, (owner_id,))
             if row is None or row.version != version:
                 return  # somebody else did, or it is gone: the call looks again
@@ -133,7 +133,7 @@ class Refresher:
 
     async def _take(self, secret_id: UUID, owner_id: UUID) -> _Lease | None:
         now = datetime.now(UTC)
-        async with self._keeper.db.write(_as(owner_id)) as tx:
+        async with self._keeper.db.write(owners_eyes(owner_id)) as tx:
             row = await rows.lock(tx, secret_id, (owner_id,))
             if row is None or not _is_due(row, now):
                 return None
@@ -165,7 +165,7 @@ class Refresher:
         now, keeper, owner_id = datetime.now(UTC), self._keeper, lease.row.owner_id
         oauth = replace(lease.oauth, refresh_token=granted.refresh or lease.oauth.refresh_token)
         preview = preview_of(granted.access.reveal().decode(), SecretType(lease.row.secret_type))
-        async with keeper.db.write(_as(owner_id)) as tx:
+        async with keeper.db.write(owners_eyes(owner_id)) as tx:
             row = await self._still_ours(tx, lease)
             if row is None:
                 return False
@@ -182,6 +182,7 @@ class Refresher:
                 "refresh_attempts": 0,
                 "refresh_problem": "",
                 "rotate_at": row.rotate_at,  # what people replace is the grant
+                **{name: getattr(row, name) for name in LAST_CHECK},
             }
             await keeper.write(tx, row, columns)
             await keeper.note(tx, None, "secret.refresh", row, version=str(columns["version"]))
@@ -189,17 +190,17 @@ class Refresher:
 
     async def _give_up(self, lease: _Lease, reason: str) -> None:
         """The grant is over: the secret is failed until somebody enters it again."""
-        async with self._keeper.db.write(_as(lease.row.owner_id)) as tx:
+        async with self._keeper.db.write(owners_eyes(lease.row.owner_id)) as tx:
             row = await self._still_ours(tx, lease)
             if row is not None:
-                columns = {"state": "failed", "state_reason": reason, "refresh_problem": reason}
+                columns = {"state": "failed", "state_reason": reason, "refresh_problem": reason, "failed_at": datetime.now(UTC)}
                 await self._keeper.write(tx, row, columns | {"refresh_at": None, "refresh_until": None})
                 await self._keeper.note(tx, None, "secret.failed", row, reason=reason)
 
     async def _try_later(self, lease: _Lease, error: KeybearerError) -> None:
         """Wait longer after each failure; only the first of a row is recorded."""
         now = datetime.now(UTC)
-        async with self._keeper.db.write(_as(lease.row.owner_id)) as tx:
+        async with self._keeper.db.write(owners_eyes(lease.row.owner_id)) as tx:
             row = await self._still_ours(tx, lease)
             if row is None:
                 return
@@ -245,7 +246,7 @@ def _is_due(row: Any, now: datetime) -> bool:
     return bool(is_free and is_wanted and row.refresh_at is not None and row.refresh_at <= now)
 
 
-def _as(owner_id: UUID) -> Actor:
-    """The owner's own eyes: nobody else's may open their secrets, jobs least of all."""
+def owners_eyes(owner_id: UUID) -> Actor:
+    """An owner's own eyes: nobody else's may open their secrets, jobs least of all."""
     is_system = owner_id == SYSTEM_OWNER_ID
     return Actor.user(owner_id, admin=is_system, system_keys=is_system)

@@ -1,8 +1,9 @@
-"""Reminders of secrets that expire or should be replaced: in the console, and by mail to those who want them.
+"""What people are told of their secrets: that one expires, should be replaced, or is refused by its provider.
 
-An occasion is a secret, the moment it ends and a number of days before. For each person and channel it is a row that exists once,
-so that processes and restarts make no second. A mail is taken by one process for a while (the row's ``runner``); one that was killed
-in the moment between the server's yes and its own note sends it again, under the same Message-ID. No reminder has any part of a value.
+In the console, and by mail to those who want them. An occasion is a secret, the moment it ends and a number of days before. For each
+person and channel it is a row that exists once, so that processes and restarts make no second. A mail is taken by one process for a
+while (the row's ``runner``); one that was killed in the moment between the server's yes and its own note sends it again, under the same
+Message-ID. No reminder has any part of a value.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import notifications as rows
 from keybearer.store.queries import users
 
-Kind = Literal["expiry", "rotation"]
-COLUMNS: dict[Kind, str] = {"expiry": "expires_at", "rotation": "rotate_at"}
+Kind = Literal["expiry", "rotation", "failure"]
+COLUMNS: dict[Kind, str] = {"expiry": "expires_at", "rotation": "rotate_at", "failure": "failed_at"}
+OVERDUE = timedelta(days=1)
+"""What should have been replaced is told until then; what has expired shows itself."""
+FAILED_WITHIN = timedelta(days=7)
+"""Whoever becomes responsible for a secret is not told of failures before that."""
 BATCH = 500
 LEASE = timedelta(minutes=2)
 """For which a mail is one process's; sending it takes at most a third of that."""
@@ -66,13 +71,16 @@ class Reminders:
 
     async def find(self) -> None:
         """Note every occasion that has come; those noted already stay as they are."""
-        if not self._days:
-            return
         now = self._clock()
-        for kind, column in COLUMNS.items():
-            # What is overdue for replacement is told on its day; what has expired shows itself.
-            days = [0, *self._days] if kind == "rotation" else self._days
-            since = now - timedelta(days=1) if kind == "rotation" else now
+        plans: dict[Kind, tuple[Sequence[int], datetime]] = {
+            "expiry": (self._days, now),
+            "rotation": ([0, *self._days] if self._days else [], now - OVERDUE),
+            "failure": ([0], now - FAILED_WITHIN),
+        }
+        for kind, (days, since) in plans.items():
+            if not days:
+                continue
+            column = COLUMNS[kind]
             after: UUID | None = None
             while True:
                 async with self._db.write(Actor.system()) as tx:
@@ -162,6 +170,9 @@ def written(row: Any, url: str) -> tuple[str, str]:
     if row.kind == "expiry":
         what = f"Your secret '{row.name}' for {row.provider} expires on {day}."
         then = "From then on it is not used any more. Enter a new value, or change its expiry:"
+    elif row.kind == "failure":
+        what = f"Your secret '{row.name}' for {row.provider} is refused by its provider since {day}."
+        then = "It is not used any more. See what the provider says, and enter a new value:"
     else:
         what = f"Your secret '{row.name}' for {row.provider} should be replaced by {day}."
         then = "Make a new one at the provider and rotate it here:"

@@ -1,4 +1,7 @@
-"""How long things are kept that nobody uses any more, and how early what ends is told of. Values, handed down from the settings."""
+"""How long things are kept that nobody uses any more, how early what ends is told of, how often keys are tested.
+
+Values, handed down from the settings.
+"""
 
 from __future__ import annotations
 
@@ -18,3 +21,5 @@ class Retention:
     """How long such a version is kept."""
     expiring: timedelta = timedelta(days=14)
     """How long before its end a secret is shown as expiring."""
+    checked: timedelta = timedelta(0)
+    """Between two health checks of secrets whose owners did not decide; zero: never."""

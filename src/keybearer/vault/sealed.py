@@ -239,6 +239,12 @@ def secret_of(row: Any) -> Secret:
         refresh_at=row.refresh_at,
         refresh_problem=row.refresh_problem or "",
         reference=None if row.reference is None else tuple(row.reference.items()),
+        health_check_every=row.check_every,
+        next_check_at=row.check_at,
+        checked_at=row.checked_at,
+        check_status=row.check_status,
+        check_reason=row.check_reason or "",
+        failed_at=row.failed_at,
     )
 
 

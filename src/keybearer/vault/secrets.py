@@ -40,6 +40,7 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import cursors, versions
 from keybearer.store.queries import secrets as rows
 from keybearer.vault import audience, reach, registry
+from keybearer.vault.checks import Checks, scheduled
 from keybearer.vault.drafts import (
     DEFAULT_NAME,
     PRIORITY_LIMIT,
@@ -117,6 +118,7 @@ class Secrets:
         self.trash = Trash(self._keeper)
         self.pointing = Pointing(self._keeper)
         self.refresher = Refresher(self._keeper, catalog, endpoint)
+        self.checks = Checks(self._keeper, self.refresher, self.retention.checked)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:
         """Store a secret of the caller's, of a team that they lead, or the system's.
@@ -292,6 +294,11 @@ class Secrets:
             await audience.note_secret(self._keeper.db, tx, credential.owner.id, credential.secret_id)
         return True
 
+    async def model_of(self, credential: Credential) -> UUID | None:
+        """The model whose own key this is, if any."""
+        async with self._keeper.db.read(Actor.system()) as tx:
+            return await rows.model_of(tx, credential.secret_id)
+
     async def mark(self, secret_id: UUID, version: int, state: State, reason: str = "") -> bool:
         """Note what became of a value in use: ``failed``, ``unreadable``, or ``ok`` again; whether that was news.
 
@@ -395,6 +402,7 @@ class Secrets:
         known = Registry([of_model]) if of_model else await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
         draft = checked_draft(known, self._catalog, new, now, pointed)
         secret_id = new_id(now)
+        hours = draft.columns.pop("health_check_every")
         egress = with_endpoint(egress_for(draft.provider, draft.content.value, new.parameters), draft.content.oauth)
         columns = {
             "id": secret_id,
@@ -406,6 +414,8 @@ class Secrets:
             "version": 1,
             "rotate_at": rotate_at(new.rotation_period, now),
             **refreshing(draft.content, now),
+            "check_every": hours,
+            "check_at": self.checks.first(hours, now),
             "created_by": caller.user_id,
             "created_at": now,
             "updated_at": now,
@@ -432,6 +442,8 @@ class Secrets:
         if before is not None and (change.columns.get("fetchable") or change.parameters is not None):
             require_power(caller, before.reference if change.content is None else change.content.reference)
         columns = change.columns | {"updated_at": now}
+        if "health_check_every" in columns:
+            columns |= scheduled(self.checks, row, columns.pop("health_check_every"), now)
         new = change.content
         if new is not None:
             rebound = (

@@ -8,6 +8,7 @@ A deleted secret gives up its name, so that another may have it. After a purge S
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from keybearer.access import policy
@@ -51,7 +52,14 @@ class Trash:
             async with self._keeper.db.write(actor_of(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id, deleted=True)
                 back = wanted or str(row.deleted_name)
-                columns = {"deleted_at": None, "deleted_name": None, "name": back, "state": "ok", "updated_at": datetime.now(UTC)}
+                columns: dict[str, Any] = {
+                    "deleted_at": None,
+                    "deleted_name": None,
+                    "name": back,
+                    "state": "ok",
+                    "failed_at": None,
+                }
+                columns |= {"updated_at": datetime.now(UTC)}
                 await self._keeper.write(tx, row, columns)
                 await self._keeper.note(tx, caller, "secret.restore", row, provider=row.provider, name=back)
                 return await self._keeper.shown(tx, caller, row)

@@ -83,6 +83,11 @@ async def lock(tx: AsyncConnection, secret_id: UUID, owners: Iterable[UUID], *, 
     return None if found is None else await get(tx, secret_id, owners, deleted=deleted)
 
 
+async def model_of(tx: AsyncConnection, secret_id: UUID) -> UUID | None:
+    """The model whose own key a secret is."""
+    return (await tx.execute(sa.select(secret.c.model_id).where(secret.c.id == secret_id))).scalar_one_or_none()
+
+
 async def named(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type: str, name: str) -> UUID | None:
     """The id of the secret with this name."""
     query = sa.select(secret.c.id).where(
@@ -147,10 +152,12 @@ async def update(tx: AsyncConnection, owner_id: UUID, secret_id: UUID, columns: 
     await tx.execute(sa.update(secret).where(*where).values(**columns))
 
 
-async def mark(tx: AsyncConnection, secret_id: UUID, version: int, state: str, reason: str) -> Row | None:
+async def mark(
+    tx: AsyncConnection, secret_id: UUID, version: int, state: str, reason: str, failed_at: datetime | None
+) -> Row | None:
     """Change the state of a secret, if its value is still that version and its state another; its id and owner if so."""
     where = (secret.c.id == secret_id, secret.c.version == version, secret.c.state != state, *_is_deleted(False))
-    query = sa.update(secret).where(*where).values(state=state, state_reason=reason)
+    query = sa.update(secret).where(*where).values(state=state, state_reason=reason, failed_at=failed_at)
     return (await tx.execute(query.returning(secret.c.id, secret.c.owner_id, secret.c.owner_kind))).one_or_none()
 
 
