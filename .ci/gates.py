@@ -17,6 +17,7 @@ BROAD_EXCEPT_ALLOWED: dict[str, str] = {
     "src/keybearer/jobs.py": "a failing job is logged once and tried again at its next turn",
     "src/keybearer/gateway/exchange.py": "one gateway request ends with a logged 503; its connection and the others go on",
     "src/keybearer/gateway/fetch.py": "likewise, one fetch",
+    "src/keybearer/gateway/use.py": "likewise, where a use had to wait",
     "src/keybearer/store/changes.py": "the poll loop goes on; trust lapses meanwhile, the failure is logged once",
 }
 

@@ -24,6 +24,7 @@ Upstream     the provider's side of an exchange
 ``request``, ``fields``  a request's head, read strictly                ``limits``   durations and sizes
 ``exchange``  one gateway request in six steps                          ``allowance`` what a token allows
 ``intake``    a request as it arrives                                   ``relay``    the answer's way back
+``use``       one path from token to journal, waits included
 ``course``    where calls that look alike go, worked out once           ``counters`` budgets and limits, reserved and settled
 ``answer``    answers of our own, as bytes                              ``plane``    what all connections share
 ``fetch``    a secret's value for a program that needs it              ``handout``  that value, ready and cached; ``asked``, which one

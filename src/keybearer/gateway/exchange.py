@@ -1,29 +1,23 @@
 """One gateway request, from its head to the moment its bytes are on their way to the provider: six steps on one screen.
 
-``proceed`` is the whole story. It is synchronous; where something is not at hand (a token not yet verified, a key not yet
-opened, a database that has gone away) it spawns the wait and runs again from the top afterwards, so that there is one path,
-not a fast and a slow one, and a token revoked during the wait is found out. The way back is ``relay``'s.
+``proceed`` is the whole story. It is synchronous; how it waits is told in ``use``. The way back is ``relay``'s.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Any
 
 from keybearer.audit.lines import repeated_use_line, reserving_tail
 from keybearer.audit.refusals import is_refusal
 from keybearer.catalog import Provider, Registry
-from keybearer.domain import Client, Grant, OutcomeRecord, Usage, UseRecord
+from keybearer.domain import Grant, OutcomeRecord, Usage, UseRecord
 from keybearer.errors import (
     EgressRefused,
     Frozen,
     KeybearerError,
     TokenMissing,
-    TrustLost,
     Unavailable,
     UpstreamError,
 )
@@ -33,76 +27,53 @@ from keybearer.gateway.answer import PROBE_BODY, PROBE_HEADERS, answer, error_he
 from keybearer.gateway.counters import reserve, used_of
 from keybearer.gateway.course import Course, CourseKey, key_of
 from keybearer.gateway.credentials import Admission, Ready, Wanted, now
-from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
+from keybearer.gateway.fields import Headers
 from keybearer.gateway.health import Health
-from keybearer.gateway.intake import Intake
 from keybearer.gateway.keeping import KeepingRelay
 from keybearer.gateway.plan import Document, Form, Plan, compose, dialect_of, is_probe, plan, read, rerouted, route
 from keybearer.gateway.refusal import known, refusal
-from keybearer.gateway.relay import CLIENT_GONE, NO_USAGE, Relay
+from keybearer.gateway.relay import NO_USAGE, Relay
 from keybearer.gateway.request import Head, refuse_token_in_target
 from keybearer.gateway.ring import kind_of
 from keybearer.gateway.sharing import Guard
 from keybearer.gateway.turns import Connection
+from keybearer.gateway.use import CLIENT_GONE, Use, Wait
 from keybearer.usage import prices
 from keybearer.usage.limits import NOTHING, Hold, Limits
 
 log = logging.getLogger("keybearer.gateway")
 
-_ATTEMPTS = 16
-"""Times that ``proceed`` may begin anew before the server owns up to being overtaken by changes. A cold process waits six times, and
-as often again after a change that makes it forget everything."""
-_RETRY_SECONDS = 0.25
 _COURSES = 64
 """Courses kept for one head of one connection."""
 _OTHER_KEYS = 7
 """Keys that one call may try beside the first."""
 
 
-class _Wait(Exception):  # no error: how a step says what it needs
-    """Something is not at hand: ``work`` gets it."""
-
-    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
-        self.work = work
-
-
-class Exchange(Intake):
+class Exchange(Use):
     """A gateway request in its connection's queue (a ``Turn``)."""
 
     __slots__ = (
-        "_attempts",
         "_course",
         "_hides_usage",
         "_hold",
         "_relay",
         "_sent",
         "_tried",
-        "_use_at",
         "is_head",
         "is_http10",
-        "keep_alive",
         "model",
         "provider",
         "ready",
         "registry",
-        "request_id",
-        "started",
-        "used_at",
     )
 
     def __init__(self, connection: Connection, head: Head, length: int | None, fault: KeybearerError | None = None) -> None:
-        """``length``: the body's, as declared; ``None``: chunked. ``fault``: what it is to be refused with, when its turn comes."""
+        """As ``Use``."""
         super().__init__(connection, head, length, fault)
-        self.request_id = self.plane.request_id()
-        self.started = time.monotonic()
         self.model = self.provider = ""
         self.registry: Registry | None = None
         self.ready: Ready | None = None
-        self.used_at = 0.0
-        """Unix time of the journal's line; 0: no use is on record that wants an outcome."""
-        fields = head.fields
-        self.keep_alive = fields.keep_alive
-        self.is_http10 = fields.is_http10
+        self.is_http10 = head.fields.is_http10
         self.is_head = head.method == b"HEAD"
         self._course: Course | None = None
         self._sent = b""
@@ -110,10 +81,7 @@ class Exchange(Intake):
         self._hides_usage = False
         self._hold: Hold | None = None
         """What it has reserved of the limits that it is held to."""
-        self._use_at = 0.0
-        """``used_at``, from the moment the journal has been told."""
         self._relay: Relay | None = None
-        self._attempts = 0
         self._tried: tuple[Health, ...] = ()
         """The keys that failed this call."""
 
@@ -144,7 +112,7 @@ class Exchange(Intake):
                 self._check_objects(course.guard, body)
             self._sent, self._hides_usage = compose(course.plan, body, document)
             self._note_use(course, ready)
-        except _Wait as wait:
+        except Wait as wait:
             self._wait(self._proceed_after(wait.work))
         except KeybearerError as error:
             self.refuse(error)
@@ -155,7 +123,7 @@ class Exchange(Intake):
         """1. The token is valid, known to be so at this moment, and may do this from here."""
         plane, head = self.plane, self._head
         if not plane.feed.is_trusted():
-            raise _Wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
+            raise Wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
         admission = head.admission
         if admission is not None and not admission.is_dropped and admission.until > now():
             return admission  # found to be so before, for this very head on this very connection
@@ -163,7 +131,7 @@ class Exchange(Intake):
         fields = head.fields
         admission = plane.credentials.admission(fields.digest)
         if admission is None:
-            raise _Wait(plane.credentials.fill_admission(fields.token))
+            raise Wait(plane.credentials.fill_admission(fields.token))
         check_scope(admission.grant, fields.acts_as)
         if admission.networks:
             check_address(admission.networks, self._client().ip)
@@ -185,7 +153,7 @@ class Exchange(Intake):
         grant, credentials = admission.grant, self.plane.credentials
         self.registry = credentials.registry(grant.user_id)
         if self.registry is None or self._head.route is None:
-            raise _Wait(credentials.fill_registry(grant.user_id))
+            raise Wait(credentials.fill_registry(grant.user_id))
         planned = plan(self._head.route, document, self.registry)
         if planned.provider is not None:
             self.provider, self.model = planned.provider.name, planned.model
@@ -196,12 +164,12 @@ class Exchange(Intake):
         """3. The key, from the cache or resolved and decrypted; none while the deployment is frozen."""
         credentials = self.plane.credentials
         if credentials.is_frozen is None:
-            raise _Wait(credentials.fill_frozen())
+            raise Wait(credentials.fill_frozen())
         if credentials.is_frozen:
             raise Frozen
         ready = credentials.ready(admission, wanted, self._tried)
         if ready is None:
-            raise _Wait(credentials.fill_ready(admission, wanted))
+            raise Wait(credentials.fill_ready(admission, wanted))
         ready.check_egress()
         return ready
 
@@ -210,7 +178,7 @@ class Exchange(Intake):
         objects = self.plane.objects
         unknown = objects.unknown(guard.asked, guard.named(body, self._head.fields.content_type))
         if unknown:
-            raise _Wait(objects.find(guard.asked, unknown))
+            raise Wait(objects.find(guard.asked, unknown))
 
     def _take_turn(self, course: Course, ready: Ready, key: CourseKey) -> tuple[Course, Ready]:
         """3. Of several keys, or where something is known against the only one: the key that serves this call, and its course."""
@@ -230,7 +198,7 @@ class Exchange(Intake):
         if ready.stand_in is not None:
             planned = rerouted(planned, *ready.stand_in)
         if self.plane.counters.is_behind:
-            raise _Wait(self.plane.counters.catch_up())
+            raise Wait(self.plane.counters.catch_up())
         use = UseRecord(
             request_id="",
             at=0.0,
@@ -290,22 +258,11 @@ class Exchange(Intake):
         else:
             hold.settle(outcome.outcome, outcome.status, used_of(outcome.usage, outcome.cost_micro_usd))
 
-    def depart(self, seq: int) -> None:
-        """The use is on record as entry ``seq``."""
-        self.used_at = self._use_at
-        if self._is_over:  # the client left meanwhile: the key stays here
-            self.note_outcome(CLIENT_GONE, "aborted")
-        elif self.plane.journal.needs_wait:
-            self._wait(self._forward_when_durable(seq))
-        else:
-            self._forward()
-
     def stay(self, error: KeybearerError) -> None:
-        """The use could not be recorded."""
         self.release()
-        self.refuse(error)
+        super().stay(error)
 
-    def _forward(self) -> None:
+    def _leave(self) -> None:
         """5. To the provider; the answer comes to the relay, which does step 6."""
         course, ready = self._course, self.ready
         if course is None or ready is None:
@@ -324,60 +281,8 @@ class Exchange(Intake):
         except Exception as error:  # noqa: BLE001  # as in proceed
             self._fail(error)
 
-    # --- waiting --------------------------------------------------------------------------------------------------------
-
-    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
-        self._is_waiting = True
-        self.plane.spawn(self.connection.loop, work)
-
-    async def _proceed_after(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-            self._attempts += 1
-        except KeybearerError as error:
-            # A database that has just gone away is held for like one that is known to be away.
-            if type(error) is not Unavailable or time.monotonic() > self.started + self.plane.limits.hold_seconds:
-                self.refuse(error)
-                return
-            await asyncio.sleep(_RETRY_SECONDS)
-        except Exception as error:  # noqa: BLE001  # as in proceed
-            self._fail(error)
-            return
-        self._is_waiting = False
-        if not self._is_over:
-            self._again()
-
-    async def _forward_when_durable(self, seq: int) -> None:
-        try:
-            await self.plane.journal.durable(seq)
-        except KeybearerError as error:
-            self.refuse(error)
-        except Exception as error:  # noqa: BLE001  # as in proceed
-            self._fail(error)
-        else:
-            self._is_waiting = False
-            if not self._is_over:
-                self._forward()
-
-    def _again(self) -> None:
-        if self._attempts > _ATTEMPTS:
-            self.refuse(Unavailable("What this call needs is being changed too often.", retry_after=1.0))
-        else:
-            self.proceed()
-
-    def _fail(self, error: Exception) -> None:
-        log.error("a gateway request failed unexpectedly", exc_info=error, extra={"request_id": self.request_id})
-        if self.used_at:
-            self.note_outcome(Unavailable.status, "failed")
-        self.refuse(Unavailable("Something went wrong in the gateway."))
-
-    def restart(self) -> None:
-        """The key did not leave, because trust was lost or something changed: that use ends refused, and a new one may begin."""
-        self.note_outcome(TrustLost.status, "refused")
+    def _forget(self) -> None:
         self._relay = self.ready = self._course = None
-        self.request_id = self.plane.request_id()
-        self._attempts += 1
-        self._again()
 
     # --- the next key ---------------------------------------------------------------------------------------------------
 
@@ -393,7 +298,7 @@ class Exchange(Intake):
         if self.ready is not None:
             self._tried = (*self._tried, self.ready.health)
         self.note_outcome(status, "upstream_error", first_byte)
-        self._relay = self.ready = self._course = None
+        self._forget()
         self.request_id = self.plane.request_id()
         self.started = time.monotonic()
         self.proceed()
@@ -516,16 +421,6 @@ class Exchange(Intake):
             self._relay.cut_off(stopping)
         else:
             self.refuse(stopping)
-
-    # --- what the head says ---------------------------------------------------------------------------------------------
-
-    def _client(self) -> Client:
-        """Where the request comes from; found out once for all requests with these headers on this connection."""
-        fields = self._head.fields
-        if fields.client is None:
-            address = self.plane.proxies.client_address(self.connection.peer, fields.forwarded_for)
-            fields.client = Client(address, fields.user_agent[:USER_AGENT_CHARACTERS].decode("latin-1"))
-        return fields.client
 
     def _dialect(self) -> str:
         if self._head.route is not None:

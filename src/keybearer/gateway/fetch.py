@@ -6,30 +6,27 @@ every use of a key. ``Fetch`` is a turn beside ``Exchange``: the same steps, but
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-import traceback
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from keybearer.audit.lines import repeated_use_line
 from keybearer.audit.refusals import is_refusal
-from keybearer.domain import Asked, Client, OutcomeRecord, Scope
-from keybearer.errors import Frozen, KeybearerError, TooLarge, TrustLost, Unavailable
+from keybearer.domain import Asked, OutcomeRecord, Scope
+from keybearer.errors import Frozen, KeybearerError, TooLarge, Unavailable
 from keybearer.gateway.allowance import check_address, check_scope
 from keybearer.gateway.answer import answer, problem
 from keybearer.gateway.asked import asked_in
 from keybearer.gateway.credentials import Admission, now
 from keybearer.gateway.endpoints import Route
-from keybearer.gateway.fields import USER_AGENT_CHARACTERS, Headers
+from keybearer.gateway.fields import Headers
 from keybearer.gateway.handout import OPERATION, Handout
-from keybearer.gateway.intake import Intake
 from keybearer.gateway.plan import read
 from keybearer.gateway.refusal import known, refusal
 from keybearer.gateway.request import Head
 from keybearer.gateway.turns import Connection
+from keybearer.gateway.use import CLIENT_GONE, Use, Wait
 
 log = logging.getLogger("keybearer.gateway")
 
@@ -41,9 +38,6 @@ _HEADERS: Final = [
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
 ]
-_CLIENT_GONE = 499
-_ATTEMPTS = 8
-_RETRY_SECONDS = 0.25
 
 
 def is_fetch(head: Head) -> bool:
@@ -51,30 +45,16 @@ def is_fetch(head: Head) -> bool:
     return head.target == PATH and head.method == b"POST"
 
 
-class _Wait(Exception):  # no error: how a step says what it needs
-    """Something is not at hand: ``work`` gets it."""
-
-    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
-        self.work = work
-
-
-class Fetch(Intake):
+class Fetch(Use):
     """A fetch in its connection's queue (a ``Turn``)."""
 
-    __slots__ = ("_asked", "_attempts", "_handout", "_use_at", "keep_alive", "request_id", "started", "used_at")
+    __slots__ = ("_asked", "_handout")
 
     def __init__(self, connection: Connection, head: Head, length: int | None, fault: KeybearerError | None = None) -> None:
-        """As ``Exchange``."""
+        """As ``Use``."""
         super().__init__(connection, head, length, fault)
-        self.request_id = self.plane.request_id()
-        self.started = time.monotonic()
-        self.keep_alive = head.fields.keep_alive
-        self.used_at = 0.0
-        """Unix time of the journal's line; 0: no use is on record that wants an outcome."""
-        self._use_at = 0.0
         self._asked: Asked | None = None
         self._handout: Handout | None = None
-        self._attempts = 0
 
     # --- the steps ------------------------------------------------------------------------------------------------------
 
@@ -91,8 +71,8 @@ class Fetch(Intake):
             self._use_at = time.time()
             tail = handout.use_tail(admission.grant, self._head.fields, self._client())
             self.plane.journal.depart(repeated_use_line(self.request_id, self._use_at, tail), self)
-        except _Wait as wait:
-            self._wait(wait.work)
+        except Wait as wait:
+            self._wait(self._proceed_after(wait.work))
         except KeybearerError as error:
             self.refuse(error)
         except Exception as error:  # noqa: BLE001  # named boundary: a mistake of ours ends this request, not the connection
@@ -102,14 +82,14 @@ class Fetch(Intake):
         """The token is valid, known to be so at this moment, and may fetch from here."""
         plane, head = self.plane, self._head
         if not plane.feed.is_trusted():
-            raise _Wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
+            raise Wait(plane.feed.wait_trusted(plane.limits.hold_seconds))
         admission = head.admission
         if admission is not None and not admission.is_dropped and admission.until > now():
             return admission  # found to be so before, for this very head on this very connection
         fields = head.fields
         admission = plane.credentials.admission(fields.digest)
         if admission is None:
-            raise _Wait(plane.credentials.fill_admission(fields.token))
+            raise Wait(plane.credentials.fill_admission(fields.token))
         check_scope(admission.grant, fields.acts_as, Scope.SECRETS_READ)
         if admission.networks:
             check_address(admission.networks, self._client().ip)
@@ -128,100 +108,31 @@ class Fetch(Intake):
         """The value, from the cache or resolved and decrypted; none while the deployment is frozen."""
         credentials = self.plane.credentials
         if credentials.is_frozen is None:
-            raise _Wait(credentials.fill_frozen())
+            raise Wait(credentials.fill_frozen())
         if credentials.is_frozen:
             raise Frozen
         handout = credentials.handout(admission, asked)
         if handout is None:
-            raise _Wait(credentials.fill_handout(admission, asked))
+            raise Wait(credentials.fill_handout(admission, asked))
         return handout
 
-    def depart(self, seq: int) -> None:
-        """The use is on record as entry ``seq``."""
-        self.used_at = self._use_at
-        if self._is_over:  # the client left meanwhile: the value stays here
-            self._note_outcome(_CLIENT_GONE, "aborted")
-        elif self.plane.journal.needs_wait:
-            self._is_waiting = True
-            self.plane.spawn(self.connection.loop, self._hand_over_when_durable(seq))
-        else:
-            self._hand_over()
-
-    def stay(self, error: KeybearerError) -> None:
-        """The use could not be recorded."""
-        self.refuse(error)
-
-    def _hand_over(self) -> None:
+    def _leave(self) -> None:
         """The last look, at the very moment the bytes are written; then the value leaves."""
         plane, handout = self.plane, self._handout
         is_frozen = plane.credentials.is_frozen
         if is_frozen:
             self.refuse(Frozen())
         elif is_frozen is None or handout is None or not handout.is_good(now()) or not plane.feed.is_trusted():
-            self._restart()
+            self.restart()
         else:
             headers = [*self.connection.default_headers(), *_HEADERS]
             receipt = self._receipt() + handout.receipt
             self.connection.write(answer(200, headers, handout.body.reveal(), receipt, keep_alive=self.keep_alive))
-            self._note_outcome(200, "ok")
+            self.note_outcome(200, "ok")
             self._finish(keep_alive=self.keep_alive)
 
-    # --- waiting --------------------------------------------------------------------------------------------------------
-
-    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
-        self._is_waiting = True
-        self.plane.spawn(self.connection.loop, self._proceed_after(work))
-
-    async def _proceed_after(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-            self._attempts += 1
-        except KeybearerError as error:
-            # A database that has just gone away is held for like one that is known to be away.
-            if type(error) is not Unavailable or time.monotonic() > self.started + self.plane.limits.hold_seconds:
-                self.refuse(error)
-                return
-            await asyncio.sleep(_RETRY_SECONDS)
-        except Exception as error:  # noqa: BLE001  # as in proceed
-            self._fail(error)
-            return
-        self._is_waiting = False
-        if not self._is_over:
-            self._again()
-
-    async def _hand_over_when_durable(self, seq: int) -> None:
-        try:
-            await self.plane.journal.durable(seq)
-        except KeybearerError as error:
-            self.refuse(error)
-        except Exception as error:  # noqa: BLE001  # as in proceed
-            self._fail(error)
-        else:
-            self._is_waiting = False
-            if not self._is_over:
-                self._hand_over()
-
-    def _again(self) -> None:
-        if self._attempts > _ATTEMPTS:
-            self.refuse(Unavailable("What this call needs is being changed too often.", retry_after=1.0))
-        else:
-            self.proceed()
-
-    def _restart(self) -> None:
-        """The value did not leave, because trust was lost or something changed: that use ends refused, a new one may begin."""
-        self._note_outcome(TrustLost.status, "refused")
+    def _forget(self) -> None:
         self._handout = None
-        self.request_id = self.plane.request_id()
-        self._attempts += 1
-        self._again()
-
-    def _fail(self, error: Exception) -> None:
-        # Where, and not the exception's own words, which may be the value's.
-        where = "".join(traceback.format_tb(error.__traceback__))
-        log.error("a fetch failed unexpectedly: %s\n%s", type(error).__name__, where, extra={"request_id": self.request_id})
-        if self.used_at:
-            self._note_outcome(Unavailable.status, "failed")
-        self.refuse(Unavailable("Something went wrong in the gateway."))
 
     # --- answers --------------------------------------------------------------------------------------------------------
 
@@ -230,7 +141,7 @@ class Fetch(Intake):
         if self._is_over:
             return
         if self.used_at:
-            self._note_outcome(error.status, "refused" if isinstance(error, Unavailable) else "failed")
+            self.note_outcome(error.status, "refused" if isinstance(error, Unavailable) else "failed")
         elif is_refusal(error):
             self._note_refusal(error)
         keep_alive = self.keep_alive and self._is_received
@@ -259,7 +170,7 @@ class Fetch(Intake):
             self.release_body()
         self._handout = None
 
-    def _note_outcome(self, status: int, outcome: str) -> None:
+    def note_outcome(self, status: int, outcome: str) -> None:
         """The journal's second line. A fetch itself costs nothing; what its value is used for is not seen here."""
         spent = (time.monotonic() - self.started) * 1000
         self.plane.journal.outcome(OutcomeRecord(self.request_id, time.time(), status, outcome, spent, None, cost_micro_usd=0))
@@ -271,7 +182,7 @@ class Fetch(Intake):
         if self._is_over:
             return
         if self.used_at:
-            self._note_outcome(_CLIENT_GONE, "aborted")
+            self.note_outcome(CLIENT_GONE, "aborted")
         self._end()
 
     def on_pause(self) -> None:
@@ -282,11 +193,3 @@ class Fetch(Intake):
 
     def cut_off(self) -> None:
         self.refuse(Unavailable("The server is stopping.", retry_after=1.0))
-
-    def _client(self) -> Client:
-        """Where the request comes from; found out once for all requests with these headers on this connection."""
-        fields = self._head.fields
-        if fields.client is None:
-            address = self.plane.proxies.client_address(self.connection.peer, fields.forwarded_for)
-            fields.client = Client(address, fields.user_agent[:USER_AGENT_CHARACTERS].decode("latin-1"))
-        return fields.client

@@ -19,11 +19,12 @@ from keybearer.domain import Client
 from keybearer.errors import KeybearerError, UpstreamError
 from keybearer.gateway.credentials import Admission, now
 from keybearer.gateway.endpoints import Route
-from keybearer.gateway.exchange import Exchange, _Wait
+from keybearer.gateway.exchange import Exchange
 from keybearer.gateway.fields import Fields, Headers
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.request import Head
 from keybearer.gateway.turns import Connection, Turn
+from keybearer.gateway.use import Wait
 
 Admit = Callable[[], Awaitable[Admission]]
 
@@ -181,7 +182,7 @@ class _Turn(Exchange):
     def _authenticate(self) -> Admission:
         admit, known = cast("Inside", self.connection).admit, self._head.admission
         if admit is not None and (known is None or known.is_dropped or known.until <= now()):
-            raise _Wait(self._admit(admit))
+            raise Wait(self._admit(admit))
         return super()._authenticate()
 
     async def _admit(self, admit: Admit) -> None:

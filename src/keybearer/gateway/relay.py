@@ -31,14 +31,13 @@ from keybearer.gateway.plan import Plan
 from keybearer.gateway.ring import PASSING
 from keybearer.gateway.scrubber import Scrubber
 from keybearer.gateway.upstream import Call
+from keybearer.gateway.use import CLIENT_GONE
 from keybearer.usage.meter import Meter, usage_of
 
 if TYPE_CHECKING:
     from keybearer.gateway.credentials import Ready
     from keybearer.gateway.exchange import Exchange
 
-CLIENT_GONE = 499
-"""Noted as the status where the client left before there was one."""
 _FIRST_ERROR = 400
 _ANOTHER_KEY = KEY_REFUSED | {TOO_MANY}
 """Statuses of a client's error, by their number, that are the key's: another may do. So it may after any error of the server's."""
