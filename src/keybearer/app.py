@@ -47,12 +47,14 @@ from keybearer.crypto.memory import forbid_core_dumps
 from keybearer.errors import Conflict, Invalid, KeybearerError, OperatorError, SettingsInvalid
 from keybearer.gateway.checks import Checker
 from keybearer.gateway.counters import Counters
+from keybearer.gateway.counts import Records
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.gateway.mailer import Mailer
 from keybearer.gateway.objects import Objects
 from keybearer.gateway.openrouter import Listing
+from keybearer.gateway.own_counts import OwnCounts
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.post import PostTarget
 from keybearer.gateway.prober import Prober
@@ -191,7 +193,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         stack.push_async_callback(RefusedKeys(credentials, checker, secrets).close)
         feed.subscribe(partial(forget_deleted, keyring))
         feed.subscribe(secrets.external.forget)
-        counters = Counters(db, feed, keyring, journal, shipper)
+        records = Records(db, journal, shipper)
+        counters = Counters(db, feed, keyring, OwnCounts(records, holder.claim))
         await feed.start()
         stack.push_async_callback(feed.stop)
         await counters.catch_up()
@@ -225,6 +228,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             credentials=credentials,
             budgets=Budgets(db, keyring, catalog, partial(check_counts, holder, settings)),
             counters=counters,
+            records=records,
             upstream=upstream,
             prober=prober,
             checker=checker,

@@ -63,6 +63,8 @@ KeybearerError
 │   ├── JournalFailed           journal_failed       (a use could not be recorded, so nothing was sent)
 │   ├── Frozen                  frozen
 │   ├── Overloaded              overloaded
+│   ├── LimitsUnshared          limits_unshared      (another process counts the limits that the call is held to)
+│   ├── LimitsUnreachable       limits_unreachable   (the Valkey that counts them does not answer)
 │   ├── RotationBlocked         rotation_blocked     (waits for other processes)
 │   ├── ReferenceUnreachable    reference_unreachable (the store of an external secret does not answer)
 │   └── KmsUnreachable          kms_unreachable      (timed out or does not answer)
@@ -538,6 +540,20 @@ class Overloaded(Unavailable):
     """The server has too much to do at the moment."""
 
     code = "overloaded"
+
+
+class LimitsUnshared(Unavailable):
+    """Another process of this deployment counts its limits, and both would let too much pass."""
+
+    code = "limits_unshared"
+    default_hint = "The operator shares the counts of several processes through Valkey: KEYBEARER_REDIS_URL; see docs/budgets.md."
+
+
+class LimitsUnreachable(Unavailable):
+    """This call is held to a limit, and the Valkey that counts it does not answer."""
+
+    code = "limits_unreachable"
+    default_hint = "Try again; the server's log says why. KEYBEARER_REDIS_URL names it; see docs/budgets.md."
 
 
 class RotationBlocked(Unavailable):

@@ -33,7 +33,7 @@ def jobs_of(services: Services) -> tuple[Job, ...]:
     return (
         Job("ship the journal", 0.25, services.shipper.ship_in_turn),
         Job("settle budgets", 1.0, services.counters.turn),
-        Job("prune reservations", 6 * 3600.0, services.counters.prune),
+        Job("prune reservations", 6 * 3600.0, services.records.prune),
         Job("record refusals", 1.0, services.refusals.flush),
         Job("seal the audit trail", services.options.audit_seal_seconds, services.sealer.turn),
         Job("hold the root keys", 1.0, lambda: services.holder.turn(services.keyring)),

@@ -16,6 +16,7 @@ from keybearer.catalog import Catalog
 from keybearer.crypto.keyring import Keyring
 from keybearer.gateway.checks import Checker
 from keybearer.gateway.counters import Counters
+from keybearer.gateway.counts import Records
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.objects import Objects
 from keybearer.gateway.prober import Prober
@@ -88,6 +89,7 @@ class Services:
     objects: Objects
     budgets: Budgets
     counters: Counters
+    records: Records
     upstream: Upstream
     prober: Prober
     checker: Checker

@@ -12,7 +12,7 @@ import pytest
 from keybearer.domain import Budget, BudgetKind, BudgetSubject, Usage
 from keybearer.errors import CallUnbounded, KeybearerError, LimitExceeded, LimitReached, LimitTampered, PriceUnknown
 from keybearer.usage import bounds, prices
-from keybearer.usage.limits import Account, Limits, Most, charged, window
+from keybearer.usage.limits import Account, Most, charged, take, window
 
 AT = datetime(2026, 2, 28, 23, 59, 30, tzinfo=UTC)
 BUDGET = {
@@ -48,11 +48,10 @@ def test_december_ends_with_the_year() -> None:
 
 def test_all_limits_are_taken_from_or_none() -> None:
     wide, narrow = account(BudgetKind.TOKENS_MINUTE, 100), account(BudgetKind.REQUESTS_MINUTE, 1)
-    limits = Limits([wide, narrow])
-    hold = limits.reserve(Most(40, None), AT.timestamp())
+    hold = take([wide, narrow], Most(40, None), AT.timestamp())
     assert (wide.taken(), narrow.taken()) == (40, 1)
     with pytest.raises(LimitReached) as refused:
-        limits.reserve(Most(40, None), AT.timestamp())
+        take([wide, narrow], Most(40, None), AT.timestamp())
     assert refused.value.retry_after == 30
     assert (wide.taken(), narrow.taken()) == (40, 1)
     hold.settle("ok", 200, Most(7, None))
@@ -61,15 +60,14 @@ def test_all_limits_are_taken_from_or_none() -> None:
 
 def test_what_is_released_was_never_taken() -> None:
     one = account(BudgetKind.USD_DAY, 100)
-    Limits([one]).reserve(Most(5, 90), AT.timestamp()).release()
+    take([one], Most(5, 90), AT.timestamp()).release()
     assert one.taken() == 0
 
 
 def test_a_call_that_ends_in_the_next_window_counts_in_its_own() -> None:
     one = account(BudgetKind.TOKENS_MINUTE, 100)
-    limits = Limits([one])
-    before = limits.reserve(Most(90, None), AT.timestamp())
-    after = limits.reserve(Most(80, None), AT.timestamp() + 40)
+    before = take([one], Most(90, None), AT.timestamp())
+    after = take([one], Most(80, None), AT.timestamp() + 40)
     before.settle("ok", 200, Most(50, None))
     assert one.taken() == 80
     after.settle("ok", 200, Most(60, None))
@@ -78,9 +76,9 @@ def test_a_call_that_ends_in_the_next_window_counts_in_its_own() -> None:
 
 def test_a_clock_that_goes_back_gives_nothing_back() -> None:
     one = account(BudgetKind.REQUESTS_MINUTE, 1)
-    Limits([one]).reserve(Most(None, None), AT.timestamp())
+    take([one], Most(None, None), AT.timestamp())
     with pytest.raises(LimitReached):
-        Limits([one]).reserve(Most(None, None), AT.timestamp() - 3600)
+        take([one], Most(None, None), AT.timestamp() - 3600)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,7 @@ def test_a_clock_that_goes_back_gives_nothing_back() -> None:
 def test_in_doubt_a_hard_limit_refuses(error: type[KeybearerError], kind: BudgetKind, most: Most, more: dict[str, Any]) -> None:
     one = account(kind, 100, **more)
     with pytest.raises(error) as refused:
-        Limits([one]).reserve(most, AT.timestamp(), price_known=most.tokens is None)
+        take([one], most, AT.timestamp(), price_known=most.tokens is None)
     assert type(refused.value) is error
     assert refused.value.hint
     assert one.taken() == 0
@@ -104,7 +102,7 @@ def test_in_doubt_a_hard_limit_refuses(error: type[KeybearerError], kind: Budget
 
 def test_a_soft_limit_only_shows() -> None:
     one = account(BudgetKind.USD_DAY, 0, is_hard=False)
-    hold = Limits([one]).reserve(Most(None, None), AT.timestamp())
+    hold = take([one], Most(None, None), AT.timestamp())
     hold.settle("ok", 200, Most(5, 7))
     assert one.taken() == 7
 

@@ -46,6 +46,3 @@ def test_the_count_survives_kill_9(provider: Provider, tmp_path: Path, database_
         assert shown["used"] == pytest.approx(used)
         assert shown["reserved"] == pytest.approx(held)
         assert shown["remaining"] == pytest.approx(5 - used - held)
-        if "postgresql" in database_urls[0]:  # one that was killed cannot be told from one that is far away
-            other = {"subject": "user", "kind": "usd_day", "amount": 1}
-            assert servers.program(server, token).call("POST", "/budgets", json=other, status=409)["hint"]

@@ -30,10 +30,12 @@ from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
 from keybearer.errors import KeyMissing, TokenInvalid
 from keybearer.gateway.counters import Counters
+from keybearer.gateway.counts import Records
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.egress import EgressPolicy, egress_set
 from keybearer.gateway.limits import Limits
 from keybearer.gateway.objects import Objects
+from keybearer.gateway.own_counts import OwnCounts
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.protocol import PLANE, GatewayProtocol
 from keybearer.gateway.upstream import Upstream
@@ -41,6 +43,7 @@ from keybearer.store import changes
 from keybearer.store.changes import Feed
 from keybearer.store.db import Actor, Database
 from keybearer.usage import prices
+from keybearer.vault.holders import KeyHolder
 
 USER = UUID(int=7)
 KEY = "sk-kbtest-0123456789abcdefghijklmnopqrstuvwxyz"
@@ -289,7 +292,8 @@ def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
             credentials = Credentials(db, feed, *rooms)
             stack.callback(credentials.close)
             keyring: Any = None  # there are no limits, hence none to check
-            counters = Counters(db, feed, keyring, journal, Shipper(db, home / "journal", journal))
+            records = Records(db, journal, Shipper(db, home / "journal", journal))
+            counters = Counters(db, feed, keyring, OwnCounts(records, KeyHolder(db).claim))
             await feed.start()
             stack.push_async_callback(feed.stop)
             await counters.catch_up()

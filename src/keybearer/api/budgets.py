@@ -13,6 +13,8 @@ from pydantic import Field
 from keybearer.api.authentication import CurrentCaller, CurrentServices
 from keybearer.api.schemas import Answer, Limit, Page, Request
 from keybearer.domain import Budget, BudgetKind, BudgetSubject
+from keybearer.errors import NotFound
+from keybearer.gateway.counts import State
 from keybearer.services import Services
 from keybearer.usage.limits import is_usd
 from keybearer.vault.budgets import MICRO, NewBudget
@@ -69,15 +71,18 @@ class BudgetAnswer(Answer):
 
 async def shown(services: Services, budgets: list[Budget]) -> list[BudgetAnswer]:
     """Limits with how they stand now. One that is gone since it was read is left out."""
-    if any(services.counters.state(budget) is None for budget in budgets):
-        await services.counters.read_now()
-    return [answer for budget in budgets if (answer := _answer(services, budget)) is not None]
+    states = await services.counters.states(budgets)
+    return [_answer(budget, states[budget.id]) for budget in budgets if budget.id in states]
 
 
-def _answer(services: Services, budget: Budget) -> BudgetAnswer | None:
-    state = services.counters.state(budget)
-    if state is None:
-        return None
+async def _shown_one(services: Services, budget: Budget) -> BudgetAnswer:
+    """Raises ``NotFound``: somebody lifted it meanwhile."""
+    for answer in await shown(services, [budget]):
+        return answer
+    raise NotFound
+
+
+def _answer(budget: Budget, state: State) -> BudgetAnswer:
     unit = MICRO if is_usd(budget.kind) else 1
     return BudgetAnswer(
         id=budget.id,
@@ -116,22 +121,19 @@ async def list_budgets(
 async def create_budget(body: NewBudgetRequest, caller: CurrentCaller, services: CurrentServices) -> BudgetAnswer:
     """Set a limit. All limits that concern a call hold at once; every process keeps it within a second."""
     new = NewBudget(body.subject, body.kind, body.amount, body.subject_id, body.is_hard)
-    (answer,) = await shown(services, [await services.budgets.create(caller, new)])
-    return answer
+    return await _shown_one(services, await services.budgets.create(caller, new))
 
 
 @router.get("/{budget_id}")
 async def get_budget(budget_id: UUID, caller: CurrentCaller, services: CurrentServices) -> BudgetAnswer:
     """Show one limit and how it stands."""
-    (answer,) = await shown(services, [await services.budgets.get(caller, budget_id)])
-    return answer
+    return await _shown_one(services, await services.budgets.get(caller, budget_id))
 
 
 @router.patch("/{budget_id}")
 async def change_budget(budget_id: UUID, body: BudgetChange, caller: CurrentCaller, services: CurrentServices) -> BudgetAnswer:
     """Change a limit; what is used stays used."""
-    (answer,) = await shown(services, [await services.budgets.update(caller, budget_id, body.given())])
-    return answer
+    return await _shown_one(services, await services.budgets.update(caller, budget_id, body.given()))
 
 
 @router.delete("/{budget_id}", status_code=204)

@@ -39,7 +39,7 @@ from keybearer.gateway.sharing import Guard
 from keybearer.gateway.turns import Connection
 from keybearer.gateway.use import CLIENT_GONE, Use, Wait
 from keybearer.usage import prices
-from keybearer.usage.limits import NOTHING, Hold, Limits
+from keybearer.usage.limits import NOTHING, Hold
 
 log = logging.getLogger("keybearer.gateway")
 
@@ -227,22 +227,38 @@ class Exchange(Use):
         return course
 
     def _note_use(self, course: Course, ready: Ready) -> None:
-        """4. The journal's line, before the key leaves; then ``depart``, or ``stay``."""
+        """4. The most that the call may use is taken from what it is held to; then the journal's line, before the key leaves."""
         self._course = course
         self.ready = ready
         self.model = course.plan.model
+        if course.limits is None:
+            self._depart_as(course.use_tail, ready)
+        else:
+            reserve(course.limits, course.plan, ready.provider, self._sent, self)
+
+    def _depart_as(self, tail: bytes, ready: Ready) -> None:
         self._use_at = time.time()
-        tail = course.use_tail if course.limits is None else self._reserve(course, course.limits, ready)
         if ready.health.marks:
             self.plane.credentials.try_out(ready)
         self.plane.journal.depart(repeated_use_line(self.request_id, self._use_at, tail), self)
 
-    def _reserve(self, course: Course, limits: Limits, ready: Ready) -> bytes:
-        """4. The most that the call may use is taken from what it is held to, and is on record with the use."""
-        hold = self._hold = reserve(limits, course.plan, ready.provider, self._sent, self._use_at)
-        if hold.most == NOTHING:
-            return course.use_tail
-        return reserving_tail(hold.most.tokens, hold.most.micro_usd, course.use_tail)
+    def reserved(self, hold: Hold) -> None:
+        """4. What the call may use is its own; that is on record with the use, and ``depart`` or ``stay`` comes next."""
+        course, ready = self._course, self.ready
+        if self._is_over or course is None or ready is None:  # the client left meanwhile
+            hold.release()
+            return
+        self._hold = hold
+        tail, most = course.use_tail, hold.most
+        try:
+            self._depart_as(tail if most == NOTHING else reserving_tail(most.tokens, most.micro_usd, tail), ready)
+        except Exception as error:  # noqa: BLE001  # as in proceed
+            self.release()
+            self._fail(error)
+
+    def unreserved(self, error: KeybearerError) -> None:
+        """4. A limit is reached, or nobody knows."""
+        self.refuse(error)
 
     def release(self) -> None:
         """Nothing was sent: what was reserved is free again."""

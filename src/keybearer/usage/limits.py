@@ -6,9 +6,9 @@ takes the place of the reservation. What is not known to have been less counts i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from keybearer.domain import Budget, BudgetKind, BudgetSubject
 from keybearer.errors import CallUnbounded, KeybearerError, LimitExceeded, LimitReached, LimitTampered, PriceUnknown
@@ -83,103 +83,144 @@ def charged(outcome: str, status: int, used: int | None, reserved: int | None) -
     return max(used or 0, reserved or 0)
 
 
+def alone(budget: Budget, need: int | None, *, price_known: bool = True) -> KeybearerError | None:
+    """Why a limit refuses a call that needs so much, however little was used yet; ``None``: it does not."""
+    if budget.is_tampered:
+        return LimitTampered(f"The limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} was changed outside Keybearer.")
+    if not budget.is_hard:
+        return None
+    if need is None:
+        return PriceUnknown() if budget.kind in _USD and not price_known else CallUnbounded()
+    if need > budget.amount:
+        return LimitExceeded(
+            f"This call alone may use more than the limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} allows."
+        )
+    return None
+
+
+def reached(budget: Budget, seconds: float) -> LimitReached:
+    """What remains is not enough, for so many seconds."""
+    message = f"The limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} is reached."
+    return LimitReached(message, retry_after=max(1.0, seconds))
+
+
 class Account:
     """What one limit has left in the window that runs."""
 
-    __slots__ = ("budget", "end", "reserved", "start", "unsettled", "used")
+    __slots__ = ("budget", "end", "reserved", "round", "start", "unsettled", "used")
 
     def __init__(self, budget: Budget, at: float) -> None:
         self.budget = budget
-        self.start, self.end = window(budget.kind, at)
-        self.used = 0
+        self.begin(at)
+
+    def begin(self, at: float, used: int = 0, unsettled: Mapping[str, int] | None = None) -> None:
+        """Count anew in the window of ``at``, from what records say."""
+        self.start, self.end = window(self.budget.kind, at)
+        self.round = object()
+        """Who reserved in another round settles nothing in this one."""
+        self.used = used
         """Settled."""
         self.reserved = 0
         """By calls of this process that are under way."""
-        self.unsettled: dict[str, int] = {}
+        self.unsettled = dict(unsettled or {})
         """What else may still become less: by request id, what uses without an outcome count for that the database knew."""
 
     def roll(self, at: float) -> None:
         """Begin the window that ``at`` lies in, if this one is over. A clock that goes back changes nothing."""
         if at >= self.end:
-            self.start, self.end = window(self.budget.kind, at)
-            self.used = self.reserved = 0
-            self.unsettled = {}
+            self.begin(at)
 
     def taken(self) -> int:
         """All that counts."""
         return self.used + self.reserved + sum(self.unsettled.values())
 
-    def refusal(self, need: int | None, at: float) -> KeybearerError | None:
+    def refusal(self, need: int | None, at: float, *, price_known: bool = True) -> KeybearerError | None:
         """Why a call that needs so much may not be made; ``None``: it may."""
-        budget = self.budget
-        if budget.is_tampered:
-            return LimitTampered(f"The limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} was changed outside Keybearer.")
-        if not budget.is_hard:
-            return None
-        if need is None:
-            return CallUnbounded()
-        if need > budget.amount:
-            return LimitExceeded(
-                f"This call alone may use more than the limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} allows."
-            )
-        if self.taken() + need > budget.amount:
-            message = f"The limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} is reached."
-            return LimitReached(message, retry_after=max(1.0, self.end - at))
-        return None
+        refusal = alone(self.budget, need, price_known=price_known)
+        if refusal is None and self.budget.is_hard and self.taken() + (need or 0) > self.budget.amount:
+            return reached(self.budget, self.end - at)
+        return refusal
 
 
-class Hold:
-    """What one call has reserved, until it is settled."""
-
-    __slots__ = ("_parts", "most")
-
-    def __init__(self, parts: Sequence[tuple[Account, float, int]], most: Most) -> None:
-        self._parts = parts
-        self.most = most
-
-    def settle(self, outcome: str, status: int, used: Most) -> None:
-        """The call has ended: what it used takes the place of what it reserved, in the windows that still run."""
-        for account, start, reserved in self._parts:
-            if account.start == start:
-                account.reserved -= reserved
-                account.used += _charged(account.budget.kind, outcome, status, used, self.most)
-
-    def release(self) -> None:
-        """Nothing was sent."""
-        for account, start, reserved in self._parts:
-            if account.start == start:
-                account.reserved -= reserved
-
-
-def _charged(kind: BudgetKind, outcome: str, status: int, used: Most, most: Most) -> int:
+def settlement(kind: BudgetKind, outcome: str, status: int, used: Most, most: Most) -> int:
+    """What a call that ended so, and had reserved ``most``, counts for in a limit of this kind."""
     if kind is BudgetKind.REQUESTS_MINUTE:
         return 0 if outcome == "refused" else 1
     return charged(outcome, status, part(kind, used), part(kind, most))
 
 
+class Hold(Protocol):
+    """What one call has reserved, until it is settled."""
+
+    most: Most
+
+    def settle(self, outcome: str, status: int, used: Most) -> None:
+        """The call has ended: what it used takes the place of what it reserved, in the windows that still run."""
+
+    def release(self) -> None:
+        """Nothing was sent."""
+
+
+class Reserving(Protocol):
+    """A call that wants to be made: it hears once which of the two it is, perhaps before ``Limits.reserve`` returns."""
+
+    request_id: str
+
+    def reserved(self, hold: Hold) -> None:
+        """It may be made."""
+
+    def unreserved(self, error: KeybearerError) -> None:
+        """It may not."""
+
+
 class Limits:
-    """The limits that calls which look alike are held to."""
+    """The limits that calls which look alike are held to. Where their counts are is a subclass's."""
 
-    __slots__ = ("_accounts", "asks_price", "asks_tokens")
+    __slots__ = ("asks_price", "asks_tokens")
 
-    def __init__(self, accounts: Sequence[Account]) -> None:
-        self._accounts = accounts
-        kinds = {account.budget.kind for account in accounts}
+    def __init__(self, kinds: Iterable[BudgetKind]) -> None:
+        kinds = frozenset(kinds)
         self.asks_price = not kinds.isdisjoint(_USD)
         self.asks_tokens = self.asks_price or BudgetKind.TOKENS_MINUTE in kinds
 
-    def reserve(self, most: Most, at: float, *, price_known: bool = True) -> Hold:
-        """Take ``most`` from every account, or from none. Raises ``LimitReached`` and its fellows."""
-        parts: list[tuple[Account, float, int]] = []
-        for account in self._accounts:
-            account.roll(at)
-            need = part(account.budget.kind, most)
-            refusal = account.refusal(need, at)
-            if isinstance(refusal, CallUnbounded) and account.budget.kind in _USD and not price_known:
-                refusal = PriceUnknown()
-            if refusal is not None:
-                raise refusal
-            parts.append((account, account.start, need or 0))
-        for account, _, need in parts:
-            account.reserved += need
-        return Hold(parts, most)
+    def reserve(self, call: Reserving, most: Most, at: float, *, price_known: bool = True) -> None:
+        """Take ``most`` from every limit, or from none, and tell the call. Raises ``LimitReached`` and its fellows."""
+        raise NotImplementedError
+
+
+class OwnHold:
+    """What one call has reserved in this process's memory."""
+
+    __slots__ = ("_parts", "most")
+
+    def __init__(self, parts: Sequence[tuple[Account, object, int]], most: Most) -> None:
+        self._parts = parts
+        self.most = most
+
+    def settle(self, outcome: str, status: int, used: Most) -> None:
+        """See ``Hold``."""
+        for account, counted_in, reserved in self._parts:
+            if account.round is counted_in:
+                account.reserved -= reserved
+                account.used += settlement(account.budget.kind, outcome, status, used, self.most)
+
+    def release(self) -> None:
+        """See ``Hold``."""
+        for account, counted_in, reserved in self._parts:
+            if account.round is counted_in:
+                account.reserved -= reserved
+
+
+def take(accounts: Iterable[Account], most: Most, at: float, *, price_known: bool = True) -> OwnHold:
+    """Take ``most`` from every account, or from none. Raises ``LimitReached`` and its fellows."""
+    parts: list[tuple[Account, object, int]] = []
+    for account in accounts:
+        account.roll(at)
+        need = part(account.budget.kind, most)
+        refusal = account.refusal(need, at, price_known=price_known)
+        if refusal is not None:
+            raise refusal
+        parts.append((account, account.round, need or 0))
+    for account, _, reserved in parts:
+        account.reserved += reserved
+    return OwnHold(parts, most)

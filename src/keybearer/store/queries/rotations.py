@@ -77,8 +77,10 @@ async def round_off(tx: AsyncConnection, rotation_id: UUID) -> None:
 
 
 async def register(tx: AsyncConnection, holder_id: UUID, host: str, pid: int) -> None:
-    """A process that is about to open the root key."""
+    """A process that is about to open the root key: of this very moment, not of the transaction's beginning."""
     at = await now(tx)
+    if tx.dialect.name == "postgresql":
+        at = (await tx.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
     await tx.execute(
         sa.insert(key_holder).values(id=holder_id, host=host, pid=pid, seen_at=at, root_key_id=None, problem="", created_at=at)
     )
