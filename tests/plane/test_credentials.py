@@ -19,10 +19,17 @@ from keybearer.catalog import ANTHROPIC, OPENAI, Auth, Catalog, Registry, custom
 from keybearer.domain import Grant, Role, Scope, SecretBytes
 from keybearer.errors import EgressRefused, KeyMissing, KeyUnreadable, Overloaded, TokenInvalid, Unavailable
 from keybearer.gateway import credentials as module
-from keybearer.gateway.credentials import Admission, Credentials, Ready, Wanted
+from keybearer.gateway.credentials import Credentials
+from keybearer.gateway.ready import Admission, Ready, Wanted, now
 from keybearer.store.changes import Change
 
 OTHER = UUID(int=8)
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, at: float) -> None:
+    """Stop the caches' clock at that time."""
+    monkeypatch.setattr("keybearer.gateway.credentials.now", lambda: at)
+    monkeypatch.setattr("keybearer.gateway.ready.now", lambda: at)
 
 
 class Bench:
@@ -317,10 +324,10 @@ async def test_nothing_is_kept_for_more_than_a_minute_even_if_nobody_asks(bench:
     monkeypatch.setattr(module, "_PURGE_SECONDS", 0.01)
     ready = await bench.ready()
     await bench.credentials.fill_registry(USER)
-    began = module.now()
-    monkeypatch.setattr(module, "now", lambda: began + 50)
+    began = now()
+    set_clock(monkeypatch, began + 50)
     assert not ready.is_stale()
-    monkeypatch.setattr(module, "now", lambda: began + 56)
+    set_clock(monkeypatch, began + 56)
     assert ready.is_stale()
     assert bench.credentials.admission(sha256(bench.token).digest()) is None
     assert bench.credentials.registry(USER) is None
@@ -339,8 +346,8 @@ async def test_nothing_is_kept_past_its_expiry(bench: Bench, monkeypatch: pytest
     ready = await bench.ready()
     admission = bench.credentials.admission(sha256(bench.token).digest())
     assert admission is not None
-    began = module.now()
-    monkeypatch.setattr(module, "now", lambda: began + 10.1)
+    began = now()
+    set_clock(monkeypatch, began + 10.1)
     if what == "token":
         assert bench.credentials.admission(sha256(bench.token).digest()) is None
         assert ready.is_stale()  # who holds the key of a token that ended does not send it

@@ -20,7 +20,7 @@ from tests.plane.wire import Answer, Received, Script, fixed, until
 from keybearer.catalog import Registry
 from keybearer.catalog.provider import Place
 from keybearer.domain import Credential
-from keybearer.gateway import credentials as module
+from keybearer.gateway.ready import now
 
 FIRST, SECOND, THIRD = KEY, f"{KEY}2", f"{KEY}3"
 OK = fixed(b"200 OK", CHAT, b"content-type: application/json")
@@ -85,9 +85,8 @@ def code(answer: Answer) -> str:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds to add to the caches' clock."""
     ahead = [0.0]
-    real = module.now
-    monkeypatch.setattr(module, "now", lambda: real() + ahead[0])
-    monkeypatch.setattr("keybearer.gateway.exchange.now", lambda: real() + ahead[0])
+    for name in ("credentials", "exchange", "ready"):
+        monkeypatch.setattr(f"keybearer.gateway.{name}.now", lambda: now() + ahead[0])
     return ahead
 
 
@@ -205,8 +204,8 @@ async def test_a_key_rests_as_long_as_its_provider_says(
         assert (await connection.answer())["x-keybearer-secret-id"] == str(second.secret_id)
     assert asked(house) == [FIRST, SECOND, SECOND, SECOND]
     health = house.credentials.healths.of(first.secret_id, 1)
-    assert least <= health.rests_for("gpt-4o-mini", module.now()) <= most
-    report = house.credentials.healths.report(first.secret_id, 1, module.now())
+    assert least <= health.rests_for("gpt-4o-mini", now()) <= most
+    report = house.credentials.healths.report(first.secret_id, 1, now())
     assert (report.state, report.last_status) == ("cooling", 429)
     assert report.reason == "The provider answered 429 (asked too often) for the model gpt-4o-mini."
     other = b'{"model":"gpt-4o","messages":[]}'
@@ -216,7 +215,7 @@ async def test_a_key_rests_as_long_as_its_provider_says(
     clock[0] = most + 0.1
     await connection.send(house.request())
     assert (await connection.answer())["x-keybearer-secret-id"] == str(first.secret_id)
-    assert house.credentials.healths.report(first.secret_id, 1, module.now()).state == "ok"
+    assert house.credentials.healths.report(first.secret_id, 1, now()).state == "ok"
 
 
 async def test_after_its_rest_one_call_tries_a_key_and_the_others_keep_to_the_next(house: House, clock: list[float]) -> None:
@@ -282,7 +281,7 @@ async def test_all_keys_are_refused_and_the_last_answer_is_the_clients(house: Ho
         assert answer["x-keybearer-secret-id"] == str(second.secret_id)
         assert len(asked(house)) == expected
     assert told[:2] == [(first.secret_id, 401), (second.secret_id, 401)]
-    report = house.credentials.healths.report(first.secret_id, 1, module.now())
+    report = house.credentials.healths.report(first.secret_id, 1, now())
     assert (report.state, report.last_status, report.reason) == ("refused", 401, "The provider answered 401 (refused).")
 
 

@@ -20,10 +20,11 @@ from keybearer.catalog import Catalog
 from keybearer.domain import Caller, Role, Secret, TeamRole
 from keybearer.errors import Invalid
 from keybearer.gateway.checks import Checker
-from keybearer.gateway.credentials import Credentials, now
+from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.gateway.prober import Prober
+from keybearer.gateway.ready import now
 from keybearer.gateway.upstream import Upstream
 from keybearer.mock import MockProvider, Options, start
 from keybearer.store.changes import Feed

@@ -35,9 +35,9 @@ from keybearer.errors import (
 )
 from keybearer.gateway import chat
 from keybearer.gateway.chat import Chat, Delta, Message, Reply, Tool, ToolCall
-from keybearer.gateway.credentials import Admission
 from keybearer.gateway.inside import Admit, Inside
 from keybearer.gateway.plane import Plane, plane_in
+from keybearer.gateway.ready import Admission
 from keybearer.services import Services
 from keybearer.usage import prices
 from keybearer.usage.meter import Meter, usage_of

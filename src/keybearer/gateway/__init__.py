@@ -24,7 +24,7 @@ Upstream     the provider's side of an exchange
 ``request``, ``fields``  a request's head, read strictly                ``limits``   durations and sizes
 ``exchange``  one gateway request in six steps                          ``allowance`` what a token allows
 ``intake``    a request as it arrives                                   ``relay``    the answer's way back
-``use``       one path from token to journal, waits included
+``use``       one path from token to journal, waits included            ``ready``    a key made ready to leave, and for whom
 ``course``    where calls that look alike go, worked out once           ``counters`` budgets and limits, reserved and settled
 ``counts``    where limits are counted: ``own_counts`` in memory
 ``answer``    answers of our own, as bytes                              ``plane``    what all connections share

@@ -12,9 +12,9 @@ from weakref import ref
 from keybearer.audit.lines import use_tail
 from keybearer.domain import UseRecord
 from keybearer.errors import InvalidRequest
-from keybearer.gateway.credentials import Admission, Ready
 from keybearer.gateway.fields import Lines
 from keybearer.gateway.plan import Document, Form, Plan
+from keybearer.gateway.ready import Admission, Ready
 from keybearer.gateway.sharing import Guard
 from keybearer.usage.limits import Limits
 

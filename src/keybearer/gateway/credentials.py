@@ -15,39 +15,32 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import re
-import time
 from collections.abc import Awaitable, Callable, Container, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from uuid import UUID
 
 from keybearer.access import tokens as access_tokens
 from keybearer.access.tokens import Tokens
-from keybearer.catalog import Provider, Registry
+from keybearer.catalog import Registry
 from keybearer.catalog.openrouter import OPENROUTER, StandIn, stand_in
-from keybearer.domain import Asked, Credential, Fetched, Grant, KeySource, SecretBytes
+from keybearer.domain import Asked, Credential, Fetched, Grant, KeySource
 from keybearer.errors import (
-    EgressRefused,
     Frozen,
     KeybearerError,
     KeyMissing,
-    KeyUnreadable,
     ModelNotAllowed,
     Overloaded,
     Unavailable,
 )
 from keybearer.gateway.allowance import check_fetch
-from keybearer.gateway.client_address import Network
-from keybearer.gateway.egress import origin_of, placed, require_bound
-from keybearer.gateway.fields import CREDENTIAL_NAMES, Headers
+from keybearer.gateway.fields import Headers
 from keybearer.gateway.handout import Handout
 from keybearer.gateway.health import KEY_REFUSED, TOO_MANY, Health, Healths, Report, stated_wait
-from keybearer.gateway.ring import Kind, Ring
-from keybearer.gateway.upstream import Target
+from keybearer.gateway.ready import SECONDS, Admission, Ready, Wanted, ends_at, now, prepare
+from keybearer.gateway.ring import Ring
 from keybearer.store.changes import Change, Feed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import deployment
@@ -57,8 +50,6 @@ if TYPE_CHECKING:
     from keybearer.vault.providers import Providers
     from keybearer.vault.resolve import Resolver
 
-SECONDS = 55.0
-"""An entry's life; with ``_PURGE_SECONDS`` a ready key is in memory for at most a minute."""
 _PURGE_SECONDS = 5.0
 _ENTRIES = 10_000
 _READY_PER_TOKEN = 256
@@ -67,93 +58,11 @@ _FILLS = 1024
 _ATTEMPTS = 5
 T = TypeVar("T")
 
-now: Callable[[], float] = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-"""The clock of these caches: time asleep counts, as it does for tokens and secrets that expire meanwhile."""
-
-_HEADER_VALUE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z")
-
-
-class Wanted(NamedTuple):
-    """What a key is wanted for: this very provider (of a user's registry), in this dialect, this model, such a call."""
-
-    provider: Provider
-    dialect: str
-    model: str
-    kind: Kind = "passing"
-
 
 class Lists(Protocol):
     """Knows which models OpenRouter has: ``openrouter.Listing``."""
 
     async def has(self, found: StandIn) -> bool: ...
-
-
-class Ready:
-    """A key, ready to be sent to one target for one token: header bytes and receipt are made once."""
-
-    __slots__ = (
-        "__weakref__",
-        "auth_name",
-        "credential",
-        "defaults",
-        "head",
-        "health",
-        "is_dropped",
-        "lines",
-        "provider",
-        "receipt",
-        "stand_in",
-        "stands_in_for",
-        "takes_turns",
-        "target",
-        "until",
-        "wanted",
-    )
-
-    def __init__(self, credential: Credential, wanted: Wanted, target: Target, head: SecretBytes, health: Health) -> None:
-        self.credential = credential
-        self.wanted = wanted
-        self.health = health
-        self.stand_in: StandIn | None = None
-        """Where the call goes instead of to the provider that was named, and its model there."""
-        self.takes_turns = False
-        """There are other keys for such calls: whose turn it is, is asked for each."""
-        self.stands_in_for: Health | None = None
-        """The health of the value in force, where this is the one before a rotation."""
-        self.provider = credential.provider
-        self.target = target
-        self.head = head
-        """`` HTTP/1.1``, Host, the provider's auth header and Accept-Encoding: what follows method and path."""
-        self.lines = head.reveal().count(b"\n")
-        self.until = 0.0
-        self.is_dropped = False
-        self.auth_name = b""
-        """The provider's auth header where it is none of the usual names: a client's header of that name is not relayed."""
-        self.defaults: tuple[tuple[bytes, bytes], ...] = ()
-        """Headers that the provider wants (``\\r\\nname: ``, value) unless the client sent its own."""
-        self.receipt = b""
-        """The receipt's header lines for the answer, all but the request id."""
-
-    def check_egress(self) -> None:
-        """Before every send: the target is among the hosts bound to the key. Raises ``EgressRefused``."""
-        require_bound(self.target.origin, self.credential.egress)
-
-    def is_stale(self) -> bool:
-        """Whether something changed since it was made, or its time is over."""
-        return self.is_dropped or self.until <= now()
-
-
-@dataclass(slots=True, eq=False)
-class Admission:
-    """A verified token and what hangs on it."""
-
-    digest: bytes
-    grant: Grant
-    until: float
-    networks: tuple[Network, ...]
-    is_dropped: bool = False
-    rings: dict[Wanted, Ring] = field(default_factory=dict)
-    handouts: dict[Asked, Handout] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -281,7 +190,7 @@ class Credentials:
 
         def install(grant: Grant, started: float) -> None:
             networks = tuple(ipaddress.ip_network(item, strict=False) for item in grant.ip_allowlist)
-            admission = Admission(digest, grant, _until(started, grant.expires_at), networks)
+            admission = Admission(digest, grant, ends_at(started, grant.expires_at), networks)
             self._keep(admission)
 
         await self._fill(("token", digest), _Fill(token_id, None), read, install)
@@ -294,7 +203,7 @@ class Credentials:
             return found
 
         def install(grant: Grant, started: float) -> None:
-            self._keep(Admission(digest, grant, _until(started, grant.expires_at), ()))
+            self._keep(Admission(digest, grant, ends_at(started, grant.expires_at), ()))
 
         await self._fill(("session", session_id), _Fill("", user_id), read, install)
         found = self.admission(digest)
@@ -357,7 +266,7 @@ class Credentials:
         for credential in _allowed(candidates, called):
             health = self.healths.of(credential.secret_id, credential.secret_version)
             try:
-                made = _prepare(credential, called, health, started)
+                made = prepare(credential, called, health, started)
             except KeybearerError as error:
                 problem = problem or error
             else:
@@ -385,7 +294,7 @@ class Credentials:
                 return  # the request starts again with the token
             while len(admission.handouts) >= _HANDOUTS_PER_TOKEN:
                 admission.handouts.pop(next(iter(admission.handouts))).is_dropped = True
-            until = min(_until(started, found.credential.expires_at), admission.until)
+            until = min(ends_at(started, found.credential.expires_at), admission.until)
             admission.handouts[asked] = Handout(found, until)
 
         await self._fill((admission.digest, asked), _Fill(grant.token_id, grant.user_id), read, install)
@@ -541,14 +450,6 @@ def _make_room(cache: dict[UUID, tuple[float, Registry]], limit: int) -> None:
         del cache[next(iter(cache))]
 
 
-def _until(started: float, expires_at: datetime | None) -> float:
-    """The monotonic time at which an entry read at ``started`` ends."""
-    until = started + SECONDS
-    if expires_at is not None:
-        until = min(until, started + (expires_at - datetime.now(UTC)).total_seconds())
-    return until
-
-
 def _allowed(candidates: tuple[Credential, ...], wanted: Wanted) -> list[Credential]:
     """The keys that may be used for this model, in their order."""
     if not candidates:
@@ -562,35 +463,3 @@ def _allowed(candidates: tuple[Credential, ...], wanted: Wanted) -> list[Credent
     if not found:
         raise ModelNotAllowed(f"No key of yours for {wanted.provider.display_name} may be used for this model.")
     return found
-
-
-def _prepare(credential: Credential, wanted: Wanted, health: Health, started: float) -> Ready:
-    """Everything about sending this key that does not change from call to call."""
-    provider = placed(wanted.provider, credential.egress)
-    if provider is None:
-        raise EgressRefused(f"The key is not bound to an address of {wanted.provider.display_name}.")
-    auth = provider.apis[wanted.dialect].auth
-    origin = origin_of(provider.base_url)
-    value = credential.value.reveal()
-    if _HEADER_VALUE.match(value) is None:
-        raise KeyUnreadable("Your stored key has characters that no header can carry: enter it again.")
-    lines = [b" HTTP/1.1\r\nhost: ", origin.authority, b"\r\naccept-encoding: identity"]
-    if auth.style == "bearer":
-        lines += (b"\r\nauthorization: Bearer ", value)
-    elif auth.style == "header":
-        lines += (b"\r\n", auth.header.lower().encode("ascii"), b": ", value)
-    target = Target.of_owner(origin, provider.owner_id)
-    ready = Ready(credential, wanted, target, SecretBytes(b"".join(lines)), health)
-    ready.until = _until(started, credential.expires_at)
-    ready.check_egress()
-    if auth.style == "header" and auth.header.lower().encode("ascii") not in CREDENTIAL_NAMES:
-        ready.auth_name = b"\r\n" + auth.header.lower().encode("ascii") + b": "
-    ready.defaults = tuple(
-        (b"\r\n" + name.lower().encode("ascii") + b": ", text.encode("ascii")) for name, text in provider.headers
-    )
-    ready.receipt = b"x-keybearer-key-source: %b\r\nx-keybearer-secret-id: %b\r\nx-keybearer-provider: %b\r\n" % (
-        credential.source.value.encode("ascii"),
-        str(credential.secret_id).encode("ascii"),
-        provider.name.encode("ascii"),
-    )
-    return ready

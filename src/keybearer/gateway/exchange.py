@@ -26,11 +26,11 @@ from keybearer.gateway.allowance import check_address, check_model, check_scope
 from keybearer.gateway.answer import PROBE_BODY, PROBE_HEADERS, answer, error_headers
 from keybearer.gateway.counters import reserve, used_of
 from keybearer.gateway.course import Course, CourseKey, key_of
-from keybearer.gateway.credentials import Admission, Ready, Wanted, now
 from keybearer.gateway.fields import Headers
 from keybearer.gateway.health import Health
 from keybearer.gateway.keeping import KeepingRelay
 from keybearer.gateway.plan import Document, Form, Plan, compose, dialect_of, is_probe, plan, read, rerouted, route
+from keybearer.gateway.ready import Admission, Ready, Wanted, now
 from keybearer.gateway.refusal import known, refusal
 from keybearer.gateway.relay import NO_USAGE, Relay
 from keybearer.gateway.request import Head, refuse_token_in_target

@@ -18,11 +18,11 @@ from keybearer.errors import Frozen, KeybearerError, TooLarge, Unavailable
 from keybearer.gateway.allowance import check_address, check_scope
 from keybearer.gateway.answer import answer, problem
 from keybearer.gateway.asked import asked_in
-from keybearer.gateway.credentials import Admission, now
 from keybearer.gateway.endpoints import Route
 from keybearer.gateway.fields import Headers
 from keybearer.gateway.handout import OPERATION, Handout
 from keybearer.gateway.plan import read
+from keybearer.gateway.ready import Admission, now
 from keybearer.gateway.refusal import known, refusal
 from keybearer.gateway.request import Head
 from keybearer.gateway.turns import Connection

@@ -19,7 +19,7 @@ class Handout:
     __slots__ = ("_credential", "_tails", "body", "is_dropped", "receipt", "until")
 
     def __init__(self, found: Fetched, until: float) -> None:
-        """``until``: on the clock of ``credentials.now``."""
+        """``until``: on the clock of ``ready.now``."""
         credential = found.credential
         self.until = until
         self.is_dropped = False

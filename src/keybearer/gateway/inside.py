@@ -17,11 +17,11 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from keybearer import __version__
 from keybearer.domain import Client
 from keybearer.errors import KeybearerError, UpstreamError
-from keybearer.gateway.credentials import Admission, now
 from keybearer.gateway.endpoints import Route
 from keybearer.gateway.exchange import Exchange
 from keybearer.gateway.fields import Fields, Headers
 from keybearer.gateway.plane import Plane
+from keybearer.gateway.ready import Admission, now
 from keybearer.gateway.request import Head
 from keybearer.gateway.turns import Connection, Turn
 from keybearer.gateway.use import Wait

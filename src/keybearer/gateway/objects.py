@@ -17,7 +17,7 @@ import structlog
 from keybearer.access import macs
 from keybearer.crypto.keyring import Keyring
 from keybearer.errors import EnvelopeError, NotFound, Unavailable
-from keybearer.gateway.credentials import SECONDS, now
+from keybearer.gateway.ready import SECONDS, now
 from keybearer.gateway.sharing import Asked, Named
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import objects as rows

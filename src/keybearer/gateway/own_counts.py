@@ -18,7 +18,7 @@ import structlog
 from keybearer.domain import Budget
 from keybearer.errors import LimitsUnshared
 from keybearer.gateway.counts import Records, State, state_of
-from keybearer.gateway.credentials import now
+from keybearer.gateway.ready import now
 from keybearer.usage.limits import Account, Limits, Most, Reserving, take
 
 LOOKED_AT = 1000

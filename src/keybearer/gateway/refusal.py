@@ -6,8 +6,8 @@ from keybearer.access.tokens import parse
 from keybearer.audit.refusals import Refusal, cut
 from keybearer.domain import Client
 from keybearer.errors import KeybearerError
-from keybearer.gateway.credentials import Admission
 from keybearer.gateway.fields import Fields
+from keybearer.gateway.ready import Admission
 
 
 def refusal(

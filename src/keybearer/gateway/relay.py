@@ -35,8 +35,8 @@ from keybearer.gateway.use import CLIENT_GONE
 from keybearer.usage.meter import Meter, usage_of
 
 if TYPE_CHECKING:
-    from keybearer.gateway.credentials import Ready
     from keybearer.gateway.exchange import Exchange
+    from keybearer.gateway.ready import Ready
 
 _FIRST_ERROR = 400
 _ANOTHER_KEY = KEY_REFUSED | {TOO_MANY}

@@ -18,7 +18,7 @@ from keybearer.gateway.limits import Limits
 
 if TYPE_CHECKING:
     from keybearer.gateway.course import Course, CourseKey
-    from keybearer.gateway.credentials import Admission
+    from keybearer.gateway.ready import Admission
 
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*\Z")  # origin form, no fragment
 _TOKEN = re.compile(rb"kb_[0-9A-Za-z]{12}_[0-9A-Za-z]")

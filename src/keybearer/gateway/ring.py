@@ -18,7 +18,7 @@ from keybearer.errors import KeybearerError, RateLimited, UpstreamUnreachable
 from keybearer.gateway.health import Fitness, Health
 
 if TYPE_CHECKING:
-    from keybearer.gateway.credentials import Ready
+    from keybearer.gateway.ready import Ready
 
 Kind = Literal["chat", "passing", "keeping"]
 PASSING: Final = frozenset(
