@@ -53,6 +53,7 @@ def places(ada: Person) -> dict[str, str]:
         "teams": "/teams",
         "team": f"/teams/{team['id']}",
         "tokens": "/tokens",
+        "usage": "/usage",
         "budgets": "/budgets",
         "access-log": "/access-log",
         "nothing-found": "/access-log?provider=nobody",

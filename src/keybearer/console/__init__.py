@@ -1,12 +1,15 @@
 """The web console: server-rendered pages, a strict Content-Security-Policy, no inline script.
 
 ``secrets``   the Secrets Vault's pages; each asks the same services as the REST API
-``views``     coming in, access tokens, the access log: likewise
+``views``     coming in, access tokens: likewise
+``access_log``  that of the access log
 ``forms``     what forms hold (pure)
 ``registry``  those of providers and models
 ``teams``     those of teams, their members and what is shared with them
 ``budgets``   that of budgets and limits
 ``transfer``  those of import and export
+``usage``     that of usage and cost
+``names``     what pages call things that records know by their id
 ``pages``     templates, asset addresses, who is signed in
 ``headers``   the security headers of everything but the gateway
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from keybearer.console import budgets, headers, pages, registry, secrets, teams, transfer, views
+from keybearer.console import access_log, budgets, headers, pages, registry, secrets, teams, transfer, usage, views
 
 
 def install(app: FastAPI) -> None:
@@ -26,6 +29,8 @@ def install(app: FastAPI) -> None:
     app.include_router(registry.router)
     app.include_router(teams.router)
     app.include_router(budgets.router)
+    app.include_router(access_log.router)
     app.include_router(transfer.router)
+    app.include_router(usage.router)
     pages.install_errors(app)
     app.add_middleware(headers.SecurityHeaders)  # last, which is outermost: whatever is answered has them

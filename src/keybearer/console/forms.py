@@ -65,6 +65,14 @@ def end_of_day(text: str) -> datetime | None:
         raise Invalid(fields=(FieldError("expires_at", "Write the day as YYYY-MM-DD."),)) from None
 
 
+def start_of_day(text: str, field: str) -> datetime:
+    """Return the start of a day given as ``YYYY-MM-DD``, in UTC. Raises ``Invalid``."""
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        raise Invalid(f"{field} is no day.", hint="Write it as YYYY-MM-DD.", fields=(FieldError(field, "is no day"),)) from None
+
+
 def day_of(at: datetime | None) -> str:
     """A moment's day, as a form shows it."""
     return "" if at is None else at.strftime("%Y-%m-%d")

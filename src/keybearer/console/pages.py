@@ -47,6 +47,11 @@ DONE = {
     "joined": "You are in the team now.",
     "left": "You are no longer in the team.",
     "shared": "Shared.",
+    "account": "Added. They can sign in now.",
+    "disabled": "Disabled. Their sessions and access tokens stop everywhere within a second.",
+    "enabled": "Enabled.",
+    "erased": "Deleted, and their key destroyed.",
+    "rotating": "Begun. The servers work on it.",
     "unshared": "The share has ended, everywhere within a second.",
 }
 """What a page says of the form that led to it. An address names one, and so can say nothing else."""

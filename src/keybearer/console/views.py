@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from keybearer.access import policy
 from keybearer.access.tokens import NewToken
 from keybearer.api.auth import set_session_cookie
 from keybearer.api.authentication import CurrentClient, CurrentServices, check_same_origin, session_cookie_name
-from keybearer.api.records import audit_answer
 from keybearer.console.forms import Text, Texts, end_of_day, scopes_of
 from keybearer.console.pages import CurrentVisitor, Visitor, go, render
 from keybearer.domain import Scope
@@ -19,11 +18,8 @@ from keybearer.errors import KeybearerError
 from keybearer.services import Services
 
 router = APIRouter(include_in_schema=False)
-Asked = Annotated[str, Query(max_length=200)]
 
-LOG_ROWS = 50
-NAMED = 200
-"""Secrets that the access log calls by name; others by their id."""
+TOKEN_ROWS = 50
 SCOPE_WORDS = {
     Scope.GATEWAY_USE: "call the gateway with your keys",
     Scope.SECRETS_USE: "list secrets and test them",
@@ -104,7 +100,7 @@ async def sign_out(visitor: CurrentVisitor, services: CurrentServices) -> Respon
     return response
 
 
-# ---- access tokens and log -------------------------------------------------------------------------------------------
+# ---- access tokens -----------------------------------------------------------------------------------------------------
 
 
 BLANK_TOKEN = {"name": "", "expires_at": "", "scopes": (Scope.GATEWAY_USE.value,)}
@@ -113,7 +109,7 @@ BLANK_TOKEN = {"name": "", "expires_at": "", "scopes": (Scope.GATEWAY_USE.value,
 async def _tokens_page(
     services: Services, visitor: Visitor, status: int = 200, cursor: str | None = None, **values: Any
 ) -> Response:
-    tokens, next_cursor = await services.tokens.page(visitor.caller, cursor=cursor, limit=LOG_ROWS)
+    tokens, next_cursor = await services.tokens.page(visitor.caller, cursor=cursor, limit=TOKEN_ROWS)
     base_url = services.options.public_url
     values = {"made": "", "next_cursor": next_cursor, "draft": BLANK_TOKEN, **values}
     scopes = [(scope.value, words) for scope, words in SCOPE_WORDS.items() if scope in visitor.caller.scopes]
@@ -148,32 +144,3 @@ async def revoke_token(token_id: str, visitor: CurrentVisitor, services: Current
     policy.require(visitor.caller, Scope.TOKENS_WRITE)
     await services.tokens.delete(visitor.caller, token_id)
     return go("/tokens", "revoked")
-
-
-@router.get("/access-log")
-async def access_log(
-    visitor: CurrentVisitor,
-    services: CurrentServices,
-    *,
-    action: Asked = "",
-    outcome: Asked = "",
-    provider: Asked = "",
-    model: Asked = "",
-    workflow: Asked = "",
-    cursor: str | None = None,
-) -> Response:
-    """Show what was done with one's keys, all of it or what is asked for."""
-    asked = {"action": action, "outcome": outcome, "provider": provider, "model": model, "workflow": workflow}
-    wanted = {name: text.strip() for name, text in asked.items() if text.strip()}
-    log = await audit_answer(services, visitor.caller, limit=LOG_ROWS, cursor=cursor, **wanted)
-    listed = await services.secrets.list(visitor.caller, limit=NAMED)
-    return render(
-        "access_log.html",
-        **visitor.shown,
-        page="/access-log",
-        asked=asked,
-        wanted=wanted,
-        records=log.items,
-        secret_names={secret.id: secret.name for secret in listed.items},
-        next_cursor=log.next_cursor,
-    )
