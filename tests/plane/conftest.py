@@ -286,7 +286,8 @@ def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
             feed = Feed(db, interval=interval)
             journal = await Journal.open(db, home / "journal", durability)
             stack.push_async_callback(journal.close)
-            upstream = Upstream(EgressPolicy(("127.0.0.1",)), connect_timeout=2, read_timeout=5)
+            timeouts = {"connect_timeout": 2, "read_timeout": 5, **config.pop("upstream", {})}
+            upstream = Upstream(EgressPolicy(("127.0.0.1",)), **timeouts)
             stack.push_async_callback(upstream.close)
             rooms: Any = (vault, vault, vault) if world is None else (world.tokens, world.providers, world.resolver)
             credentials = Credentials(db, feed, *rooms)

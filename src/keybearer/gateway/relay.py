@@ -159,6 +159,7 @@ class Relay:
 
     def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: FBT001  # the seam's shape
         exchange = self._exchange
+        self.call = None  # it has ended; held on to, it and this would keep each other until the collector looks
         if not sent:
             exchange.release()
         if isinstance(error, TrustLost | Overtaken) and not sent:
@@ -203,8 +204,9 @@ class Relay:
 
     def cut_off(self, error: KeybearerError) -> None:
         """The server stops."""
-        if self.call is not None:
-            self.call.abort()
+        call, self.call = self.call, None
+        if call is not None:
+            call.abort()
         if self._status:
             self._break_off(error, "aborted")
         else:
