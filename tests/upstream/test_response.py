@@ -102,6 +102,12 @@ GOOD = {
         is_reusable=False,
         headers=[(b"x-a", b"1"), (b"content-length", b"2")],
     ),
+    "104": Good(
+        b"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Limit: max-age=9\r\n\r\n" + OK + b"Content-Length: 2\r\n\r\nab",
+        b"ab",
+        is_reusable=False,
+        headers=[(b"content-length", b"2")],
+    ),
     "error status": Good(
         b"HTTP/1.1 429 Too Many\r\nRetry-After: 3\r\nContent-Length: 1\r\n\r\nx",
         b"x",
@@ -263,6 +269,8 @@ MALFORMED = {
     "101": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nrest",
     "101 without Upgrade": b"HTTP/1.1 101 Switching\r\n\r\nrest",
     "101 after 100": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 101 Switching\r\n\r\n",
+    "an interim response with a body": b"HTTP/1.1 104 X\r\nContent-Length: 3\r\n\r\nabc" + OK + b"Content-Length: 0\r\n\r\n",
+    "an interim response with chunks": b"HTTP/1.1 199 X\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + OK,
     "too many headers": OK + b"A: b\r\n" * MAX_HEADERS + b"Content-Length: 0\r\n\r\n",
     "headers too large": OK + b"A: " + b"b" * MAX_HEAD_BYTES + b"\r\nContent-Length: 0\r\n\r\n",
     "headers too large together": OK + (b"A: " + b"b" * 5000 + b"\r\n") * 14 + b"Content-Length: 0\r\n\r\n",

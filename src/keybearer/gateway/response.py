@@ -62,6 +62,9 @@ _KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,\s])timeout=(\d{1,6})", re.IGNORECASE
 _VERSION, _VERSIONS = b"HTTP/1.", frozenset({"1.1", "1.0"})
 _OURS = b"x-keybearer-"
 _CONTINUE, _SWITCHING_PROTOCOLS, _FIRST_FINAL, _NO_CONTENT, _LAST_STATUS = 100, 101, 200, 204, 599
+_NEVER_WITH_BODY = frozenset({100, 102, 103})
+"""Interim responses of which llhttp knows that they have no body, whatever they state. Of all others it reads one."""
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _WITHOUT_BODY = frozenset({204, 304})
 _REDIRECTS = range(300, 400)
 _HEAD_END = b"\r\n\r\n"
@@ -282,6 +285,9 @@ class ResponseReader:
             self._stop("it switches protocols without being asked")
         if self._interim > MAX_INTERIM:
             self._stop(f"it begins with more than {MAX_INTERIM} interim responses")
+        if status not in _NEVER_WITH_BODY and any(name.lower() in _FRAMING for name, _ in self._raw):
+            # Its bytes would come before our answer's head, and so speak for us: an answer to the next request, say.
+            self._stop("an interim response states a body")
         self._is_interim = self._is_version_open = True
         self._raw.clear()
 
