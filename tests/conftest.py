@@ -24,6 +24,8 @@ from tests.support.tamper import Tamper, tamper_with
 from keybearer.store.db import Database, migrate
 from keybearer.store.schema import metadata
 
+HERE = Path(__file__).parent
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
@@ -104,6 +106,21 @@ async def database(database_urls: tuple[str, str]) -> AsyncIterator[Database]:
     db = await Database.open(*database_urls)
     yield db
     await db.close()
+
+
+WAITING = ("test_types.py", "e2e", "limits", "registry", "browser", "api")
+"""What waits most, for servers, browsers and bounds that are seconds, in the order in which it is begun."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest (``--no-loadscope-reorder`` keeps that): begun last, they keep one worker from ending."""
+
+    def place(item: pytest.Item) -> int:
+        room = item.path.relative_to(HERE).parts[0]
+        return WAITING.index(room) if room in WAITING else len(WAITING) + (room == "pure")
+
+    items.sort(key=place)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

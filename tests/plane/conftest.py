@@ -7,7 +7,7 @@ import json
 import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -360,10 +360,33 @@ async def serve(house: House, home: Path, *, tls: bool, **config: Any) -> AsyncI
     try:
         yield
     finally:
-        house.server.should_exit = True
         for connection in house.connections:
             await connection.close()
+        if house.server.should_exit or not await _ended(house.server, running):
+            house.server.should_exit = True
+            await running
+
+
+async def _ended(server: uvicorn.Server, running: asyncio.Task[None]) -> bool:
+    """End a server as uvicorn does, but for its naps of a tenth of a second: over hundreds of tests they are minutes.
+
+    Tells whether it could be: where requests are still served, uvicorn's own way is left, which waits and then cancels.
+    Tests of how a server ends set ``should_exit`` themselves.
+    """
+    for listening in server.servers:
+        listening.close()
+    state = server.server_state
+    for connection in list(state.connections):
+        connection.shutdown()
+    with suppress(AssertionError):
+        await until(lambda: not state.connections and not state.tasks, 0.5)
+    if state.connections or state.tasks:
+        return False
+    running.cancel()
+    with suppress(asyncio.CancelledError):
         await running
+    await server.lifespan.shutdown()
+    return True
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ async def test_what_has_begun_to_be_answered_is_not_sent_again(house: House, sen
     give(house, FIRST, SECOND)
     house.provider.script = by_key({FIRST: broken(sent)})
     connection = await house.connect()
-    await connection.send(house.request())
+    await connection.send(house.request(PROMPT, "Connection: close"))
     await connection.reader.all(may_be_cut=True)
     assert asked(house) == [FIRST]
 
