@@ -11,7 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
-.PHONY: help setup serve test gates lint bench lock docs clean
+FRAMEWORKS := .cache/frameworks
+
+.PHONY: help setup serve test gates lint frameworks bench lock docs clean
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST) | head -n 5
 
@@ -27,6 +29,14 @@ $(VENV)/.stamp: requirements/dev.txt requirements/tools.txt pyproject.toml
 tests/browser/node_modules/.stamp: tests/browser/package-lock.json $(VENV)/.stamp
 	cd tests/browser && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --silent --ignore-scripts
 	touch $@
+
+# Frameworks whose contract is tested: their pins contradict each other's and ours, so they live apart, by the SDK they hold on to.
+$(FRAMEWORKS)/%/.stamp: requirements/frameworks-%.txt | $(VENV)/.stamp
+	$(UV) venv --quiet --clear --python $(BIN)/python $(@D)
+	$(UV) pip install --quiet --python $(@D) --only-binary :all: --require-hashes -r $<
+	touch $@
+
+frameworks: $(FRAMEWORKS)/openai2/.stamp $(FRAMEWORKS)/openai3/.stamp
 
 setup: $(VENV)/.stamp
 
@@ -46,7 +56,7 @@ docs: setup
 	$(BIN)/python .ci/docs.py
 
 # mypy runs among the tests (tests/test_types.py). Tests wait more than they reckon: three at a time keep two cores busy.
-test: lint tests/browser/node_modules/.stamp
+test: lint frameworks tests/browser/node_modules/.stamp
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 bench: setup
@@ -55,6 +65,7 @@ bench: setup
 lock: $(VENV)/.stamp
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 requirements/tools.in -o requirements/tools.txt
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml --extra server --extra aws --extra gcp --group dev -o requirements/dev.txt
+	for kind in openai2 openai3; do $(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 requirements/frameworks-$$kind.in -o requirements/frameworks-$$kind.txt || exit 1; done
 
 clean:
 	rm -rf $(VENV) .cache tests/browser/node_modules .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -109,6 +110,25 @@ async def test_openai_responses_tools(openai_client: openai.AsyncOpenAI) -> None
         {"type": "function_call_output", "call_id": call.call_id, "output": "rain"},
     ]
     assert (await openai_client.responses.create(model="mock", input=said, tools=tools)).output_text == "The tool answered: rain"
+
+
+async def test_structured_output_in_every_dialect(
+    openai_client: openai.AsyncOpenAI, anthropic_client: anthropic.AsyncAnthropic, genai_client: genai.client.AsyncClient
+) -> None:
+    wanted = {"city": "kbtest", "days": 1}
+    asked: Any = [{"role": "user", "content": "How will it be?"}]
+    described: Any = {"type": "json_schema", "json_schema": {"name": "forecast", "schema": SCHEMA}}
+    chat = await openai_client.chat.completions.create(model="mock", messages=asked, response_format=described)
+    assert json.loads(chat.choices[0].message.content or "") == wanted
+    text: Any = {"format": {"type": "json_schema", "name": "forecast", "schema": SCHEMA}}
+    assert json.loads((await openai_client.responses.create(model="mock", input="How?", text=text)).output_text) == wanted
+    output: Any = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    message = await anthropic_client.messages.create(model="mock", max_tokens=64, messages=asked, output_config=output)
+    assert message.content[0].type == "text"
+    assert json.loads(message.content[0].text) == wanted
+    config = types.GenerateContentConfig(response_mime_type="application/json", response_json_schema=SCHEMA)
+    content = await genai_client.models.generate_content(model="mock", contents="How?", config=config)
+    assert json.loads(content.text or "") == wanted
 
 
 async def test_openai_completions_embeddings_moderations(openai_client: openai.AsyncOpenAI) -> None:

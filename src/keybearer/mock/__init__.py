@@ -38,8 +38,8 @@ or 5xx              (a few: ``400``, ``401``, ``402``, ``403``, ``404``, ``429``
 =================== ==============================================================================================
 
 A request with tools is answered by a call of the first (or the demanded) one, with arguments made from its schema; when the last
-message is a tool's result, by text. ``GET /_mock/requests`` lists what came (headers, body, digest, whether the client left
-before the end), ``DELETE`` forgets it; ``GET /_mock/health`` says ok.
+message is a tool's result, by text. A request that demands text of a JSON schema gets one. ``GET /_mock/requests`` lists what came
+(headers, body, digest, whether the client left before the end), ``DELETE`` forgets it; ``GET /_mock/health`` says ok.
 
 Glossary: a **behaviour** is what a name asks for; a **reply** is what the model says in any dialect; an **answer** is that reply
 (or a refusal) in a dialect; a **script** is the answer on the wire: bytes, waits, ending; an **exchange** is what is recorded.

@@ -53,6 +53,8 @@ def _prompt(document: dict[str, Any], limit: int | None) -> Prompt:
     tools = [tool for tool in offered if isinstance(tool, dict)] if isinstance(offered, list) else []
     choice = document.get("tool_choice")
     choice = choice if isinstance(choice, dict) else {}
+    settings = document.get("output_config")
+    wanted = settings.get("format") if isinstance(settings, dict) else document.get("output_format")
     return Prompt(
         said=[said, document.get("system"), tools],
         text=texts(content),
@@ -60,6 +62,7 @@ def _prompt(document: dict[str, Any], limit: int | None) -> Prompt:
         tool_result=results[0] if results else None,
         choice=str(choice.get("name") or choice.get("type", "auto")),
         limit=limit,
+        schema=wanted.get("schema") if isinstance(wanted, dict) else None,
     )
 
 

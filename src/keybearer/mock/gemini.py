@@ -74,7 +74,8 @@ def _prompt(document: dict[str, Any]) -> Prompt:
         if isinstance(declaration, dict)
     ]
     settings = _get(document, "generationConfig")
-    limit = _get(settings, "maxOutputTokens") if isinstance(settings, dict) else None
+    settings = settings if isinstance(settings, dict) else {}
+    limit = _get(settings, "maxOutputTokens")
     return Prompt(
         said=[contents, _get(document, "systemInstruction"), offered],
         text=texts(parts),
@@ -84,6 +85,7 @@ def _prompt(document: dict[str, Any]) -> Prompt:
         tool_result=msgspec.json.encode(results[0].get("response")).decode() if results else None,
         choice=_choice(document),
         limit=limit if isinstance(limit, int) and limit > 0 else None,
+        schema=_get(settings, "responseJsonSchema") or _get(settings, "responseSchema"),
     )
 
 

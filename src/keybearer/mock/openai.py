@@ -75,6 +75,8 @@ def _chat_prompt(document: dict[str, Any]) -> Prompt:
     ]
     choice = document.get("tool_choice", "auto")
     named = choice.get("function") if isinstance(choice, dict) else None
+    wanted = document.get("response_format")
+    described = wanted.get("json_schema") if isinstance(wanted, dict) else None
     return Prompt(
         said=[messages, offered],
         text=texts(last.get("content")),
@@ -82,6 +84,7 @@ def _chat_prompt(document: dict[str, Any]) -> Prompt:
         tool_result=texts(last.get("content")) if last.get("role") == "tool" else None,
         choice=str(named.get("name", "auto")) if isinstance(named, dict) else str(choice),
         limit=_limit(document, "max_completion_tokens") or _limit(document, "max_tokens"),
+        schema=described.get("schema") if isinstance(described, dict) else None,
     )
 
 

@@ -48,6 +48,8 @@ class Prompt:
     """``auto``, ``none`` or the name of the tool that must be called."""
     limit: int | None = None
     """Most output tokens."""
+    schema: Any = None
+    """JSON schema that the answer's text is to fit, where the request demands one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,8 @@ def _chosen(prompt: Prompt) -> Tool | None:
 
 
 def _pieces(prompt: Prompt, behaviour: Behaviour) -> tuple[str, ...]:
+    if isinstance(prompt.schema, Mapping):
+        return _split(msgspec.json.encode(sample(prompt.schema)).decode(), behaviour.chunks or _DEFAULT_PIECES)
     if behaviour.size is not None:
         size = min(behaviour.size, MOST_TEXT)
         text = (_FILLER * (size // len(_FILLER) + 1))[:size]

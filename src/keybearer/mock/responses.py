@@ -38,6 +38,8 @@ def _prompt(document: dict[str, Any]) -> Prompt:
     )
     choice = document.get("tool_choice", "auto")
     limit = document.get("max_output_tokens")
+    text = document.get("text")
+    wanted = text.get("format") if isinstance(text, dict) else None
     return Prompt(
         said=[said, document.get("instructions"), offered],
         text=said if isinstance(said, str) else texts(last.get("content")),
@@ -45,6 +47,7 @@ def _prompt(document: dict[str, Any]) -> Prompt:
         tool_result=texts(last.get("output"), _PART_KEYS) if last.get("type") == "function_call_output" else None,
         choice=str(choice.get("name", "auto")) if isinstance(choice, dict) else str(choice),
         limit=limit if isinstance(limit, int) and limit > 0 else None,
+        schema=wanted.get("schema") if isinstance(wanted, dict) else None,
     )
 
 
