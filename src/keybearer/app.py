@@ -51,6 +51,7 @@ from keybearer.gateway.counts import Records
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import EgressPolicy
+from keybearer.gateway.hooks import HookPoster
 from keybearer.gateway.mailer import Mailer
 from keybearer.gateway.objects import Objects
 from keybearer.gateway.openrouter import Listing
@@ -72,6 +73,7 @@ from keybearer.usage import prices
 from keybearer.vault.budgets import Budgets
 from keybearer.vault.erasure import Erasure
 from keybearer.vault.holders import KeyHolder
+from keybearer.vault.hooks import Hooks
 from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
 from keybearer.vault.reminders import Reminders
@@ -179,10 +181,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         secrets = Secrets(db, keyring, catalog, retention_of(settings), external_of(settings), TokenEndpoint(upstream))
         providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
         resolver = Resolver(db, keyring, secrets, settings.fallback.value)
-        hooks = Upstream(EgressPolicy(settings.connection_allow), ca_file=settings.egress_ca_file)
-        stack.push_async_callback(hooks.close)
+        to_users = Upstream(EgressPolicy(settings.connection_allow), ca_file=settings.egress_ca_file)
+        stack.push_async_callback(to_users.close)
+        hooks = Hooks(db, keyring, HookPoster(to_users))
         prober = Prober(
-            upstream, hooks, Dialer(settings.connection_allow, settings.egress_allow, ca_file=settings.egress_ca_file)
+            upstream, to_users, Dialer(settings.connection_allow, settings.egress_allow, ca_file=settings.egress_ca_file)
         )
         credentials = Credentials(db, feed, tokens, providers, resolver)
         if settings.fallback is Fallback.OPENROUTER:
@@ -232,7 +235,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             upstream=upstream,
             prober=prober,
             checker=checker,
-            reminders=Reminders(db, mailer_of(settings), settings.reminder_days, public_url(settings)),
+            reminders=Reminders(db, mailer_of(settings), settings.reminder_days, public_url(settings), hooks=hooks),
+            hooks=hooks,
         )
 
 

@@ -57,6 +57,7 @@ KeybearerError
 │   │   └── UpstreamUnresolved  upstream_unresolved  (its name has no address)
 │   ├── UpstreamTimeout (504)   upstream_timeout
 │   ├── UpstreamTls             upstream_tls
+│   ├── UpstreamGone            upstream_gone        (a webhook's address is no more: 410)
 │   └── UpstreamMalformed       upstream_malformed
 ├── Unavailable (503)
 │   ├── TrustLost               database_unreachable (revocations can no longer be heard)
@@ -473,6 +474,13 @@ class UpstreamError(KeybearerError):
     code = "upstream_error"
     status = 502
     default_hint = "Try again; if it lasts, look at the provider's status page."
+
+
+class UpstreamGone(UpstreamError):
+    """The address says that it is gone for good."""
+
+    code = "upstream_gone"
+    default_hint = "Name another address."
 
 
 class UpstreamUnreachable(UpstreamError):

@@ -26,6 +26,7 @@ from keybearer.store.db import Database
 from keybearer.vault.budgets import Budgets
 from keybearer.vault.erasure import Erasure
 from keybearer.vault.holders import KeyHolder
+from keybearer.vault.hooks import Hooks
 from keybearer.vault.models import Models
 from keybearer.vault.providers import Providers
 from keybearer.vault.reminders import Reminders
@@ -94,3 +95,4 @@ class Services:
     prober: Prober
     checker: Checker
     reminders: Reminders
+    hooks: Hooks

@@ -55,6 +55,7 @@ def places(ada: Person) -> dict[str, str]:
         "tokens": "/tokens",
         "usage": "/usage",
         "budgets": "/budgets",
+        "reminders": "/reminders",
         "access-log": "/access-log",
         "nothing-found": "/access-log?provider=nobody",
         "no-such-page": "/nowhere",

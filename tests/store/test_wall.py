@@ -115,6 +115,11 @@ notification    a                    r:a u:a
 notification    a with system keys   r:a u:a
 notification    admin c              r:c u:c
 notification    system               r:abc i:abc u:abc m:abc
+reminder_hook   nobody
+reminder_hook   a                    r:a i:a u:a d:a D:1
+reminder_hook   a with system keys   r:a i:a u:a d:a D:1
+reminder_hook   admin c              r:c i:c u:c d:c D:1
+reminder_hook   system               r:abc u:abc
 budget          nobody
 budget          a                    r:aTUV i:aT u:aT d:aT D:2
 budget          a with system keys   r:aTUV i:aT u:aT d:aT D:2

@@ -93,6 +93,7 @@ def key_of(table: str, label: str) -> dict[str, Any]:
         "audit_sealed": {"writer_id": PROCESS},
         "audit_note": {"size": 1},
         "gateway_object": {"owner_id": OWNERS["s"], "origin": "https://api.example", "kind": "file", "object_id": label},
+        "reminder_hook": {"owner_id": OWNERS.get(label)},
         "usage_record": {"request_id": label},
         "reservation": {"request_id": label},
         "change": {"id": ord(label)},
@@ -126,6 +127,7 @@ LABELS: Mapping[str, str] = {
     "secret_share": "".join(SHARES),
     "gateway_object": "abc",
     "notification": "abc",
+    "reminder_hook": "abc",
     "budget": "abcsTUVWX",
     "reservation": ".",
     "audit_writer": "m.",
@@ -148,6 +150,7 @@ _OWNED_BY = {
     "secret_version": "owner_id",
     "secret_share": "owner_id",
     "budget": "owner_id",
+    "reminder_hook": "owner_id",
     "team_member": "user_id",
     "audit_writer": "id",
     "audit_record": "owner_id",
@@ -163,6 +166,7 @@ _UPDATED = {
     "secret": "usage_count",
     "audit_record": "outcome",
     "notification": "read_at",
+    "reminder_hook": "is_active",
     "change": "subject",
 }
 

@@ -153,7 +153,7 @@ async def test_a_mail_that_a_killed_process_took_is_sent_by_another(world: World
         found = reminders(world, clock, server)
         await found.find()
         async with world.db.write(Actor.system()) as tx:
-            taken = await rows.take(tx, uuid4(), clock.now, clock.now + LEASE)
+            taken = await rows.take(tx, uuid4(), clock.now, clock.now + LEASE, ["mail"])
         assert taken is not None
         await found.turn()
         assert not server.mails

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Response
 
@@ -10,6 +10,10 @@ from keybearer.access import policy
 from keybearer.api.authentication import CurrentCaller, CurrentServices, session_cookie_name
 from keybearer.api.schemas import (
     Account,
+    HookAnswer,
+    HookMadeAnswer,
+    HookRequest,
+    HookTestAnswer,
     Limit,
     Me,
     MeChange,
@@ -19,7 +23,8 @@ from keybearer.api.schemas import (
     PasswordChange,
     SessionAnswer,
 )
-from keybearer.domain import Scope
+from keybearer.domain import Scope, SecretBytes
+from keybearer.errors import NotFound
 
 router = APIRouter(prefix="/me", tags=["me"])
 
@@ -77,6 +82,36 @@ async def change_notification_preferences(
 ) -> NotificationPreferences:
     """Choose which reminders come by mail."""
     return NotificationPreferences(mail=await services.reminders.set_mailed(caller, body.mail))
+
+
+@router.get("/notification-webhook")
+async def notification_webhook(caller: CurrentCaller, services: CurrentServices) -> HookAnswer:
+    """Tell where one's reminders are posted."""
+    found = await services.hooks.get(caller)
+    if found is None:
+        raise NotFound("You have no webhook for reminders.")
+    return HookAnswer.model_validate(found)
+
+
+@router.put("/notification-webhook")
+async def set_notification_webhook(body: HookRequest, caller: CurrentCaller, services: CurrentServices) -> HookMadeAnswer:
+    """Have one's reminders posted to an address from now on, signed with a new key that is shown this once."""
+    made = await services.hooks.put(caller, SecretBytes(body.url.get_secret_value().encode("utf-8", "replace")), body.kinds)
+    shown = HookAnswer.model_validate(made.hook)
+    return HookMadeAnswer(**shown.model_dump(), signing_key=made.key.reveal().decode())
+
+
+@router.post("/notification-webhook/test")
+async def test_notification_webhook(caller: CurrentCaller, services: CurrentServices) -> HookTestAnswer:
+    """Post a message that says that it is a test."""
+    problem = await services.hooks.test(caller, f"msg_{uuid4().hex}")
+    return HookTestAnswer(is_taken=not problem, problem=problem)
+
+
+@router.delete("/notification-webhook", status_code=204)
+async def delete_notification_webhook(caller: CurrentCaller, services: CurrentServices) -> None:
+    """Have one's reminders posted nowhere."""
+    await services.hooks.delete(caller)
 
 
 @router.get("/sessions")

@@ -583,6 +583,44 @@ class NotificationPreferences(Request):
     mail: Annotated[list[Literal["expiry", "rotation", "failure"]], Field(max_length=3)]
 
 
+Kinds = Annotated[
+    list[Literal["expiry", "rotation", "failure"]] | None,
+    Field(max_length=3, description="What it is told; `null`: all."),
+]
+
+
+class HookRequest(Request):
+    """Where one's reminders are posted as signed messages (Standard Webhooks)."""
+
+    url: Annotated[
+        SecretStr, Field(max_length=2048, description="Its path may be what gives the right to post; never answered back.")
+    ]
+    kinds: Kinds = None
+
+
+class HookAnswer(Answer):
+    """Where one's reminders are posted."""
+
+    preview: Annotated[str, Field(description="Scheme and host of the address.")]
+    kinds: list[str] | None
+    is_active: Annotated[bool, Field(description="`false`: the address said that it is gone (410).")]
+    problem: Annotated[str, Field(description="What went wrong last; empty: nothing.")]
+    updated_at: datetime
+
+
+class HookMadeAnswer(HookAnswer):
+    """A new address, and the only time that its signing key is shown."""
+
+    signing_key: str
+
+
+class HookTestAnswer(BaseModel):
+    """What came of a test message."""
+
+    is_taken: bool
+    problem: str
+
+
 class SecretTest(Request):
     """How a secret is tested that has no call of its own."""
 

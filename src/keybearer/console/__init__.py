@@ -7,6 +7,7 @@
 ``registry``  those of providers and models
 ``teams``     those of teams, their members and what is shared with them
 ``budgets``   that of budgets and limits
+``reminders`` that of reminders, and where else one is told
 ``transfer``  those of import and export
 ``usage``     that of usage and cost
 ``names``     what pages call things that records know by their id
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from keybearer.console import access_log, budgets, headers, pages, registry, secrets, teams, transfer, usage, views
+from keybearer.console import access_log, budgets, headers, pages, registry, reminders, secrets, teams, transfer, usage, views
 
 
 def install(app: FastAPI) -> None:
@@ -30,6 +31,7 @@ def install(app: FastAPI) -> None:
     app.include_router(teams.router)
     app.include_router(budgets.router)
     app.include_router(access_log.router)
+    app.include_router(reminders.router)
     app.include_router(transfer.router)
     app.include_router(usage.router)
     pages.install_errors(app)

@@ -43,7 +43,7 @@ async def _page(
     return render(
         "budgets.html",
         status=error.status if error else 200,
-        account=visitor.account,
+        **visitor.shown,
         page="/budgets",
         budgets=await shown(services, list(found)),
         next_cursor=following,

@@ -52,6 +52,7 @@ DONE = {
     "enabled": "Enabled.",
     "erased": "Deleted, and their key destroyed.",
     "rotating": "Begun. The servers work on it.",
+    "told": "The address has taken a test message.",
     "unshared": "The share has ended, everywhere within a second.",
 }
 """What a page says of the form that led to it. An address names one, and so can say nothing else."""
@@ -90,6 +91,7 @@ def _templates() -> Environment:
     environment.globals["notice"] = ""
     environment.globals["page"] = ""
     environment.globals["error"] = None
+    environment.globals["unread"] = 0
     return environment
 
 
@@ -108,10 +110,10 @@ def go(path: str, done: str = "") -> RedirectResponse:
 class Visitor:
     """The signed-in person of a page: ``caller`` for the services, ``shown`` for the page's head."""
 
-    def __init__(self, caller: Caller, account: User, done: str = "") -> None:
+    def __init__(self, caller: Caller, account: User, done: str = "", unread: int = 0) -> None:
         self.caller = caller
         self.account = account
-        self.shown: dict[str, Any] = {"account": account, "notice": DONE.get(done, "")}
+        self.shown: dict[str, Any] = {"account": account, "notice": DONE.get(done, ""), "unread": unread}
 
 
 async def signed_in(request: Request) -> Visitor:
@@ -132,7 +134,8 @@ async def _visitor(request: Request) -> Visitor:
         caller = await services.sessions.authenticate(cookie, client_of(request))
     except Unauthenticated:
         raise SignInNeeded from None
-    return Visitor(caller, await services.users.get(caller.user_id), request.query_params.get("done", ""))
+    unread = await services.reminders.unread(caller) if request.method == "GET" else 0
+    return Visitor(caller, await services.users.get(caller.user_id), request.query_params.get("done", ""), unread)
 
 
 CurrentVisitor = Annotated[Visitor, Depends(signed_in)]

@@ -64,10 +64,8 @@ class Checker:
 
     async def turn(self) -> None:
         """Make the checks that are due. For a job; safe in every process at once."""
-        async with asyncio.TaskGroup() as group:
-            until = monotonic() + TURN_SECONDS
-            for _ in range(AT_ONCE):
-                group.create_task(self._work(until))
+        until = monotonic() + TURN_SECONDS
+        await asyncio.gather(*(self._work(until) for _ in range(AT_ONCE)))
 
     async def _work(self, until: float) -> None:
         while monotonic() < until:
@@ -88,10 +86,10 @@ class Checker:
             return
         try:
             is_good = await self._is_good(due)
-        except Unavailable:
-            raise  # of the database: the lease ends by itself
         except Frozen:
             is_good = True  # it was not tested; nothing speaks against it
+        except Unavailable:
+            raise  # of the database: the lease ends by itself
         except (Invalid, ProviderUnknown):
             is_good = False  # there is nothing that could be tested, and nothing wrong with the key
         except Unreadable as error:

@@ -414,10 +414,10 @@ notification = sa.Table(
         "user_id", sa.Uuid(), sa.ForeignKey("user_account.id", ondelete="CASCADE"), nullable=False, comment="whom it tells"
     ),
     sa.Column("secret_id", sa.Uuid(), nullable=False),
-    sa.Column("kind", sa.String(16), nullable=False, comment="expiry or rotation"),
+    sa.Column("kind", sa.String(16), nullable=False, comment="expiry, rotation or failure"),
     sa.Column("due_at", UtcDateTime(), nullable=False, comment="when it expires, or should be replaced"),
     sa.Column("days", sa.Integer, nullable=False, comment="how many days before"),
-    sa.Column("channel", sa.String(16), nullable=False, comment="console or mail"),
+    sa.Column("channel", sa.String(16), nullable=False, comment="console, mail or webhook"),
     sa.Column("provider", sa.String(64), nullable=False),
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("state", sa.String(16), nullable=False, comment="pending, sent, dropped or failed"),
@@ -428,6 +428,30 @@ notification = sa.Table(
     _created(),
     sa.UniqueConstraint("user_id", "secret_id", "kind", "due_at", "days", "channel", name="uq_notification_occasion"),
     sa.Index("ix_notification_next_at", "next_at", sqlite_where=PENDING, postgresql_where=PENDING),
+)
+
+reminder_hook = sa.Table(
+    "reminder_hook",
+    metadata,
+    sa.Column(
+        "owner_id",
+        sa.Uuid(),
+        sa.ForeignKey("user_account.id", ondelete="CASCADE"),
+        primary_key=True,
+        comment="whom it tells",
+    ),
+    sa.Column("owner_key_id", sa.Uuid(), nullable=False, index=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("envelope", sa.LargeBinary, nullable=False, comment="address and signing key"),
+    sa.Column("preview", sa.String(300), nullable=False, comment="scheme and host of the address"),
+    sa.Column("kinds", NullableJson, nullable=True, comment="kinds of reminders wanted there; NULL: all"),
+    sa.Column("is_active", sa.Boolean, nullable=False, comment="false: it said that it is gone"),
+    sa.Column("problem", sa.Text, nullable=False, comment="what went wrong last; empty: nothing"),
+    _created(),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+    sa.ForeignKeyConstraint(
+        ["owner_id", "owner_key_id"], ["owner_key.owner_id", "owner_key.id"], deferrable=True, initially="DEFERRED"
+    ),
 )
 
 budget = sa.Table(

@@ -1,9 +1,9 @@
 """What people are told of their secrets: that one expires, should be replaced, or is refused by its provider.
 
-In the console, and by mail to those who want them. An occasion is a secret, the moment it ends and a number of days before. For each
-person and channel it is a row that exists once, so that processes and restarts make no second. A mail is taken by one process for a
-while (the row's ``runner``); one that was killed in the moment between the server's yes and its own note sends it again, under the same
-Message-ID. No reminder has any part of a value.
+In the console, and by mail and signed webhook to those who want them. An occasion is a secret, the moment it ends and a number of days
+before. For each person and channel it is a row that exists once, so that processes and restarts make no second. A mail or message is
+taken by one process for a while (the row's ``runner``); one that was killed in the moment between the server's yes and its own note
+sends it again, under the same id. No reminder has any part of a value.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from keybearer.access import policy
 from keybearer.access.attempts import attempt
 from keybearer.audit import management
 from keybearer.domain import Caller, ManagementRecord, Owner, OwnerKind
-from keybearer.errors import KeybearerError, NotFound
+from keybearer.errors import KeybearerError, NotFound, UpstreamGone
 from keybearer.store.db import Actor, Database
+from keybearer.store.queries import deployment, users
 from keybearer.store.queries import notifications as rows
-from keybearer.store.queries import users
+from keybearer.vault.hooks import Hooks
 
 Kind = Literal["expiry", "rotation", "failure"]
 COLUMNS: dict[Kind, str] = {"expiry": "expires_at", "rotation": "rotate_at", "failure": "failed_at"}
@@ -57,12 +58,14 @@ class Reminders:
         days: Sequence[int],
         public_url: str,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        hooks: Hooks | None = None,
     ) -> None:
         self._db = db
         self._sender = sender
         self._days = sorted({day for day in days if day > 0})
         self._url = public_url
         self._clock = clock
+        self._hooks = hooks
 
     async def turn(self) -> None:
         """Find and send. For a job; safe in every process at once. Raises ``Unavailable``."""
@@ -102,36 +105,49 @@ class Reminders:
             made.append(common | {"id": uuid4(), "user_id": person.id, "channel": "console", "state": "sent"})
             if self._sender is not None and (person.mailed is None or kind in person.mailed):
                 made.append(common | {"id": uuid4(), "user_id": person.id, "channel": "mail", "state": "pending"})
+            if self._hooks is not None and person.is_hooked and (person.hooked is None or kind in person.hooked):
+                made.append(common | {"id": uuid4(), "user_id": person.id, "channel": "webhook", "state": "pending"})
         return made
 
     async def send(self) -> None:
-        """Send the mails that wait. What a server does not take is tried again later, and at last given up."""
-        if self._sender is None:
-            return
+        """Send the mails and messages that wait. What a server does not take is tried again later, and at last given up."""
+        channels = [name for name, sends in (("mail", self._sender), ("webhook", self._hooks)) if sends is not None]
         runner = uuid4()
-        for _ in range(AT_ONCE):
+        for _ in range(AT_ONCE if channels else 0):
             now = self._clock()
             async with self._db.write(Actor.system()) as tx:
-                row = await rows.take(tx, runner, now, now + LEASE)
+                # People's own addresses are as closed to a frozen deployment as providers are; the operator's mail server is not.
+                open_to = [name for name in channels if name != "webhook" or not await deployment.is_frozen(tx)]
+                row = await rows.take(tx, runner, now, now + LEASE, open_to)
             if row is None:
                 return
-            state, later = await self._sent(self._sender, row), now + timedelta(minutes=2 ** min(row.attempts, 10))
+            state, later = await self._sent(row), now + timedelta(minutes=2 ** min(row.attempts, 10))
             async with self._db.write(Actor.system()) as tx:
                 await rows.settle(tx, row, state, later)
 
-    async def _sent(self, sender: Sender, row: Any) -> str:
+    async def _sent(self, row: Any) -> str:
         async with self._db.read(Actor.system()) as tx:
             person = await users.get(tx, row.user_id)
             is_due = await rows.still_due(tx, row.secret_id, COLUMNS[row.kind], row.due_at)
         if not is_due or person is None or not person.is_active:
             return "dropped"
-        subject, text = written(row, self._url)
         try:
-            await sender.send(person.email, subject, text, str(row.id))
+            if row.channel == "mail" and self._sender is not None:
+                subject, text = written(row, self._url)
+                await self._sender.send(person.email, subject, text, str(row.id))
+            elif row.channel == "webhook" and self._hooks is not None:
+                await self._hooks.tell(row.user_id, f"msg_{row.id.hex}", f"secret.{row.kind}", told(row, self._url))
+        except (NotFound, UpstreamGone):
+            return "dropped"
         except KeybearerError as error:
-            log.warning("a reminder could not be mailed", notification=str(row.id), attempt=row.attempts, code=error.code)
+            log.warning("a reminder was not taken", notification=str(row.id), attempt=row.attempts, code=error.code)
             return "pending" if row.attempts < TRIES else "failed"
         return "sent"
+
+    async def unread(self, caller: Caller) -> int:
+        """How many of the caller's reminders they have not read."""
+        async with self._db.read(Actor.user(caller.user_id)) as tx:
+            return await rows.unread(tx, caller.user_id)
 
     async def page(self, caller: Caller, cursor: str | None, limit: int) -> tuple[Sequence[Any], str | None]:
         """The caller's reminders, newest first. Raises ``Invalid``."""
@@ -162,6 +178,18 @@ class Reminders:
                 record = ManagementRecord("user.set_mailed", caller, str(caller.user_id), owner=owner, detail=detail)
                 await management.record(self._db, tx, record)
             return chosen
+
+
+def told(row: Any, url: str) -> dict[str, Any]:
+    """What a webhook's message says."""
+    return {
+        "secret_id": str(row.secret_id),
+        "provider": row.provider,
+        "name": row.name,
+        "due_at": row.due_at.isoformat(),
+        "days": row.days,
+        "url": f"{url}/secrets/{row.secret_id}",
+    }
 
 
 def written(row: Any, url: str) -> tuple[str, str]:

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 
 from keybearer.crypto.keyring import Binding
 from keybearer.errors import EnvelopeError
-from keybearer.store.schema import audit_tree, deployment, secret, secret_version
+from keybearer.store.schema import audit_tree, deployment, reminder_hook, secret, secret_version
+from keybearer.vault.hooks import bound
 from keybearer.vault.sealed import binding, of_oauth
 
 Bind = Callable[[Any, UUID], Binding]
@@ -69,6 +70,7 @@ OWNERS_TABLES = (
         _with_secret,
         {"envelope": _value, "oauth_envelope": _oauth},
     ),
+    OwnersTable(reminder_hook, ("owner_id",), sa.select, {"envelope": lambda row, _: bound(row.owner_id, row.version)}),
 )
 
 SYSTEMS_COLUMNS = (

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.domain import Role, TeamRole
 from keybearer.store.queries import cursors
-from keybearer.store.schema import notification, secret, team_member, user
+from keybearer.store.schema import notification, reminder_hook, secret, team_member, user
 
 Row = sa.Row[Any]
 
@@ -38,7 +38,11 @@ async def still_due(tx: AsyncConnection, secret_id: UUID, column: str, at: datet
 
 async def told(tx: AsyncConnection, owner_kind: str, owner_id: UUID) -> Sequence[Any]:
     """Whom a secret's end concerns: its owner, those who lead its team, the administrators."""
-    query = sa.select(user.c.id, user.c.email, user.c.mailed).where(user.c.is_active.is_(True))
+    hook = (reminder_hook.c.is_active.label("is_hooked"), reminder_hook.c.kinds.label("hooked"))
+    query = sa.select(user.c.id, user.c.email, user.c.mailed, *hook).outerjoin(
+        reminder_hook, reminder_hook.c.owner_id == user.c.id
+    )
+    query = query.where(user.c.is_active.is_(True))
     if owner_kind == "user":
         query = query.where(user.c.id == owner_id)
     elif owner_kind == "team":
@@ -59,9 +63,10 @@ async def add(tx: AsyncConnection, rows: Iterable[dict[str, Any]]) -> None:
         await tx.execute(insert(notification).values(**values).on_conflict_do_nothing())
 
 
-async def take(tx: AsyncConnection, runner: UUID, now: datetime, until: datetime) -> Row | None:
-    """One that is to be sent, made this runner's until then; others do not see it meanwhile."""
-    waiting = sa.select(notification.c.id).where(notification.c.state == "pending", notification.c.next_at <= now)
+async def take(tx: AsyncConnection, runner: UUID, now: datetime, until: datetime, channels: Iterable[str]) -> Row | None:
+    """One that is to be sent by these channels, made this runner's until then; others do not see it meanwhile."""
+    where = (notification.c.state == "pending", notification.c.next_at <= now, notification.c.channel.in_(list(channels)))
+    waiting = sa.select(notification.c.id).where(*where)
     picked = (await tx.execute(waiting.order_by(notification.c.next_at).limit(1).with_for_update(skip_locked=True))).scalar()
     if picked is None:
         return None
@@ -83,6 +88,12 @@ async def page(tx: AsyncConnection, user_id: UUID, cursor: str | None, limit: in
     query = sa.select(notification).where(notification.c.user_id == user_id, notification.c.channel == "console")
     order: dict[sa.Column[Any], type] = {notification.c.created_at: datetime, notification.c.id: UUID}
     return await cursors.page(tx, query, order, cursor, limit, descending=True)
+
+
+async def unread(tx: AsyncConnection, user_id: UUID) -> int:
+    """How many of a person's reminders in the console they have not read."""
+    where = (notification.c.user_id == user_id, notification.c.channel == "console", notification.c.read_at.is_(None))
+    return int((await tx.execute(sa.select(sa.func.count(notification.c.id)).where(*where))).scalar_one())
 
 
 async def read(tx: AsyncConnection, user_id: UUID, notification_id: UUID, at: datetime) -> bool:
