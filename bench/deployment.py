@@ -23,7 +23,7 @@ _SCOPES = (
     *("gateway:use", "secrets:use", "secrets:read", "secrets:write", "providers:write", "models:write", "teams:write"),
     *("tokens:write", "budgets:write", "usage:read", "audit:read", "admin"),
 )
-_START = 60.0
+_START = 180.0
 _ANSWER = 60.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -55,6 +56,24 @@ async def test_a_change_is_heard_within_the_bound(database: Database, feed: Feed
     assert await until(lambda: bool(heard)) < 1.0
     assert heard == [Change(feed.position, "secret", "s1", user)]
     assert feed.is_trusted()
+
+
+async def test_what_a_process_changes_itself_it_hears_at_once(database: Database) -> None:
+    feed = Feed(database, interval=30, trust=60)
+    heard = hearing(feed)
+    await feed.start()
+    await say(database, "t1")
+    await until(lambda: bool(heard))
+    with contextlib.suppress(ZeroDivisionError):
+        async with database.write(Actor.user(uuid4())) as tx:
+            await note(database, tx, "token", "undone")
+            raise ZeroDivisionError
+    user = uuid4()
+    async with database.write(Actor.user(user)) as tx:
+        await changes.note_for(database, tx, "team", "t2", {user})
+    await until(lambda: len(heard) > 1)
+    assert [change.subject_id for change in heard] == ["t1", "t2"]
+    await feed.stop()
 
 
 async def test_what_was_before_the_start_is_not_told(database: Database, feed: Feed) -> None:

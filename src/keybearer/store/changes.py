@@ -3,7 +3,8 @@
 A change is a row written in the transaction of the change itself. Every process polls for new ones; a good poll extends the
 *trust* in what its caches hold to the poll's own send time plus ``trust`` seconds. Whoever acts on a cached token or key checks
 the trust as the bytes are written. So a revocation holds everywhere within ``trust`` (+ ``grace``) of its commit, or nothing is
-sent: a process that cannot hear of revocations stops by itself. PostgreSQL's NOTIFY only makes the next poll come sooner.
+sent: a process that cannot hear of revocations stops by itself. PostgreSQL's NOTIFY, and a process's own
+commits, only make the next poll come sooner.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ async def note(db: Database, tx: AsyncConnection, subject: str, subject_id: str,
     """Tell every process of a change made in ``tx``. Call it last: from here to the commit, others that note anything wait."""
     await db.lock_order(tx)
     values = {"subject": subject, "subject_id": subject_id, "user_id": user_id, "at": datetime.now(UTC)}
+    db.notes(tx)
     # Inline: its number is not asked back, for the caller may write changes but not read them.
     await tx.execute(sa.insert(change).values(values).inline())
     if db.name == "postgresql":
@@ -84,6 +86,7 @@ async def note_for(db: Database, tx: AsyncConnection, subject: str, subject_id: 
     values = [{"subject": subject, "subject_id": subject_id, "user_id": user_id, "at": at} for user_id in sorted(set(user_ids))]
     if not values:
         return
+    db.notes(tx)
     for start in range(0, len(values), _ROWS):
         await tx.execute(sa.insert(change).values(values[start : start + _ROWS]).inline())
     if db.name == "postgresql":
@@ -130,6 +133,7 @@ class Feed:
     async def start(self) -> None:
         """Find the newest change and begin to poll. Raises ``Unavailable`` where the database does not answer."""
         await self._poll(first=True)
+        self._db.on_noted(self._wake.set)
         self._spawn(self._run())
         if self._db.direct_url:
             self._spawn(self._listen())

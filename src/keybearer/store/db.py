@@ -7,7 +7,7 @@ row-level security does the rest; on SQLite the queries' own conditions are the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -92,6 +92,8 @@ class Database:
         self._readers = readers
         self._writers = writers
         self._side = side
+        self._told: list[Callable[[], None]] = []
+        self._noting: set[AsyncConnection] = set()
 
     @classmethod
     async def open(cls, url: str, direct_url: str = "", *, pool_size: int = 10) -> Self:
@@ -151,6 +153,14 @@ class Database:
     async def abandon_watch(self) -> None:
         """Forget the connection of :meth:`watch` as it is, hanging perhaps; the next one is new."""
         await self._side.dispose(close=False)
+
+    def on_noted(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` after each commit of this process that noted a change (``changes``): it need not wait for its next poll."""
+        self._told.append(tell)
+
+    def notes(self, tx: AsyncConnection) -> None:
+        """This transaction notes a change."""
+        self._noting.add(tx)
 
     async def lock_order(self, tx: AsyncConnection) -> None:
         """Let transactions that number things commit in the order of their numbers: one at a time, until commit.
@@ -229,7 +239,11 @@ class Database:
                 yield connection
                 if writes:
                     await connection.commit()
+                    if connection in self._noting:
+                        for tell in self._told:
+                            tell()
             finally:
+                self._noting.discard(connection)
                 # Rolls back what was not committed. Shielded: a client that leaves cancels again and again.
                 await asyncio.shield(connection.close())
 
