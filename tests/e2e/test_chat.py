@@ -99,13 +99,71 @@ def test_tools_are_called_and_their_results_taken(world: World, name: str, strea
     assert after.json()["finishReason"] == "stop"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_gemini_gets_back_what_it_signed(world: World, streamed: bool) -> None:  # noqa: FBT001
+    """Its models from 3 on refuse a call's result without the signature of the call; two steps of one turn need both."""
+    model, talk = "gemini/gemini-3.8-flash", list[dict[str, Any]](HELLO)
+    for _ in range(2):
+        answer = ask(world.admin.http, model, tools=[WEATHER], stream=streamed, messages=talk)
+        said = events(answer)[-1][1] if streamed else answer.json()
+        (call,) = said["toolCalls"]
+        assert call["signature"]
+        talk += [
+            {"role": "assistant", "toolCalls": said["toolCalls"]},
+            {"role": "tool", "toolCallId": call["id"], "content": "Sun"},
+        ]
+        after = ask(world.admin.http, model, tools=[WEATHER], messages=talk)
+        assert after.json()["finishReason"] == "stop", after.text
+        talk += [after.json()["message"], {"role": "user", "content": "And there?"}]
+    del talk[-2:], talk[-2]["toolCalls"][0]["signature"]
+    assert "thought_signature" in ask(world.admin.http, model, tools=[WEATHER], messages=talk).json()["detail"]
+
+
 def test_a_model_is_named_by_its_registered_id_too(world: World) -> None:
-    made = world.admin.call("POST", "/models", json={"provider": "openai", "name": "gpt-4.1-mini", "parameters": {"seed": 7}})
-    answer = ask(world.admin.http, made["id"])
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["receipt"]["model"].startswith("gpt-4.1-mini")
+    """It is called as it was registered: at its address, with its own key and its defaults."""
+    key = "sk-proj-kbtest-of-the-model-0123456789abcdefghij"
+    elsewhere = world.provider.base_url("xai")
+    model: dict[str, Any] = {
+        "provider": "openai",
+        "name": "gpt-4.1-mini",
+        "base_url": elsewhere,
+        "api_key": key,
+        "parameters": {"seed": 7},
+    }
+    model["system"] = True  # only an administrator's may have a private address
+    made = world.admin.call("POST", "/models", json=model)
+    for asker in (world.admin.http, servers.program(world.server, world.token).http):
+        for streamed in (False, True):
+            world.provider.forget()
+            answer = servers.until(
+                lambda asker=asker, streamed=streamed: ask(asker, made["id"], stream=streamed),  # type: ignore[misc]
+                lambda found: found.status_code == 200,
+            )
+            said = events(answer)[-1][1] if streamed else answer.json()
+            assert said["receipt"]["model"].startswith("gpt-4.1-mini")
+            assert said["receipt"]["secretId"] == made["secret_id"]
+            request = world.provider.requests()[-1]
+            assert request["target"] == "/xai/v1/chat/completions"
+            assert request["headers"]["authorization"] == f"Bearer {key}"
+            assert json.loads(request["body"])["seed"] == 7
     world.admin.call("DELETE", f"/models/{made['id']}")
     assert ask(world.admin.http, made["id"]).json()["code"] == "not_found"
+
+
+def test_an_id_never_means_another_model_of_that_name(world: World) -> None:
+    """Everybody's model and one's own of the same name: the id of the one must not be served, and paid, as the other."""
+    everybodys = world.admin.call("POST", "/models", json={"provider": "openai", "name": "gpt-4.1-nano", "system": True})
+    servers.until(lambda: ask(world.admin.http, everybodys["id"]), lambda found: found.status_code == 200)
+    own = {"provider": "openai", "name": "gpt-4.1-nano", "api_key": "sk-proj-kbtest-own-0123456789abcdefghijklmnop"}
+    mine = world.admin.call("POST", "/models", json=own)
+    servers.until(
+        lambda: ask(world.admin.http, mine["id"]),
+        lambda found: found.status_code == 200 and found.json()["receipt"]["secretId"] == mine["secret_id"],
+    )
+    refused = ask(world.admin.http, everybodys["id"])
+    assert (refused.status_code, refused.json()["code"]) == (400, "model_ambiguous"), refused.text
+    for model in (mine, everybodys):
+        world.admin.call("DELETE", f"/models/{model['id']}")
 
 
 def test_each_chat_is_on_record_with_whose_key_and_what_for(world: World) -> None:

@@ -74,6 +74,21 @@ def test_gemini_gets_contents() -> None:
     assert body_for("gemini", Chat((Message("user", "Hi"),)))[0].operation == "generateContent"
 
 
+def test_gemini_gets_its_signatures_back_where_they_came() -> None:
+    first, second = ToolCall("call_1", "weather", {}, "c2lnbmVk"), ToolCall("call_2", "weather", {})
+    chat = Chat((Message("user", "Weather?"), Message("assistant", "", (first, second))))
+    calls = body_for("gemini", chat)[1]["contents"][1]["parts"]
+    assert [call.get("thoughtSignature") for call in calls] == ["c2lnbmVk", None]
+    assert "c2lnbmVk" not in str(body_for("openai", chat)[1]) + str(body_for("anthropic", chat)[1])
+    reply = Reply("gemini")
+    parts = [
+        {"functionCall": {"id": "call_1", "name": "weather"}, "thoughtSignature": "c2lnbmVk"},
+        {"functionCall": {"name": "x"}},
+    ]
+    list(reply.feed(sse({"candidates": [{"content": {"parts": parts}}]})))
+    assert [call.signature for call in reply.tool_calls] == ["c2lnbmVk", ""]
+
+
 def test_who_has_no_models_is_not_chatted_with() -> None:
     with pytest.raises(Invalid):
         dialect_for(PROVIDERS["slack"])

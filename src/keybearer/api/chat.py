@@ -23,13 +23,15 @@ from starlette.types import Receive, Scope, Send
 
 from keybearer.access import policy
 from keybearer.api.authentication import CurrentCaller, CurrentServices, bearer_token
-from keybearer.domain import Caller, Grant, Usage
+from keybearer.catalog import Provider
+from keybearer.domain import SYSTEM_OWNER_ID, Caller, Grant, OwnerKind, Usage
 from keybearer.domain import Scope as TokenScope
 from keybearer.errors import (
     Forbidden,
     InvalidRequest,
     KeybearerError,
     KeyFailed,
+    ModelAmbiguous,
     RateLimited,
     UpstreamError,
 )
@@ -41,6 +43,7 @@ from keybearer.gateway.ready import Admission
 from keybearer.services import Services
 from keybearer.usage import prices
 from keybearer.usage.meter import Meter, usage_of
+from keybearer.vault.models import ModelView
 
 router = APIRouter(prefix="/api", tags=["chat"])
 T = TypeVar("T")
@@ -63,6 +66,9 @@ class CalledTool(Camel):
     id: Annotated[str, Field(min_length=1, max_length=200)]
     name: Annotated[str, Field(min_length=1, max_length=200)]
     arguments: dict[str, Any]
+    signature: Annotated[
+        str, Field(max_length=1_000_000, description="The provider's own, to be sent back with the call as it is; empty: none.")
+    ] = ""
 
 
 class ChatMessage(Camel):
@@ -133,7 +139,7 @@ class ChatAnswer(Camel):
 
 
 _STREAM = (
-    "With `stream`, server-sent events: `delta` (`{text}`), `tool_call` (`{id, name, arguments}`, whole), then one of `done` "
+    "With `stream`, server-sent events: `delta` (`{text}`), `tool_call` (`{id, name, arguments, signature}`, whole), then one of `done` "
     "(a ChatAnswer) and `error` (a Problem, without type and title)."
 )
 
@@ -185,10 +191,17 @@ class _Call:
 async def _begin(plane: Plane, services: Services, request: Request, caller: Caller, wanted: tuple[str, Chat]) -> _Call:
     """Send the call to the provider of the model that is wanted."""
     name, asked = wanted
+    model: ModelView | None = None
     with suppress(ValueError):
         model = await services.models.get(caller, UUID(name))
         name = f"{model.provider}/{model.name}"
     provider, found = (await services.providers.registry(caller.user_id)).locate(name)
+    if model is not None and not _is_meant(model, provider):
+        raise ModelAmbiguous(
+            f"Another model named '{name}' counts before the one of that id.",
+            hint="A person's own models count before everybody's, and those before a team's: "
+            "register one of them under another provider, or delete it.",
+        )
     dialect = chat.dialect_for(provider)
     route, sent = chat.asked(asked, provider, dialect, f"{provider.name}/{found}")
     said = [(label.encode(), request.headers[label].encode("latin-1")) for label in _LABELS if label in request.headers]
@@ -201,6 +214,15 @@ async def _begin(plane: Plane, services: Services, request: Request, caller: Cal
     call = _Call(Inside(plane, caller.client), dialect, route.operation, found)
     call.inside.begin(route, sent, said, admit)
     return call
+
+
+def _is_meant(model: ModelView, provider: Provider) -> bool:
+    """Whether a call by its name is a call of this very model: with its address, its key, its defaults, and so its payer."""
+    if provider.registered is not None:
+        return provider.registered.id == model.id
+    steers = model.base_url or model.auth_style or model.has_own_key or model.parameters
+    is_theirs = model.owner_kind is OwnerKind.USER or provider.owner_id in {None, SYSTEM_OWNER_ID, model.team_id}
+    return is_theirs and not steers
 
 
 async def _admission(plane: Plane, services: Services, caller: Caller) -> Admission:
@@ -284,7 +306,8 @@ async def _events(call: _Call) -> AsyncIterator[bytes]:
 def _event_of(piece: Delta | ToolCall) -> bytes:
     if isinstance(piece, Delta):
         return _event("delta", {"text": piece.text})
-    return _event("tool_call", {"id": piece.id, "name": piece.name, "arguments": piece.arguments})
+    called = {"id": piece.id, "name": piece.name, "arguments": piece.arguments, "signature": piece.signature}
+    return _event("tool_call", called)
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
@@ -298,7 +321,8 @@ def _answer(call: _Call, reply: Reply, usage: Usage) -> ChatAnswer:
     return ChatAnswer.model_construct(
         message=ChatSaid(content="".join(reply.text)),
         tool_calls=[
-            CalledTool.model_construct(id=made.id, name=made.name, arguments=made.arguments) for made in reply.tool_calls
+            CalledTool.model_construct(id=made.id, name=made.name, arguments=made.arguments, signature=made.signature)
+            for made in reply.tool_calls
         ],
         finish_reason=reply.finish,
         usage=ChatUsage.model_construct(
@@ -333,5 +357,5 @@ def _provider_error(status: int, headers: dict[str, str], body: bytes) -> Keybea
 
 
 def _message(message: ChatMessage) -> Message:
-    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls)
+    calls = tuple(ToolCall(call.id, call.name, call.arguments, call.signature) for call in message.tool_calls)
     return Message(message.role, message.content, calls, message.tool_call_id)

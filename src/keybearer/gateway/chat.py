@@ -2,7 +2,7 @@
 
 A ``Chat`` goes out as a body of OpenAI's chat completions, Anthropic's messages or Gemini's generateContent; what comes back, whole or
 as events, becomes one ``Reply``. Sources, compared 2026-11-21: the API references of OpenAI (chat), Anthropic (messages, streaming)
-and Gemini (generateContent, function calling).
+and Gemini (generateContent, function calling, thought signatures).
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class ToolCall(msgspec.Struct, frozen=True):
     id: str
     name: str
     arguments: dict[str, Any]
+    signature: str = ""
+    """What the provider wants back with the call, unchanged (Gemini's ``thoughtSignature``); its models from 3 on insist."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -187,7 +189,13 @@ def _gemini_parts(message: Message, names: Mapping[str, str]) -> list[dict[str, 
         answered = {"id": message.tool_call_id, "name": names[message.tool_call_id], "response": {"result": message.content}}
         return [{"functionResponse": answered}]
     parts: list[dict[str, Any]] = [{"text": message.content}] if message.content else []
-    return parts + [{"functionCall": {"id": call.id, "name": call.name, "args": call.arguments}} for call in message.tool_calls]
+    return parts + [_gemini_call(call) for call in message.tool_calls]
+
+
+def _gemini_call(call: ToolCall) -> dict[str, Any]:
+    """Only the first of parallel calls has a signature, and must have it in the place where it came."""
+    part: dict[str, Any] = {"functionCall": {"id": call.id, "name": call.name, "args": call.arguments}}
+    return part | {"thoughtSignature": call.signature} if call.signature else part
 
 
 Parts = Callable[[Message, Mapping[str, str]], list[dict[str, Any]]]
@@ -336,7 +344,10 @@ class Reply:
                 if "functionCall" in part:
                     made = part["functionCall"]
                     name = made.get("id") or f"call_{len(self.tool_calls)}"
-                    call = ToolCall(name, made["name"], dict(made.get("args") or {}))
+                    signature = part.get("thoughtSignature")
+                    call = ToolCall(
+                        name, made["name"], dict(made.get("args") or {}), signature if isinstance(signature, str) else ""
+                    )
                     self.tool_calls.append(call)
                     yield call
                 elif not part.get("thought"):

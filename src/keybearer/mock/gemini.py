@@ -6,6 +6,7 @@ Field names are understood in camelCase and in snake_case, as the real API does.
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Any
 
@@ -16,19 +17,21 @@ from keybearer.mock.reply import Prompt, Reply, Tool, compose, identifier, texts
 from keybearer.mock.wire import JSON, SSE, Answer, Call, ProviderError, json_answer, sse
 
 _NEWLINE = b"\r\n"
+_SIGNS = re.compile(r"gemini-[3-9]")
+"""Models that refuse a running turn's calls without their signatures (https://ai.google.dev/gemini-api/docs/thought-signatures)."""
 _HUMP = re.compile(r"[A-Z]")
 
 
 def generate(call: Call) -> Answer:
     """``POST …:generateContent``. Raises ``ProviderError``."""
-    reply = compose(_prompt(call.document), call.behaviour)
+    reply = _reply(call)
     parts = _parts(call, reply)
     return json_answer(_response(call, parts, _finish(reply)) | {"usageMetadata": _usage(reply, reply.text_tokens)})
 
 
 def stream(call: Call) -> Answer:
     """``POST …:streamGenerateContent``. Raises ``ProviderError``."""
-    reply = compose(_prompt(call.document), call.behaviour)
+    reply = _reply(call)
     lots = [_parts(call, reply)] if reply.call else [[{"text": piece}] for piece in reply.pieces]
     documents = [
         _response(call, parts, _finish(reply) if number == len(lots) else "") | {"usageMetadata": _usage(reply, number)}
@@ -42,6 +45,26 @@ def stream(call: Call) -> Answer:
     pieces = [b"[" + encoded[0], *(b",\r\n" + document for document in encoded[1:])]
     pieces[-1] += b"]"
     return Answer(events=tuple(pieces), content_type=JSON, error_event=refusal.event(call))
+
+
+def _reply(call: Call) -> Reply:
+    reply = compose(_prompt(call.document), call.behaviour)
+    if _SIGNS.search(call.model) and not _is_signed(call.document):
+        raise ProviderError(400, "Function call is missing a thought_signature in functionCall parts.")
+    return reply
+
+
+def _is_signed(document: dict[str, Any]) -> bool:
+    """Whether each step of the running turn (after the last thing that somebody said) has its first call's signature."""
+    contents = document.get("contents")
+    for content in reversed(contents if isinstance(contents, list) else []):
+        parts = [part for part in content.get("parts") or () if isinstance(part, dict)]
+        if content.get("role") != "model" and any("text" in part for part in parts):
+            return True
+        calls = [part for part in parts if _get(part, "functionCall")]
+        if calls and not _get(calls[0], "thoughtSignature"):
+            return False
+    return True
 
 
 def count_tokens(call: Call) -> Answer:
@@ -102,7 +125,13 @@ def _parts(call: Call, reply: Reply) -> list[dict[str, Any]]:
     if reply.call is None:
         return [{"text": reply.text}]
     name = identifier("", call.request.body)
-    return [{"functionCall": {"id": name, "name": reply.call.name, "args": reply.call.arguments}}]
+    signature = base64.b64encode(f"kbtest-signature-{name}".encode()).decode()
+    return [
+        {
+            "functionCall": {"id": name, "name": reply.call.name, "args": reply.call.arguments},
+            "thoughtSignature": signature,
+        }
+    ]
 
 
 def _finish(reply: Reply) -> str:
