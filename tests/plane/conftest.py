@@ -378,7 +378,7 @@ async def _ended(server: uvicorn.Server, running: asyncio.Task[None]) -> bool:
     state = server.server_state
     for connection in list(state.connections):
         connection.shutdown()
-    with suppress(AssertionError):
+    with suppress(TimeoutError):
         await until(lambda: not state.connections and not state.tasks, 0.5)
     if state.connections or state.tasks:
         return False
