@@ -19,6 +19,7 @@ from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value, worl
 from keybearer.access.tokens import NewToken
 from keybearer.domain import Caller, Grade, Role
 from keybearer.errors import Unavailable
+from keybearer.gateway.sharing import Guard
 from keybearer.store.db import Actor, Database
 from keybearer.store.schema import gateway_object
 from keybearer.vault.secrets import NewSecret
@@ -222,6 +223,31 @@ async def test_a_streamed_answer_is_on_record_before_its_first_event_is_out(yard
     assert code(await yard.ask(yard.carol, "GET /v1/responses/resp_9")) == NOT_FOUND
     await until(lambda: len(left_with(yard)) >= 2)
     assert [outcome["usage"]["output_tokens"] for outcome in left_with(yard)] == [2, 2]
+
+
+async def test_a_stream_that_tells_nothing_is_read_once(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the pieces: looked at anew with each, 256 kB of them held up everybody's calls."""
+    told: list[bytes] = []
+    made = Guard.made
+
+    def noted(guard: Guard, answer: bytes, *, streamed: bool) -> frozenset[tuple[str, str]]:
+        told.append(answer)
+        return made(guard, answer, streamed=streamed)
+
+    async def script(request: Received) -> None:
+        request.writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        for piece in pieces:
+            request.writer.write(piece)
+            await request.writer.drain()
+            await asyncio.sleep(0.002)
+        request.writer.close()
+
+    pieces = [b": 1\n\n", b'data: {"a":', b"1}\n", b"\n", b"\r\n", b"\r", b"\n: 2", b"\r\n\r", b"\n", *[b"x"] * 50]
+    yard.here.provider.script = script
+    monkeypatch.setattr(Guard, "made", noted)
+    answer = await yard.ask(yard.bob, "POST /v1/responses", b'{"model":"gpt-4o","input":"x","stream":true}')
+    assert answer.body == b"".join(pieces)
+    assert b"".join(told) == answer.body.rstrip(b"x")
 
 
 async def test_a_row_of_other_hands_gives_nothing(yard: Yard) -> None:

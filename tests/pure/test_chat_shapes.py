@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -170,6 +171,17 @@ def test_a_stream_says_the_same_however_it_is_cut(dialect: str, size: int) -> No
     pieces += reply.end()
     assert pieces == [Delta("I "), Delta("look."), CALL]
     assert ("".join(reply.text), reply.tool_calls, reply.finish) == ("I look.", [CALL], "tool_calls")
+
+
+def test_an_event_in_very_many_pieces_is_looked_at_once() -> None:
+    """A provider of somebody's own sends one without end: looked at anew with each piece, it took the event loop for minutes."""
+    reply, piece = Reply("openai"), b"x" * 512
+    began = time.thread_time()
+    for _ in range(4096):
+        assert not list(reply.feed(piece))
+    assert time.thread_time() - began < 2
+    with pytest.raises(UpstreamMalformed):
+        list(reply.feed(b"x" * 16 * 2**20))
 
 
 @pytest.mark.parametrize("dialect", STREAMS)

@@ -184,6 +184,8 @@ def test_a_body_names_objects(line: str, document: Any, objects: set[tuple[str, 
         b'{"model":"gpt-5","x":{"file_id":null,"file_id" :\t"file-1"}}',
         b'{"model":"gpt-5","x":[[[{"file_ids":["file-1"]}]]]}',
         b'{"model":"gpt-5","x":{"file_id":{"ID":"file-1"}}}',
+        '{"model":"gpt-5","x":{"file_id\u017f":["file-1"]}}'.encode(),
+        b'{"model":"gpt-5","x":{"file_id\\u017F":["file-1"]}}',
     ],
 )
 def test_no_spelling_hides_an_object(body: bytes) -> None:
@@ -229,6 +231,10 @@ def test_what_is_passed_on_unread_must_be_readable() -> None:
             named("POST /p/openai/v1/responses", b'{"x":"&previous_response_id=resp_1&"}', content_type)
     with pytest.raises(TooLarge):
         named("POST /p/openai/v1/responses", b'{"x":"' + b"y" * 5_000_000 + b'"}')
+    small = b",".join([b"{}"] * 250_000)
+    for body in (b'{"x":[' + small + b"]}", b'{"x":[' + small.replace(b"{}", b'{"":1}') + b"]}"):
+        with pytest.raises(TooLarge):  # decoded, it would hold up other calls for a second
+            named("POST /p/openai/v1/responses", body)
     assert named("POST /p/slack/api/chat.postMessage", b"channel=C1&text=hi", b"application/x-www-form-urlencoded") == frozenset()
 
 
@@ -248,6 +254,10 @@ def test_the_calls_of_a_batch_name_objects_as_calls_do() -> None:
     with pytest.raises(SharedKeyRefused):
         named("POST /v1/files", upload(calls[1], reference), FORM)
     assert named("POST /v1/files", upload(b'\x00\xff no JSON: "file_id"', bytes(range(256))), FORM) == frozenset()
+    many = b"\n" * 3_000_000 + calls[0]
+    assert named("POST /v1/files", upload(b"x\r" + many + b"\r" + many), FORM) == {("response", "resp_1")}
+    with pytest.raises(TooLarge):
+        named("POST /v1/files", upload(*[b'{"file_id":{}}'] * 100_000), FORM)
     assert named("POST /v1/images/edits", upload(fields=(("image[0][file_id]", "file-1"),)), FORM) == {("file", "file-1")}
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from keybearer.catalog import Provider
 from keybearer.domain import Grant, Scope
 from keybearer.errors import AddressRefused, Forbidden, ModelNotAllowed, ProviderNotAllowed, ScopeMissing
+from keybearer.gateway.body import Document
 from keybearer.gateway.client_address import Network, parse_address
+from keybearer.gateway.form import Form
 
 
 def check_scope(grant: Grant, acts_as: bytes | None, scope: Scope = Scope.GATEWAY_USE) -> None:
@@ -34,6 +36,15 @@ def check_model(grant: Grant, provider: Provider, model: str, operation: str) ->
         raise ProviderNotAllowed(f"The access token may not use {provider.display_name}.")
     if grant.allowed_models is not None and operation != "models" and f"{provider.name}/{model}" not in grant.allowed_models:
         raise ModelNotAllowed("The access token may not use this model.")
+
+
+def check_one_model(document: Document | Form | None) -> None:
+    """A call that is limited to certain models names no others to fall back to. Raises ``ModelNotAllowed``. Forms have no field for it."""
+    if isinstance(document, Document) and document.names_further_models():
+        raise ModelNotAllowed(
+            "The access token or key is limited to certain models, and the body lets the provider choose others.",
+            hint="Leave out 'models', 'fallbacks', 'route' and 'preset'.",
+        )
 
 
 def check_fetch(grant: Grant, provider: str) -> None:

@@ -19,12 +19,14 @@ _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 # Possessive: with a way back kept for each byte, one long key costs 120 times its size in memory.
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _COLON: Final = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
-_ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
+_ESCAPED_LETTER: Final = re.compile(rb"\\u(?:00[4-7]|017[Ff])")
+_LONG_S: Final = "\u017f".encode()
+"""A letter that case folding makes an ``s``: providers written in Go take it for one in a key."""
 _INCLUDE_USAGE: Final = b'"stream_options":{"include_usage":true},'
 
 _SMALL: Final = 4096
 """Bytes. Measured: counting needles costs 0.5 ns a byte and needle, walking over the keys 1 µs a key."""
-_KEYS_LIMIT: Final = 1_000  # no request has so many; the walk's cost is bounded with them
+_KEYS_LIMIT: Final = 1_000  # no request has so many; a million of them would hold up everybody's calls for seconds
 
 _ABSENT: Final = msgspec.Raw(b"")
 _DECISIVE: Final = frozenset({"model", "stream", "stream_options"})
@@ -46,6 +48,8 @@ class _Nothing(msgspec.Struct):
 _HEAD: Final = msgspec.json.Decoder(Head)
 _NOTHING: Final = msgspec.json.Decoder(_Nothing)
 _RAW: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_FURTHER_MODELS: Final = frozenset({"models", "fallbacks", "route", "preset"})
+_FURTHER_NEEDLE: Final = re.compile(rb'"(?:model[^"]|fallbac|route|pre)|\\u', re.IGNORECASE)
 _ANY: Final = msgspec.json.Decoder(dict[str, Any])
 _KEY: Final = msgspec.json.Decoder(str)
 _STREAM: Final = {b"true": True, b"false": False}
@@ -66,7 +70,7 @@ class Document:
         try:
             if not body.isascii():
                 body.decode()  # msgspec does not look into strings that it skips
-            values = _RAW.decode(body)
+            values = decode_keys(body)
             spans = _compact_spans(body, values)
             if spans is None and len(body) <= _SMALL:
                 self.head = _HEAD.decode(body)
@@ -114,6 +118,16 @@ class Document:
         self._edits.append((start, end, msgspec.json.encode({**decoded, "include_usage": True})))
         return True
 
+    def names_further_models(self) -> bool:
+        """Whether the body lets the provider follow another model than ``model``.
+
+        OpenRouter takes ``models``, ``route`` and ``preset``, its and Anthropic's messages ``fallbacks`` (their documentation of model
+        routing, compared 2026-11-21).
+        """
+        if _FURTHER_NEEDLE.search(self.body) is None:
+            return False
+        return not _FURTHER_MODELS.isdisjoint(key.casefold() for key in _RAW.decode(self.body))
+
     def spliced(self) -> bytes:
         """The body with the changes made, every other byte as it came."""
         if not self._edits:
@@ -139,6 +153,39 @@ class Document:
                     return at + len(colon), at + len(colon) + len(literal)
             self._spans = _walk(self.body, _RAW.decode(self.body))
         return self._spans["model"]
+
+
+def decode_keys(text: bytes) -> dict[str, msgspec.Raw]:
+    """The top-level keys of a JSON object, of which it may have a thousand, with their values' text.
+
+    Raises ``Invalid`` for more, before they are decoded, and what msgspec raises.
+    """
+    if len(text) <= _SMALL or text.count(b":") <= _KEYS_LIMIT:
+        return _RAW.decode(text)
+    count = 0
+
+    def counted(_type: type, key: str) -> _Key:
+        nonlocal count
+        count += 1
+        if count > _KEYS_LIMIT:
+            raise ValueError
+        return _Key(key)
+
+    try:
+        found: dict[str, msgspec.Raw] = msgspec.json.decode(text, type=dict[_Key, msgspec.Raw], dec_hook=counted)
+    except msgspec.ValidationError:
+        if count <= _KEYS_LIMIT:
+            raise
+        raise Invalid(
+            f"The body has more than {_KEYS_LIMIT} keys at its top level.", hint="Send what the API documents."
+        ) from None
+    return found
+
+
+class _Key(str):
+    """A key that is counted: msgspec asks how to make what it does not know itself."""
+
+    __slots__ = ()
 
 
 def check_object(body: bytes) -> None:
@@ -175,8 +222,8 @@ def _stand_once(body: bytes, head: Head) -> bool:
     """Whether each decisive key provably stands at most once, at any depth: the fast answer for nearly every small body.
 
     A quotation mark inside a string is escaped, so ``"model"`` in these bytes is a whole string. No letter is escaped
-    either, so no other spelling of the key exists. What was not decoded does not stand at the top level at all. Case does
-    not tell keys apart here: providers written in Go take ``"Model"`` for ``"model"``.
+    either, nor is one there that folds to an ASCII one, so no other spelling of the key exists. What was not decoded does
+    not stand at the top level at all. Case does not tell keys apart here: providers written in Go take ``"Model"`` for ``"model"``.
     """
     lowered = body.lower()
     if head.model is not msgspec.UNSET and lowered.count(b'"model"') > 1:
@@ -186,7 +233,7 @@ def _stand_once(body: bytes, head: Head) -> bool:
     if head.stream_options is not _ABSENT and lowered.count(b'"stream_options"') > 1:
         return False
     # One byte is found by memchr, ten times as fast as three.
-    return b"\\" not in body or _ESCAPED_LETTER.search(body) is None
+    return (b"\\" not in body or _ESCAPED_LETTER.search(body) is None) and _LONG_S not in body
 
 
 def _compact_spans(body: bytes, values: Mapping[str, msgspec.Raw]) -> Spans | None:
@@ -224,8 +271,6 @@ def _walk(body: bytes, values: Mapping[str, msgspec.Raw]) -> Spans:
     The decoder gives each value's text, without its place. Walking over keys and values in their order finds the places;
     the walk can only fail where a key stands twice, because the decoder then kept the last value at the first place.
     """
-    if len(values) > _KEYS_LIMIT:
-        raise Invalid(f"The body has more than {_KEYS_LIMIT} keys at its top level.", hint="Send what the API documents.")
     spans: Spans = {}
     at = _skip(body, 0) + 1
     for key, raw in values.items():

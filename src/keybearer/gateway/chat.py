@@ -243,7 +243,8 @@ class Reply:
         self.tool_calls: list[ToolCall] = []
         self.finish: Finish = "other"
         self._dialect = dialect
-        self._held = b""
+        self._held = bytearray()
+        """What has come of an event that has not ended: of a large one, in pieces, it is not looked at over and over."""
         self._open: dict[int, list[str]] = {}
         """Calls whose arguments still come, by their index: id, name, JSON."""
 
@@ -265,19 +266,24 @@ class Reply:
 
     def feed(self, data: bytes) -> Iterator[Delta | ToolCall]:
         """Read a part of an event stream; what is new. Raises ``UpstreamMalformed``, ``UpstreamError`` (the stream says so)."""
-        data = self._held + data
-        at = 0
-        for end in _EVENT_END.finditer(data):
-            said = b"\n".join(line[5:].strip() for line in data[at : end.start()].splitlines() if line.startswith(b"data:"))
-            at = end.end()
+        held = self._held
+        searched = max(len(held) - 3, 0)  # what was held has no end of an event, but may have a part of one
+        held += data
+        ends = [end.span() for end in _EVENT_END.finditer(held, searched)]
+        events, at = [], 0
+        for start, end in ends:
+            events.append(bytes(held[at:start]))
+            at = end
+        del held[:at]
+        if len(held) > _EVENT_LIMIT:
+            raise UpstreamMalformed
+        for event in events:
+            said = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
             if said and said != b"[DONE]":
                 try:
                     yield from self._event(_decoded(said))
                 except (LookupError, TypeError, AttributeError, ValueError) as error:
                     raise UpstreamMalformed from error
-        self._held = data[at:]
-        if len(self._held) > _EVENT_LIMIT:
-            raise UpstreamMalformed
 
     def end(self) -> Iterator[ToolCall]:
         """The stream is over: calls that are still open."""

@@ -30,7 +30,7 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 class Course:
     """Where calls that look alike go, and how they are written down."""
 
-    __slots__ = ("_block", "_first", "_states_length", "admission", "guard", "limits", "plan", "ready", "use_tail")
+    __slots__ = ("_block", "_first", "_states_length", "admission", "guard", "limits", "one_model", "plan", "ready", "use_tail")
 
     def __init__(self, admission: Admission, plan: Plan, ready: Ready, forwarded: Lines, use: UseRecord) -> None:
         """``forwarded``: what of the client's headers goes on; ``use``: one such use. Raises ``InvalidRequest``."""
@@ -40,6 +40,8 @@ class Course:
         """What a key of several people may not do; ``None``: the key is the caller's own."""
         self.limits: Limits | None = None
         """What its calls are held to; ``None``: nothing."""
+        self.one_model = admission.grant.allowed_models is not None or ready.credential.allowed_models is not None
+        """Token or key is limited to certain models, so a body may name no further ones."""
         self.use_tail = use_tail(use)
         self.ready = ref(ready)  # the caches decide how long a key is in memory, not a connection that idles
         if ready.auth_name or ready.defaults:

@@ -22,7 +22,7 @@ from keybearer.errors import (
     UpstreamError,
 )
 from keybearer.gateway import dialect
-from keybearer.gateway.allowance import check_address, check_model, check_scope
+from keybearer.gateway.allowance import check_address, check_model, check_one_model, check_scope
 from keybearer.gateway.answer import PROBE_BODY, PROBE_HEADERS, answer, error_headers
 from keybearer.gateway.counters import reserve, used_of
 from keybearer.gateway.course import Course, CourseKey, key_of
@@ -44,7 +44,9 @@ from keybearer.usage.limits import NOTHING, Hold
 log = logging.getLogger("keybearer.gateway")
 
 _COURSES = 64
-"""Courses kept for one head of one connection."""
+"""Courses kept for one head of one connection ..."""
+_LARGE_BLOCK, _COURSES_OF_LARGE = 4096, 4
+"""... and of one with so many bytes of headers, of which some providers' courses have a copy each."""
 _OTHER_KEYS = 7
 """Keys that one call may try beside the first."""
 
@@ -108,6 +110,8 @@ class Exchange(Use):
                 course = self._set_course(admission, planned, ready, key)
             elif ready.takes_turns or ready.health.marks:
                 course, ready = self._take_turn(course, ready, key)
+            if course.one_model:
+                check_one_model(document)
             if course.guard is not None:
                 self._check_objects(course.guard, body)
             self._sent, self._hides_usage = compose(course.plan, body, document)
@@ -221,7 +225,7 @@ class Exchange(Use):
         course = Course(admission, planned, ready, forwarded, use)
         course.guard = guard
         course.limits = self.plane.counters.limits_of(grant, credential)
-        if len(head.courses) >= _COURSES:
+        if len(head.courses) >= (_COURSES if len(forwarded.block) <= _LARGE_BLOCK else _COURSES_OF_LARGE):
             head.courses.clear()
         head.courses[key] = course
         return course

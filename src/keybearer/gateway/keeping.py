@@ -8,6 +8,7 @@ recorded, goes on and is nobody's.
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Final
 
 from keybearer.errors import KeybearerError
@@ -25,19 +26,22 @@ _HELD_LIMIT: Final = 4 * 2**20
 """Bytes of an answer that are held; descriptions of files and batches have some hundred, stored responses some thousand."""
 _BEGINNING_LIMIT: Final = 256 * 1024
 """Likewise of a stream, whose first event tells the id."""
+_EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _SUCCESSES: Final = range(200, 300)
 
 
 class KeepingRelay(Relay):
     """A relay that holds an answer until what it tells of is on record, or that the object is gone."""
 
-    __slots__ = ("_failure", "_guard", "_has_ended", "_held", "_is_complete", "_is_holding", "_is_recording", "_size")
+    __slots__ = ("_failure", "_guard", "_has_ended", "_held", "_is_complete", "_is_holding", "_is_recording", "_size", "_unread")
 
     def __init__(self, exchange: Exchange, planned: Plan, *, hides_usage: bool, guard: Guard) -> None:
         super().__init__(exchange, planned, hides_usage=hides_usage)
         self._guard = guard
         self._held: list[bytes] = []
         self._size = 0
+        self._unread = bytearray()
+        """Of a stream, the event that has not ended yet."""
         self._is_holding = False
         self._is_recording = False
         self._has_ended = False
@@ -91,8 +95,11 @@ class KeepingRelay(Relay):
 
     def _look(self) -> None:
         """Find out what the answer tells of, as soon as it can be told; nothing, beyond the limit."""
-        is_enough = self._has_ended or self._is_event_stream
-        told = self._guard.made(b"".join(self._held), streamed=self._is_event_stream) if is_enough else NOTHING
+        told = NOTHING
+        if self._is_event_stream:
+            told = self._told_by_events()
+        elif self._has_ended:
+            told = self._guard.made(b"".join(self._held), streamed=False)
         if told:
             if self.call is not None and not self._has_ended:
                 self.call.pause_reading()
@@ -101,6 +108,16 @@ class KeepingRelay(Relay):
             self._has_ended and not self._guard.deletes
         ):
             self._release()
+
+    def _told_by_events(self) -> Named:
+        """What the events tell that have ended with the last piece; each is looked at once, however small the pieces are."""
+        unread = self._unread
+        searched = max(len(unread) - 3, 0)  # what was there has no end of an event, but may have a part of one
+        unread += self._held[-1]
+        end = max((match.end() for match in _EVENT_END.finditer(unread, searched)), default=0)
+        events = bytes(unread[:end])
+        del unread[:end]
+        return self._guard.made(events, streamed=True) if events else NOTHING
 
     def _spawn(self, told: Named) -> None:
         self._is_recording = True
@@ -125,6 +142,7 @@ class KeepingRelay(Relay):
         if self._is_over:
             return
         held, self._held = b"".join(self._held), []
+        self._unread.clear()
         if was_holding and (held or self._has_ended):
             super().on_data(held, self._has_ended)
         if self._failure is not None:

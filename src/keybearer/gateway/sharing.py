@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -21,7 +21,8 @@ import msgspec
 
 from keybearer.catalog import GEMINI, Sharing, Verdict
 from keybearer.domain import Credential, Grant, OwnerKind
-from keybearer.errors import InvalidJson, SharedKeyRefused, TooLarge, UnsupportedMediaType
+from keybearer.errors import Invalid, InvalidJson, SharedKeyRefused, TooLarge, UnsupportedMediaType
+from keybearer.gateway.body import decode_keys
 from keybearer.gateway.fields import Lines
 from keybearer.gateway.form import Form, is_form
 from keybearer.gateway.plan import Plan
@@ -43,11 +44,13 @@ class Asked(NamedTuple):
 NOTHING: Final[Named] = frozenset()
 _DECODED_LIMIT: Final = 4 * 2**20
 """Bytes that are decoded of one request: at some 20 MB a second, other calls wait meanwhile."""
+_PARTS_LIMIT: Final = 200_000
+"""Objects and keys of them: of small ones, 4 MB hold a million, and take seconds."""
 _ID: Final = r"[A-Za-z0-9_-]{1,200}"
-_RAW: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ABSENT: Final = msgspec.Raw(b"")
 _WRITTEN: Final = re.compile(rf"(?:(?:https://[a-z0-9.-]+(?::[0-9]+)?/v1(?:alpha|beta)?/)?(?:files|cachedContents)/)?({_ID})")
 """An id alone, or as Gemini writes it: ``files/abc``, ``https://generativelanguage.googleapis.com/v1beta/files/abc``."""
+_LINE_END: Final = re.compile(rb"[\r\n]")
 _OF_AN_OBJECT: Final = ".id"
 """Ends names of fields that name something only as an object with an id: a ``prompt`` may be plain text."""
 _VALUE_OF: Final = {"reasoning": "encrypted_content", "compaction": "encrypted_content", "image_generation_call": "result"}
@@ -127,11 +130,11 @@ class Guard:
 
     def _told(self, text: bytes) -> Named:
         try:
-            told = _RAW.decode(text)
+            told = decode_keys(text)
             wrapped = told.get("response", _ABSENT)
-            told = _RAW.decode(wrapped) if bytes(wrapped)[:1] == b"{" else told
+            told = decode_keys(bytes(wrapped)) if bytes(wrapped)[:1] == b"{" else told
             values = [(kind, msgspec.json.decode(told[name])) for name, kind in self._telling().items() if name in told]
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, Invalid):
             return NOTHING
         ids = [(kind, _WRITTEN.fullmatch(value)) for kind, value in values if isinstance(value, str)]
         return frozenset((kind, found[1]) for kind, found in ids if found is not None)
@@ -157,15 +160,11 @@ class Guard:
                 found.pair(part, value.decode("utf-8", "replace"))
         if self.verdict.rule == "creates":
             decoded = 0
-            for content in form.files():
-                if self._needle.search(content) is None:
-                    continue
-                for line in content.splitlines():
-                    if self._needle.search(line) is not None:
-                        decoded += len(line)
-                        if decoded > _DECODED_LIMIT:
-                            raise TooLarge("With a shared key, a file that names stored objects has at most 4 MB of them.")
-                        self._in_line(found, line)
+            for line in (line for content in form.files() for line in _lines_with(self._needle, content)):
+                decoded += len(line)
+                if decoded > _DECODED_LIMIT:
+                    raise TooLarge("With a shared key, a file that names stored objects has at most 4 MB of them.")
+                self._in_line(found, line)
         return frozenset(found.named)
 
     def _in_line(self, found: _Found, line: bytes) -> None:
@@ -184,9 +183,13 @@ class _Found:
     def __init__(self, references: Mapping[str, str]) -> None:
         self.named: set[tuple[str, str]] = set()
         self._kinds = _kinds(tuple(references.items()))
+        self._parts = 0
 
     def read(self, body: bytes) -> Any:
-        """Decode a body. Raises ``InvalidJson``."""
+        """Decode a body. Raises ``InvalidJson``, ``TooLarge``."""
+        self._parts += body.count(b"{") + body.count(b":") + 1
+        if self._parts > _PARTS_LIMIT:
+            raise TooLarge(f"With a shared key, a body that may name stored objects has at most {_PARTS_LIMIT} keys and objects.")
         try:
             return json.loads(body.decode(), object_pairs_hook=self._object)
         except (ValueError, RecursionError):
@@ -248,7 +251,21 @@ def _kinds(references: tuple[tuple[str, str], ...]) -> Mapping[str, tuple[str, b
 
 @lru_cache(maxsize=64)
 def _needle(names: Iterable[str]) -> re.Pattern[bytes]:
-    """Finds in JSON whatever may be one of these keys: in any case, or with letters escaped."""
+    """Finds in JSON whatever may be one of these keys: in any case, or with letters escaped.
+
+    Two letters beyond ASCII count as ``s`` and ``k`` where case does not (Unicode's simple folding): what has them is decoded.
+    """
     folded = sorted(re.escape(name.removesuffix(_OF_AN_OBJECT)) for name in names)
     alternatives = "|".join([*folded, _INPUT, "item_reference"])
-    return re.compile(rf'"(?:{alternatives})"|\\u00[2-7]'.encode(), re.IGNORECASE)
+    return re.compile(rf'"(?:{alternatives})"|\\u(?:00[2-7]|017f|212a)|\xc5\xbf|\xe2\x84\xaa'.encode(), re.IGNORECASE)
+
+
+def _lines_with(needle: re.Pattern[bytes], content: bytes) -> Iterator[bytes]:
+    """The lines in which it is found. Others are not looked at: a file may have millions."""
+    at = 0
+    for found in needle.finditer(content):
+        if found.start() >= at:
+            start = max(content.rfind(b"\n", at, found.start()), content.rfind(b"\r", at, found.start()), at - 1) + 1
+            end = _LINE_END.search(content, found.end())
+            at = len(content) if end is None else end.start()
+            yield content[start:at]

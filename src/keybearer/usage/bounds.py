@@ -17,6 +17,8 @@ FREE: Final = frozenset({"messages.count_tokens", "countTokens", "models", "mode
 _TOOLS_EXTRA: Final = 2048
 """Tokens that providers add of their own where there are tools: some hundred."""
 _ANSWERS_LIMIT: Final = 10_000
+_PARTS_LIMIT: Final = 500_000
+"""Brackets and commas of a body that is decoded: some tenths of a second. Ten millions of them would hold up everybody's calls."""
 _TEXT_PARTS: Final = frozenset(
     {"text", "refusal", "input_text", "output_text", "summary_text", "reasoning_text"}
     | {"tool_use", "tool_result", "thinking", "redacted_thinking"}
@@ -30,7 +32,11 @@ _GEMINI_TEXT: Final = frozenset(
     {"text", "functionCall", "function_call", "functionResponse", "function_response", "thought", "thoughtSignature"}
     | {"thought_signature"}
 )
-_CHARGED_APART: Final = frozenset({"web_search_options", "mcp_servers", "container", "audio", "background"})
+_CHARGED_APART: Final = frozenset(
+    {"web_search_options", "mcp_servers", "container", "audio", "background"}
+    # OpenRouter's: other models, at their prices, and what it does beside (its documentation, compared 2026-11-21)
+    | {"models", "fallbacks", "route", "preset", "plugins"}
+)
 _KEPT_ELSEWHERE: Final = frozenset({"previous_response_id", "conversation", "prompt", "cachedContent", "cached_content"})
 _DECISIVE: Final = (
     _CHARGED_APART
@@ -67,6 +73,8 @@ def asked(operation: str, method: bytes, body: bytes) -> Asked:
     reader = _READERS.get(operation)
     if reader is None:
         return _NOTHING if method in {b"GET", b"HEAD", b"DELETE"} and operation != "http" else _UNBOUNDED
+    if sum(map(body.count, (b"{", b"[", b","))) > _PARTS_LIMIT:
+        return _UNBOUNDED
     try:
         document = json.loads(body, object_pairs_hook=_unambiguous)
         if not isinstance(document, dict):
