@@ -25,6 +25,7 @@ def keybearer(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("secret", "add"), "Missing argument 'provider'.", "keybearer secret add --help' shows how."),
         (("token", "create", "--name", "x"), "Missing option '--user'.", "keybearer token create --help' shows how."),
         (("serve", "--port", "99999"), "Invalid value for '--port'", "keybearer serve --help' shows how."),
+        (("usage", "--by", "colour"), "Invalid value for '--by'", "keybearer usage --help' shows how."),
         (("usage", "--nope"), "No such option: --nope", "keybearer usage --help' shows how."),
     ],
 )

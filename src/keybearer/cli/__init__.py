@@ -11,6 +11,7 @@
 ``transfer``  ``import`` and ``export``: over HTTP, or on the server's own data
 ``backups``  ``backup`` and ``restore``: everything, on the server's own data
 ``budgets``  ``budget``, likewise
+``doctor``   ``doctor``, likewise; ``diagnosis`` is what it looks at
 ``run``      ``keybearer run -- CMD``
 ``output``   tables, JSON, ``error:`` and ``hint:``
 """
@@ -27,7 +28,21 @@ from typer.exceptions import TyperException
 
 from keybearer.errors import Invalid, KeybearerError
 
-ROOMS = ("serving", "operate", "keys", "trail", "use", "registry", "secrets", "teams", "budgets", "transfer", "backups", "run")
+ROOMS = (
+    "serving",
+    "operate",
+    "keys",
+    "trail",
+    "use",
+    "registry",
+    "secrets",
+    "teams",
+    "budgets",
+    "transfer",
+    "backups",
+    "doctor",
+    "run",
+)
 ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
 """Commands that start a server import their own room alone: the others bring an HTTP client that a server does not need."""
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import typer
 
 from keybearer import config
-from keybearer.cli.output import AsJson, print_rows
+from keybearer.cli.output import AsJson, print_json, print_rows
 from keybearer.client import Client
 from keybearer.errors import SettingsInvalid
+
+By = Literal["day", "provider", "model", "secret", "user", "token", "workflow"]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,9 +37,36 @@ def read_value() -> str:
 
 
 def usage(
-    *, by: Annotated[str, typer.Option(help="day, provider, model, secret, token or workflow.")] = "day", as_json: AsJson = False
+    *,
+    by: Annotated[By, typer.Option(help="What to sum by.")] = "day",
+    since: Annotated[str | None, typer.Option(help="From this day or time on, for example 2026-11-01.")] = None,
+    until: Annotated[str | None, typer.Option(help="Until before this day or time.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show what your keys were used for and what it cost."""
+    """Show what your keys were used for and what it cost. What is not known is called unknown, and never counts as nothing."""
+    asked = {"by": by, "since": since, "until": until}
     with client() as api:
-        rows = api.request("GET", "/usage/summary", query={"by": by})["items"]
-    print_rows(rows, ("key", "requests", "input_tokens", "output_tokens", "cost_usd", "unknown_cost"), as_json=as_json)
+        items = api.request("GET", "/usage/summary", query={name: value for name, value in asked.items() if value})["items"]
+    if as_json:
+        print_json(items)
+        return
+    rows = [{**item, by: item["key"] or "none", "cost": cost(item), **_tokens(item)} for item in items]
+    columns = (by, "requests", "failed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost")
+    print_rows(rows, columns, as_json=False)
+
+
+def cost(item: Mapping[str, Any]) -> str:
+    """Dollars, as far as they are known."""
+    known = f"{item['cost_usd']:.6f}".rstrip("0")
+    whole, _, cents = known.partition(".")
+    dollars = f"${whole}.{cents.ljust(2, '0')}"
+    if item["unknown_cost"] == item["requests"]:
+        return "unknown"
+    return f"{dollars} + {item['unknown_cost']} unknown" if item["unknown_cost"] else dollars
+
+
+def _tokens(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Calls without any tokens are calls of which the provider told nothing."""
+    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+    is_known = item["input_tokens"] or item["output_tokens"]
+    return {name: item[name] if is_known else "unknown" for name in names}
