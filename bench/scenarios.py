@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import statistics
@@ -9,12 +10,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench.load import Load, Result
-from bench.peers import MODELS, VALUE, Peer, fetch_request, openbao
+from bench.peers import MODELS, VALUE, Peer, fetch_request, keybearer, limit, openbao, valkey
 from bench.processes import BIN, OTHER_CORE, ROOT, SERVER_CORE, Process, Unavailable, busy_seconds
 from bench.seal import seal_trail
 
@@ -90,6 +91,33 @@ def chat_1k(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
 def chat_20k(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
     """Likewise, 20 kB up and down."""
     return _chats(peers, effort, "chat 20 kB, 32 connections", _chat(20 * _KB, MODELS[1]))
+
+
+def chat_1k_limits(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
+    """Likewise, 1 kB, held to two hard limits (a user's tokens, everybody's requests) that are counted in memory, and in Valkey.
+
+    Needs ``keybearer`` and ``direct`` among the peers. Valkey has the generator's core: its own time is not in the figures.
+    """
+    ours = next((peer for peer in peers if peer.name == "keybearer"), None)
+    if ours is None:
+        return []
+    provider = next(peer for peer in peers if peer.process is None)
+    body = _chat(_KB, MODELS[0]) | {"max_tokens": 1000}
+    with tempfile.TemporaryDirectory(prefix="keybearer-bench-limits-") as directory, contextlib.ExitStack() as ends:
+        server, url = valkey(Path(directory))
+        ends.callback(server.stop)
+        compared = [ours]
+        for name, settings in (("limits in memory", {}), ("limits in Valkey", {"redis_url": url})):
+            home = Path(directory) / name.replace(" ", "-")
+            home.mkdir()
+            peer = replace(keybearer(home, provider.port, **settings), name=name)
+            if peer.process is not None:
+                ends.callback(peer.process.stop)
+            limit(peer, "user", "tokens_minute")
+            limit(peer, "deployment", "requests_minute")
+            time.sleep(2 * _QUIET)  # the limits' bound, and first counts
+            compared.append(peer)
+        return _chats(compared, effort, f"chat 1 kB with two limits, {_CONNECTIONS} connections", body)
 
 
 def latency(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
@@ -187,6 +215,7 @@ SCENARIOS: dict[str, Scenario] = {
     "streams-1000": streams_1000,
     "chat-1k": chat_1k,
     "chat-20k": chat_20k,
+    "chat-1k-limits": chat_1k_limits,
     "latency": latency,
     "sse": sse_200,
     "fetch": fetch,

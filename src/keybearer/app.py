@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -47,7 +48,7 @@ from keybearer.crypto.memory import forbid_core_dumps
 from keybearer.errors import Conflict, Invalid, KeybearerError, OperatorError, SettingsInvalid
 from keybearer.gateway.checks import Checker
 from keybearer.gateway.counters import Counters
-from keybearer.gateway.counts import Records
+from keybearer.gateway.counts import Counts, Records
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import EgressPolicy
@@ -197,7 +198,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         feed.subscribe(partial(forget_deleted, keyring))
         feed.subscribe(secrets.external.forget)
         records = Records(db, journal, shipper)
-        counters = Counters(db, feed, keyring, OwnCounts(records, holder.claim))
+        counters = Counters(db, feed, keyring, counts_of(settings, keyring.deployment, holder, feed, records))
         await feed.start()
         stack.push_async_callback(feed.stop)
         await counters.catch_up()
@@ -240,23 +241,35 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
 
 
+def counts_of(settings: Settings, deployment: UUID, holder: KeyHolder, feed: Feed, records: Records) -> Counts:
+    """Where limits are counted: in Valkey for several processes, else in the memory of one."""
+    if settings.redis_url is None:
+        return OwnCounts(records, holder.claim)
+    # Imported by name, here: it brings the client library, which one process does not need.
+    shared = import_module("keybearer.gateway.shared_counts").SharedCounts
+    counts: Counts = shared(settings.redis_url.get_secret_value(), deployment, records, feed, holder.id, holder.running)
+    return counts
+
+
 async def check_counts(holder: KeyHolder, settings: Settings) -> None:
     """Refuse limits that each of several processes would count for itself. Raises ``Conflict``."""
-    if settings.workers > 1 or await holder.others():
+    if settings.redis_url is None and (settings.workers > 1 or await holder.others()):
         raise Conflict(
             "Several processes serve this deployment, and each would count for itself.",
-            hint="Serve with one worker. A process that was killed counts as running for 20 seconds.",
+            hint="Set KEYBEARER_REDIS_URL, or serve with one worker. A process that was killed counts as running for 20 seconds.",
         )
 
 
 async def check_limits(db: Database, settings: Settings) -> None:
-    """Refuse to serve with several workers where limits are set. Raises ``SettingsInvalid``."""
-    if settings.workers > 1:
+    """Refuse several workers where limits are set and nothing shares their counts, or cannot. Raises ``SettingsInvalid``."""
+    if settings.redis_url is not None:
+        await import_module("keybearer.gateway.valkey").check(settings.redis_url.get_secret_value())
+    elif settings.workers > 1:
         async with db.read(Actor.system()) as tx:
             if await budgets.exist(tx):
                 raise SettingsInvalid(
                     "Budgets and limits are set, and each of several workers would count for itself.",
-                    hint="Serve with --workers 1, or delete the limits first: 'keybearer budget list'.",
+                    hint="Set KEYBEARER_REDIS_URL, serve with --workers 1, or delete the limits first: 'keybearer budget list'.",
                 )
 
 

@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     database_direct_url: str = Field(
         "", repr=False, description="PostgreSQL as the owner role, not through a pooler: for migrations and LISTEN."
     )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Valkey or Redis in which several workers and machines count limits together: "
+        "`rediss://user:password@host:6379/0`; `?ca=FILE` names the authorities it is signed by; `redis://` without TLS.",
+    )
     root_key: SecretStr | None = Field(
         None, description="32 bytes as base64, base64url or hex, for `KEYBEARER_ROOT_KEY_PROVIDER=env`."
     )

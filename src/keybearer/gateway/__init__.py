@@ -26,7 +26,7 @@ Upstream     the provider's side of an exchange
 ``intake``    a request as it arrives                                   ``relay``    the answer's way back
 ``use``       one path from token to journal, waits included            ``ready``    a key made ready to leave, and for whom
 ``course``    where calls that look alike go, worked out once           ``counters`` budgets and limits, reserved and settled
-``counts``    where limits are counted: ``own_counts`` in memory
+``counts``    where limits are counted: ``own_counts`` in memory, ``shared_counts`` in ``valkey``
 ``answer``    answers of our own, as bytes                              ``plane``    what all connections share
 ``fetch``    a secret's value for a program that needs it              ``handout``  that value, ready and cached; ``asked``, which one
 ``inside``   a gateway call without a socket                            ``chat``     one chat for all dialects

@@ -19,6 +19,7 @@ from keybearer.audit.journal import Journal
 from keybearer.audit.ship import Shipper
 from keybearer.domain import Budget, BudgetKind
 from keybearer.errors import Unavailable
+from keybearer.store import changes
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import audit
 from keybearer.store.queries import budgets as rows
@@ -110,6 +111,11 @@ class Records:
             budget.id: state_of(budget, found[budget.id].settled, sum(found[budget.id].unsettled.values()), at)
             for budget in budgets
         }
+
+    async def newest_change(self) -> int:
+        """The feed's newest position."""
+        async with self._db.read(Actor.system()) as tx:
+            return await changes.newest(tx)
 
     async def prune(self) -> None:
         """Forget reservations that no window reaches."""

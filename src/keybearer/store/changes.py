@@ -93,6 +93,12 @@ async def note_for(db: Database, tx: AsyncConnection, subject: str, subject_id: 
         await tx.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 
 
+async def newest(tx: AsyncConnection) -> int:
+    """The id of the last change that was committed; 0: there is none."""
+    found: int = (await tx.execute(sa.select(sa.func.coalesce(sa.func.max(change.c.id), 0)))).scalar_one()
+    return found
+
+
 async def prune(db: Database, *, keep: timedelta = timedelta(hours=1)) -> int:
     """Delete changes older than ``keep`` but for the newest of them, and return how many.
 

@@ -150,7 +150,7 @@ def settlement(kind: BudgetKind, outcome: str, status: int, used: Most, most: Mo
 
 
 class Hold(Protocol):
-    """What one call has reserved, until it is settled."""
+    """What one call has reserved, until it is settled or released: once, a second time changes nothing."""
 
     most: Most
 
@@ -199,14 +199,16 @@ class OwnHold:
 
     def settle(self, outcome: str, status: int, used: Most) -> None:
         """See ``Hold``."""
-        for account, counted_in, reserved in self._parts:
+        parts, self._parts = self._parts, ()
+        for account, counted_in, reserved in parts:
             if account.round is counted_in:
                 account.reserved -= reserved
                 account.used += settlement(account.budget.kind, outcome, status, used, self.most)
 
     def release(self) -> None:
         """See ``Hold``."""
-        for account, counted_in, reserved in self._parts:
+        parts, self._parts = self._parts, ()
+        for account, counted_in, reserved in parts:
             if account.round is counted_in:
                 account.reserved -= reserved
 

@@ -1,0 +1,466 @@
+"""The counts of limits in Valkey, for several processes and machines. What is done there is ``shared_counts.lua``.
+
+A call asks to *take*, and later to *settle*, by its request id: settling twice, or after somebody else did, changes nothing. Wishes of
+one turn of the event loop go together in one question; its clock is the one that counts. Calls without limits never come here.
+
+**Filling.** An account that Valkey does not have (a new limit, a server that was restarted, emptied or short of memory) is filled from
+the database, which is the truth. For that everything must be there that any process has let pass: whoever fills begins a *round*,
+which every running process follows by bringing its records to the database, knowing the limits of that moment. Only then records are
+read. What was let pass before the account was lost is in them; after that nobody could take from it. Meanwhile calls wait.
+
+**Away.** While Valkey does not answer, hard limits refuse; soft ones let pass what nobody counts, so their accounts are dropped and
+filled anew when it is back. A take whose answer was lost is settled with nothing before anything else is asked.
+
+**Lost.** What a killed process had reserved counts in full until its outcome arrives in the database, where one process looks every
+few seconds, or the window ends. So does a take of a process that was killed before the use was on record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
+from uuid import UUID
+
+import structlog
+
+from keybearer.domain import Budget
+from keybearer.errors import KeybearerError, LimitsUnreachable
+from keybearer.gateway.counts import Records, State, state_of
+from keybearer.gateway.valkey import Link
+from keybearer.store.changes import Feed
+from keybearer.usage.limits import Limits, Most, Reserving, alone, part, reached, settlement, window
+
+TOGETHER: Final = 64
+"""Wishes in one question: some 100 µs of the server's time."""
+WAITS: Final = 10.0
+"""Seconds for which a call waits until an account is filled."""
+SEEN_EVERY: Final = 0.25
+"""Seconds after which an idle process looks whether a round was begun."""
+FOLLOWED_EVERY: Final = 0.1
+"""Seconds between two looks whether all have followed it."""
+LOOKS_EVERY: Final = 5
+"""Seconds between two looks for lost outcomes, by whichever process comes first."""
+LOST_AFTER: Final = 10
+"""Seconds after which a call that has not settled is looked up."""
+LOOKED_AT: Final = 1000
+"""Of one account, at once."""
+UNSENT: Final = 100_000
+"""Settlements kept while Valkey is away; the oldest are dropped, and found in the database later."""
+_KEYS: Final = 200
+_MISSING: Final = -1
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Account:
+    """One limit, and where it is counted."""
+
+    __slots__ = ("_bounds", "budget", "key")
+
+    def __init__(self, budget: Budget, key: str) -> None:
+        self.budget = budget
+        self.key = key
+        self._bounds = (0, 0, 0, 0)
+
+    def bounds(self, at: float) -> tuple[int, int, int, int]:
+        """When the windows before, now and next begin, and when the last of them ends, by this machine's clock."""
+        if not self._bounds[1] <= at < self._bounds[2]:
+            kind = self.budget.kind
+            start, stop = window(kind, at)
+            bounds = (window(kind, start - 1)[0], start, stop, window(kind, stop)[1])
+            self._bounds = (int(bounds[0]), int(bounds[1]), int(bounds[2]), int(bounds[3]))
+        return self._bounds
+
+
+class _Take:
+    """A call's wish to be made."""
+
+    __slots__ = ("accounts", "call", "is_tried", "most", "needs", "until")
+
+    def __init__(self, call: Reserving, accounts: Sequence[Account], needs: Sequence[int], most: Most) -> None:
+        self.call = call
+        self.accounts = accounts
+        self.needs = needs
+        self.most = most
+        self.is_tried = False
+        """Whether a connection broke over it: another may, then it is refused."""
+        self.until = time.monotonic() + WAITS
+
+    def hold(self, counts: SharedCounts) -> SharedHold:
+        """What it has then."""
+        return SharedHold(counts, self.call.request_id, self.accounts, self.most)
+
+
+class _Settle(NamedTuple):
+    """What a call counts for in the end."""
+
+    request_id: str
+    parts: Sequence[tuple[str, int]]
+    """Keys of accounts, and amounts."""
+
+
+class _Wishes(NamedTuple):
+    """What is asked in one question."""
+
+    takes: list[_Take]
+    settles: list[_Settle]
+    drops: list[str]
+
+
+class SharedHold:
+    """What one call has reserved in Valkey."""
+
+    __slots__ = ("_accounts", "_counts", "_request_id", "most")
+
+    def __init__(self, counts: SharedCounts, request_id: str, accounts: Sequence[Account], most: Most) -> None:
+        self._counts = counts
+        self._request_id = request_id
+        self._accounts = accounts
+        self.most = most
+
+    def settle(self, outcome: str, status: int, used: Most) -> None:
+        """See ``Hold``."""
+        parts = [(account.key, settlement(account.budget.kind, outcome, status, used, self.most)) for account in self._accounts]
+        self._counts.settle(self._request_id, parts)
+
+    def release(self) -> None:
+        """See ``Hold``."""
+        self._counts.settle(self._request_id, [(account.key, 0) for account in self._accounts])
+
+
+class SharedLimits(Limits):
+    """Limits whose counts are in Valkey."""
+
+    __slots__ = ("_accounts", "_counts")
+
+    def __init__(self, counts: SharedCounts, accounts: Sequence[Account]) -> None:
+        super().__init__(account.budget.kind for account in accounts)
+        self._counts = counts
+        self._accounts = accounts
+
+    def reserve(self, call: Reserving, most: Most, at: float, *, price_known: bool = True) -> None:  # noqa: ARG002  # Valkey's clock counts
+        """See ``Limits``."""
+        needs = []
+        for account in self._accounts:
+            need = part(account.budget.kind, most)
+            refusal = alone(account.budget, need, price_known=price_known)
+            if refusal is not None:
+                raise refusal
+            needs.append(need or 0)
+        self._counts.take(call, self._accounts, needs, most)
+
+
+class SharedCounts:
+    """See the module. ``process``: this one's id among those that are ``running``, for which a round must wait."""
+
+    def __init__(
+        self,
+        url: str,
+        deployment: UUID,
+        records: Records,
+        feed: Feed,
+        process: UUID,
+        running: Callable[[], Awaitable[frozenset[UUID]]],
+    ) -> None:
+        self._link = Link(url, _tell_operator)
+        self._records = records
+        self._feed = feed
+        self._process = str(process)
+        self._running = running
+        # A server may be shared: names tell deployments apart, and nothing of them. In braces: what belongs to one place.
+        self._prefix = f"keybearer:{{{hashlib.sha256(deployment.bytes).hexdigest()[:16]}}}:"
+        self._round = f"{self._prefix}round"
+        self._accounts: dict[UUID, Account] = {}
+        self._takes: deque[_Take] = deque()
+        self._settles: deque[_Settle] = deque()
+        """Asked before the takes: what is given back is there for them, and what may have been granted is undone first."""
+        self._drops: dict[str, None] = {}
+        """Keys of accounts that are not right, or not needed any more. Asked before all else."""
+        self._wake = asyncio.Event()
+        self._missing: dict[str, Account] = {}
+        self._parked: list[_Take] = []
+        """Calls that wait for missing accounts."""
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._is_troubled = False
+
+    async def close(self) -> None:
+        """See ``Counts``: settles what it can."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        with suppress(LimitsUnreachable):
+            while wishes := self._next(takes=False):
+                await self._ask(wishes)
+        await self._link.close()
+
+    def _spawn(self, name: str, work: Coroutine[None, None, None]) -> None:
+        """Do ``work`` unless that is being done."""
+        if name in self._tasks:
+            work.close()
+            return
+        task = self._tasks[name] = asyncio.create_task(work)
+        task.add_done_callback(partial(self._on_done, name))
+
+    def _on_done(self, name: str, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(name, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("counting limits in Valkey failed unexpectedly", work=name, exc_info=error)
+
+    # --- limits ---------------------------------------------------------------------------------------------------------
+
+    async def keep(self, budgets: Sequence[Budget], gone: Iterable[UUID]) -> None:
+        """See ``Counts``. Accounts are filled when somebody first takes from them."""
+        self._spawn("tick", self._tick())
+        for budget in budgets:
+            self._accounts.setdefault(budget.id, Account(budget, self._key(budget))).budget = budget
+        for budget_id in gone:
+            if (lifted := self._accounts.pop(budget_id, None)) is not None:
+                self._drops[lifted.key] = None
+
+    def limits(self, budget_ids: Sequence[UUID]) -> Limits:
+        """See ``Counts``."""
+        return SharedLimits(self, [self._accounts[budget_id] for budget_id in budget_ids])
+
+    async def states(self, budgets: Iterable[Budget]) -> Mapping[UUID, State]:
+        """See ``Counts``. Of what is not counted there at this moment records say."""
+        budgets = list(budgets)
+        found: dict[UUID, State] = {}
+        at = time.time()
+        with suppress(LimitsUnreachable):
+            for some in _chunks(budgets):
+                at, *told = await self._link.ask("look", [self._key(budget) for budget in some])
+                for budget, used, reserved in zip(some, told[::2], told[1::2], strict=True):
+                    if used:
+                        found[budget.id] = state_of(budget, int(used), int(reserved), at)
+        rest = [budget for budget in budgets if budget.id not in found]
+        return found | await self._records.states(rest, at) if rest else found
+
+    def _key(self, budget: Budget) -> str:
+        return self._prefix + budget.id.hex
+
+    # --- wishes ---------------------------------------------------------------------------------------------------------
+
+    def take(self, call: Reserving, accounts: Sequence[Account], needs: Sequence[int], most: Most) -> None:
+        """Ask for what a call needs; it is told."""
+        self._takes.append(_Take(call, accounts, needs, most))
+        self._wake.set()
+
+    def settle(self, request_id: str, parts: Sequence[tuple[str, int]]) -> None:
+        """Say what a call counts for."""
+        self._settles.append(_Settle(request_id, parts))
+        if len(self._settles) > UNSENT:
+            self._settles.popleft()
+        self._wake.set()
+
+    async def _tick(self) -> None:
+        while True:
+            self._spawn("ask", self._run())
+            self._wake.set()
+            await asyncio.sleep(SEEN_EVERY)
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while await self._turn():
+                pass
+            self._refuse_late()
+
+    async def _turn(self) -> bool:
+        """Ask once, for some; whether there is more to ask at once."""
+        if self._link.is_resting:
+            for take in _some(self._takes):
+                self._fail(take)
+            return bool(self._takes)
+        wishes = self._next() or _Wishes([], [], [])
+        answer: list[int] | None = None
+        try:
+            with suppress(LimitsUnreachable):
+                answer = await self._ask(wishes)
+        finally:
+            if answer is None:
+                self._return(wishes)
+        if answer is None:
+            return bool(self._takes)
+        self._tell(wishes.takes, answer)
+        return bool(self._takes or self._settles or self._drops)
+
+    def _next(self, *, takes: bool = True) -> _Wishes | None:
+        """What is asked in one question; ``None``: nobody wishes anything."""
+        wishes = _Wishes(_some(self._takes) if takes else [], _some(self._settles), list(self._drops)[:TOGETHER])
+        for key in wishes.drops:
+            del self._drops[key]
+        return wishes if any(wishes) else None
+
+    async def _ask(self, wishes: _Wishes) -> list[int]:
+        keys: dict[str, int] = {self._round: 1}
+
+        def place(key: str) -> int:
+            return keys.setdefault(key, len(keys) + 1)
+
+        arguments: list[str | int] = [self._process]
+        at = time.time()
+        for key in wishes.drops:
+            arguments += ("drop", "", 1, place(key))
+        for settle in wishes.settles:
+            arguments += ("settle", settle.request_id, len(settle.parts))
+            for key, charged in settle.parts:
+                arguments += (place(key), charged)
+        for take in wishes.takes:
+            arguments += ("take", take.call.request_id, len(take.accounts))
+            for account, need in zip(take.accounts, take.needs, strict=True):
+                budget = account.budget
+                arguments += (place(account.key), need, budget.amount if budget.is_hard else -1, *account.bounds(at))
+        answer: list[int] = await self._link.ask("calls", list(keys), arguments)
+        return answer
+
+    def _tell(self, takes: Sequence[_Take], answer: Sequence[int]) -> None:
+        """Tell calls what was answered; follow a round that was begun, fill what is missing."""
+        now, owed, position, *codes = answer
+        for take, code in zip(takes, codes, strict=True):
+            if code == 0:
+                take.call.reserved(take.hold(self))
+            elif code > 0:
+                budget = take.accounts[code - 1].budget
+                take.call.unreserved(reached(budget, window(budget.kind, now)[1] - now))
+            elif code == _MISSING:
+                self._parked.append(take)
+                self._missing |= {account.key: account for account in take.accounts}
+            else:
+                log.error("this machine's clock and Valkey's are more than a window apart: limited calls are refused")
+                self._fail(take)
+        if owed:
+            self._spawn("follow", self._follow_owed(owed, position))
+        if self._missing:
+            self._spawn("fill", self._fill())
+
+    def _return(self, wishes: _Wishes) -> None:
+        """The answer was lost: takes may have been granted, so they are settled with nothing first. They get a second try."""
+        self._drops |= dict.fromkeys(wishes.drops)
+        self._settles.extendleft(reversed(wishes.settles))
+        for take in reversed(wishes.takes):
+            self._settles.appendleft(_Settle(take.call.request_id, [(account.key, 0) for account in take.accounts]))
+            if take.is_tried:
+                self._fail(take)
+            else:
+                take.is_tried = True
+                self._takes.appendleft(take)
+
+    def _fail(self, take: _Take) -> None:
+        """Nobody can count this call: it is refused, unless its limits only show."""
+        if any(account.budget.is_hard for account in take.accounts):
+            take.call.unreserved(LimitsUnreachable(retry_after=1.0))
+            return
+        self._drops |= dict.fromkeys(account.key for account in take.accounts)
+        take.call.reserved(take.hold(self))
+
+    def _refuse_late(self) -> None:
+        if self._parked:
+            now = time.monotonic()
+            late = [take for take in self._parked if take.until < now]
+            self._parked = [take for take in self._parked if take.until >= now]
+            for take in late:
+                self._fail(take)
+
+    # --- rounds ---------------------------------------------------------------------------------------------------------
+
+    async def _follow_owed(self, n: int, position: int) -> None:
+        """Follow a round that another process began; if it fails, it is owed still."""
+        with suppress(KeybearerError):
+            await self._follow(n, position)
+
+    async def _follow(self, n: int, position: int) -> None:
+        """Bring this process's records to the database, and say so. From ``position`` on its calls know the limits in question."""
+        while True:
+            if self._feed.position >= min(position, await self._records.newest_change()):
+                break
+            await asyncio.sleep(FOLLOWED_EVERY)
+        await self._records.ship()
+        await self._link.ask("follow", [self._round], [self._process, n])
+
+    async def _fill(self) -> None:
+        """Fill what is missing, and let those who wait for it ask again."""
+        try:
+            while self._missing:
+                missing = list(self._missing.values())
+                position = await self._records.newest_change()
+                n, _ = await self._link.ask("ask", [self._round], [position])
+                async with asyncio.timeout(WAITS):
+                    await self._follow(n, position)
+                    await self._all_follow(n)
+                await self._fill_from_records(missing)
+                for account in missing:
+                    self._missing.pop(account.key, None)
+                self._takes.extend(self._parked)
+                self._parked = []
+                self._wake.set()
+            self._is_troubled = False
+        except (KeybearerError, TimeoutError) as error:
+            if not self._is_troubled:
+                reason = error.message if isinstance(error, KeybearerError) else "another process does not follow"
+                log.warning("limits cannot be read from the database: limited calls are refused", reason=reason)
+            self._is_troubled = True
+            self._missing.clear()
+            parked, self._parked = self._parked, []
+            for take in parked:
+                self._fail(take)
+
+    async def _all_follow(self, n: int) -> None:
+        """Return when every process that runs has followed the round."""
+        while True:
+            running = [str(process) for process in await self._running()]
+            if min(await self._link.ask("followed", [self._round], running)) >= n:
+                return
+            await asyncio.sleep(FOLLOWED_EVERY)
+
+    async def _fill_from_records(self, accounts: Sequence[Account]) -> None:
+        (now,) = await self._link.ask("look", [])
+        found = await self._records.used([account.budget for account in accounts], now)
+        for account in accounts:
+            used = found[account.budget.id]
+            calls = [value for pair in used.unsettled.items() for value in pair]
+            end = int(window(account.budget.kind, now)[1])
+            await self._link.ask(
+                "fill", [account.key], [end, used.settled, *calls]
+            )  # if it is over, who asks finds it missing again
+
+    # --- lost outcomes --------------------------------------------------------------------------------------------------
+
+    async def turn(self) -> None:
+        """See ``Counts``: settle what its own process did not, once its outcome is in the database."""
+        with suppress(LimitsUnreachable):
+            if self._accounts and await self._link.ask("lease", [f"{self._prefix}lease"], [LOOKS_EVERY]):
+                for some in _chunks(list(self._accounts.values())):
+                    waiting = await self._link.ask("waiting", [account.key for account in some], [LOST_AFTER, LOOKED_AT])
+                    for account, calls in zip(some, waiting, strict=True):
+                        await self._settle_lost(account, [call.decode() for call in calls])
+
+    async def _settle_lost(self, account: Account, request_ids: Sequence[str]) -> None:
+        if request_ids:
+            for request_id, amount in (await self._records.settled(account.budget.kind, request_ids)).items():
+                self.settle(request_id, [(account.key, amount)])
+
+
+def _some(queue: deque[T]) -> list[T]:
+    return [queue.popleft() for _ in range(min(TOGETHER, len(queue)))]
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + _KEYS] for start in range(0, len(items), _KEYS))
+
+
+def _tell_operator(reason: str) -> None:
+    if reason:
+        log.warning("limits cannot be counted in Valkey: calls with hard limits are refused", reason=reason)
+    else:
+        log.info("limits are counted in Valkey again")
