@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -182,6 +183,24 @@ def test_an_event_in_very_many_pieces_is_looked_at_once() -> None:
     assert time.thread_time() - began < 2
     with pytest.raises(UpstreamMalformed):
         list(reply.feed(b"x" * 16 * 2**20))
+
+
+LONG = "x" * 2**16
+ENDLESS: dict[str, dict[str, Any]] = {
+    "openai": {"choices": [{"delta": {"content": LONG}}]},
+    "openai's calls": {"choices": [{"delta": {"tool_calls": [{"index": 0, "function": {"arguments": LONG}}]}}]},
+    "anthropic": {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": LONG}},
+    "gemini": {"candidates": [{"content": {"parts": [{"text": LONG}]}}]},
+    "gemini's calls": {"candidates": [{"content": {"parts": [{"functionCall": {"name": "f", "args": {"x": LONG}}}]}}]},
+}
+
+
+@pytest.mark.parametrize("dialect", ENDLESS)
+def test_an_answer_without_end_is_given_up(dialect: str) -> None:
+    """What it says is kept, to be told as a whole: a stream of a provider of somebody's own filled the memory."""
+    reply, event = Reply(dialect.partition("'")[0]), sse(ENDLESS[dialect])
+    with pytest.raises(UpstreamMalformed, match="no end"):
+        list(chain.from_iterable(map(reply.feed, [event] * 600)))
 
 
 @pytest.mark.parametrize("dialect", STREAMS)

@@ -26,6 +26,10 @@ _OWN_LIMIT: Final = frozenset({"openai", "azure"})
 _TARGETS: Final = {OPENAI: b"/v1/chat/completions", ANTHROPIC: b"/v1/messages"}
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _EVENT_LIMIT: Final = 16 * 2**20
+_KEPT_LIMIT: Final = 32 * 2**20
+_PIECE_BYTES: Final = 64
+"""Of memory, that an answer is put together in, and that each piece of it takes beside its text. No model says so much, but a provider
+of somebody's own may go on for ever."""
 _FINISHES: Final[Mapping[str, Finish]] = {
     "stop": "stop",
     "end_turn": "stop",
@@ -245,6 +249,7 @@ class Reply:
         self._dialect = dialect
         self._held = bytearray()
         """What has come of an event that has not ended: of a large one, in pieces, it is not looked at over and over."""
+        self._kept = 0
         self._open: dict[int, list[str]] = {}
         """Calls whose arguments still come, by their index: id, name, JSON."""
 
@@ -301,8 +306,15 @@ class Reply:
             for choice in document.get("choices") or ():
                 yield from self._openai_piece(choice.get("delta") or {}, choice.get("finish_reason"))
 
+    def _keep(self, piece: str) -> str:
+        self._kept += len(piece) + _PIECE_BYTES
+        if self._kept > _KEPT_LIMIT:
+            raise UpstreamMalformed("The provider's answer has no end.")
+        return piece
+
     def _said(self, text: object) -> Iterator[Delta]:
         if isinstance(text, str) and text:
+            self._keep(text)
             self.text.append(text)
             yield Delta(text)
 
@@ -313,7 +325,7 @@ class Reply:
             part = self._open.setdefault(call.get("index", number), ["", "", ""])
             part[0] = part[0] or call.get("id") or ""
             part[1] = part[1] or function.get("name") or ""
-            part[2] += function.get("arguments") or ""
+            part[2] += self._keep(function.get("arguments") or "")
         self._finished(finish)
 
     def _whole_anthropic(self, document: dict[str, Any]) -> None:
@@ -329,6 +341,7 @@ class Reply:
         if kind == "content_block_start":
             block = document["content_block"]
             if block["type"] == "tool_use":
+                self._keep(block["name"])
                 self._open[document["index"]] = [block["id"], block["name"], ""]
             elif block["type"] == "text":
                 yield from self._said(block.get("text"))
@@ -336,7 +349,7 @@ class Reply:
             if delta.get("type") == "text_delta":
                 yield from self._said(delta["text"])
             elif delta.get("type") == "input_json_delta":
-                self._open[document["index"]][2] += delta["partial_json"]
+                self._open[document["index"]][2] += self._keep(delta["partial_json"])
         elif kind == "content_block_stop":
             yield from self._close()
         elif kind == "message_delta":
@@ -349,6 +362,7 @@ class Reply:
             for part in (candidate.get("content") or {}).get("parts") or ():
                 if "functionCall" in part:
                     made = part["functionCall"]
+                    self._keep(_text(part))
                     name = made.get("id") or f"call_{len(self.tool_calls)}"
                     signature = part.get("thoughtSignature")
                     call = ToolCall(

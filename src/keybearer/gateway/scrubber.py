@@ -13,6 +13,8 @@ from keybearer.domain import SecretBytes
 MIN_KEY_BYTES = 4
 """Shorter ones are no secret, and masking them would shred every text."""
 _MASK = b"*"
+_TRIES = 256
+"""Places of a piece where the key may begin that are looked at."""
 
 
 class Scrubber:
@@ -57,10 +59,15 @@ class Scrubber:
 
 
 def _tail_that_begins(form: bytes, data: bytes) -> int:
-    """Measure the longest end of ``data`` that is a beginning of ``form``, short of the whole."""
+    """Measure the longest end of ``data`` that is a beginning of ``form``, short of the whole; of what repeats itself, no shorter one.
+
+    To hold back more is safe. To look on would take as long as the squared length of a key, which may have 64 kB.
+    """
     start = max(0, len(data) - len(form) + 1)
+    tries = _TRIES
     while (start := data.find(form[:1], start)) >= 0:
-        if form.startswith(data[start:]):
+        tries -= 1
+        if form.startswith(data[start:]) or not tries:
             return len(data) - start
         start += 1
     return 0
