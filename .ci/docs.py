@@ -85,7 +85,7 @@ def endpoints_page() -> str:
         + "\n\nBeside these:\n\n"
         "- `GET /v1/models` lists the models that the caller can name (`anthropic-version`: Anthropic's own list, `x-goog-api-key`: "
         "Gemini's); `GET …/models/{model}` describes one.\n"
-        "- `/v1/files…` is OpenAI's, with the header `anthropic-version` Anthropic's.\n"
+        "- `/v1/files…` is OpenAI's, with the header `anthropic-version` Anthropic's, with `x-goog-api-key` Gemini's.\n"
         f"- Gemini: `POST …/models/{{model}}{{action}}` under `/v1`, `/v1beta`, `/v1alpha` and the same after `/gemini`: {actions}.\n"
         f"- Azure OpenAI: `POST /openai/deployments/{{deployment}}` and {deployed}, with `?api-version=`.\n"
         "- `/p/{provider}/…`: any method, body and path of a provider's API, after its base URL; also of custom providers. "

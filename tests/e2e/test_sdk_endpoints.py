@@ -11,6 +11,8 @@ import anthropic
 import httpx2 as httpx
 import openai
 import pytest
+from google import genai
+from google.genai import types
 from tests.e2e.conftest import KEYS, World
 from tests.e2e.test_sdks import assert_borne
 
@@ -126,6 +128,32 @@ def test_azure(world: World) -> None:
     requests = world.provider.requests()
     assert requests[0]["target"] == "/azure/openai/deployments/my-gpt/chat/completions?api-version=2024-10-21"
     assert {request["headers"]["api-key"] for request in requests} == {"kbtest-azure-0123456789abcdef012345"}
+
+
+def test_gemini_files(world: World) -> None:
+    """An upload begins here, with the key; its bytes go where the provider says, and nothing of ours goes with them."""
+    options = types.HttpOptions(base_url=f"{world.server.url}/gemini")
+    with genai.Client(api_key=world.token, http_options=options) as client:
+        made = client.files.upload(file=io.BytesIO(LINES), config=types.UploadFileConfig(mime_type="text/plain"))
+        assert made.name
+        assert made.size_bytes == len(LINES)
+        assert client.files.get(name=made.name).name == made.name
+        assert [file.name for file in client.files.list()]
+        client.files.delete(name=made.name)
+    begun, sent, *others = world.provider.requests()
+    assert begun["target"] == "/gemini/upload/v1/files"
+    assert begun["headers"]["x-goog-upload-command"] == "start"
+    assert sent["body"].encode() == LINES
+    assert "kb_" not in str(sent)
+    assert KEYS["gemini"] not in str(sent)
+    assert [f"{request['method']} {request['target']}" for request in others] == [
+        f"GET /gemini/v1/{made.name}",
+        "GET /gemini/v1/files",
+        f"DELETE /gemini/v1/{made.name}",
+    ]
+    for request in (begun, *others):
+        assert request["headers"]["x-goog-api-key"] == KEYS["gemini"]
+        assert "kb_" not in str(request)
 
 
 def test_any_path_of_a_provider(world: World) -> None:

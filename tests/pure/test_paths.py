@@ -98,6 +98,16 @@ ROUTES = [
     ("POST /gemini/upload/v1beta/files", [], "gemini files.create gemini /upload/v1beta/files - - -"),
     ("GET /v1beta/files/abc", [], "gemini files.get gemini /v1beta/files/abc - - -"),
     ("PATCH /gemini/v1beta/cachedContents/c", [], "gemini cachedContents.update gemini /v1beta/cachedContents/c - - -"),
+    # The version that its SDK asks for by default, beside others' files.
+    ("POST /upload/v1/files", [], "gemini files.create gemini /upload/v1/files - - -"),
+    ("POST /gemini/upload/v1/files", [], "gemini files.create gemini /upload/v1/files - - -"),
+    ("GET /gemini/v1/files", [], "gemini files.list gemini /v1/files - - -"),
+    ("DELETE /gemini/v1/files/abc", [], "gemini files.delete gemini /v1/files/abc - - -"),
+    ("GET /v1/files", GOOGLE, "gemini files.list gemini /v1/files - - -"),
+    ("HEAD /v1/files/abc", GOOGLE, "gemini files.get gemini /v1/files/abc - - -"),
+    ("DELETE /v1/files/abc", GOOGLE, "gemini files.delete gemini /v1/files/abc - - -"),
+    ("POST /v1/cachedContents", [], "gemini cachedContents.create gemini /v1/cachedContents - - -"),
+    ("GET /gemini/v1/cachedContents/c", [], "gemini cachedContents.get gemini /v1/cachedContents/c - - -"),
     (
         "POST /openai/deployments/my-gpt.4/chat/completions?api-version=2024-10-21",
         [],

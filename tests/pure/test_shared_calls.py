@@ -77,6 +77,9 @@ def test_every_key_of_somebody_else_is_shared(credential: Credential) -> None:
         "GET /anthropic/v1/files",
         "GET /v1beta/files",
         "GET /v1beta/cachedContents",
+        "GET /v1/cachedContents",
+        "GET /gemini/v1/files",
+        "POST /upload/v1/files",
         "POST /upload/v1beta/files",
         "GET /p/openai/v1/files",
         "GET /p/openai/v1/files/",
@@ -116,6 +119,8 @@ def test_what_it_allows_is_served_under_p_too(line: str) -> None:
         ("POST /v1/batches/batch_1/cancel", ("batch", "batch_1")),
         ("GET /v1/messages/batches/msgbatch_1/results", ("batch", "msgbatch_1")),
         ("GET /v1beta/cachedContents/abc", ("cached_content", "abc")),
+        ("DELETE /v1/cachedContents/abc", ("cached_content", "abc")),
+        ("GET /v1/files/abc", ("file", "abc")),
     ],
 )
 def test_a_path_names_an_object(line: str, object_: tuple[str, str]) -> None:
@@ -284,6 +289,7 @@ TOLD = [
         {("file", "file-2"), ("file", "file-3")},
     ),
     ("POST /v1beta/cachedContents", b'{"name":"cachedContents/abc","id":"x"}', {("cached_content", "abc")}),
+    ("POST /v1/cachedContents", b'{"name":"cachedContents/abc","id":"x"}', {("cached_content", "abc")}),
 ]
 
 

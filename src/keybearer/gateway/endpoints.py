@@ -146,6 +146,7 @@ ANTHROPIC_FILES: Final = tuple(endpoint for endpoint in OPENAI_OBJECTS if endpoi
 
 GEMINI_ACTIONS: Final = ("generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "countTokens")
 GEMINI_VERSIONS: Final = ("/v1beta", "/v1alpha")
+"""Beside ``/v1``, which its SDK asks for by default, and which it shares with the others."""
 GEMINI_OBJECTS: Final = tuple(
     Endpoint(method, f"/{name}{path}", f"{name}.{what}", takes)
     for name, calls in (
@@ -164,6 +165,8 @@ GEMINI_OBJECTS: Final = tuple(
     for method, path, what in calls
     for takes in ("nothing" if method == "GET" else "anything",)
 )
+GEMINI_FILES: Final = tuple(endpoint for endpoint in GEMINI_OBJECTS if endpoint.path.startswith("/files"))
+"""Under ``/v1`` the headers tell them apart from OpenAI's and Anthropic's; of cached contents nobody else has any."""
 GEMINI_UPLOADS: Final = (Endpoint("POST", "/files", "files.create", "anything"),)
 
 OPENAI_MOUNTS: Final = (
@@ -182,10 +185,14 @@ AZURE_TAILS: Final = {
 """What is called at a deployment, by the path after its name."""
 ANTHROPIC_MOUNTS: Final = (Mount("/v1", "anthropic"), Mount("/anthropic/v1", "anthropic"))
 GEMINI_MOUNTS: Final = tuple(
-    Mount(front + version, "gemini", version) for version in GEMINI_VERSIONS for front in ("", "/gemini")
+    [Mount(front + version, "gemini", version) for version in GEMINI_VERSIONS for front in ("", "/gemini")]
+    + [Mount("/gemini/v1", "gemini", "/v1")]
 )
+GEMINI_SHARED_MOUNT: Final = Mount("/v1", "gemini", "/v1")
 GEMINI_UPLOAD_MOUNTS: Final = tuple(
-    Mount(f"{front}/upload{version}", "gemini", f"/upload{version}") for version in GEMINI_VERSIONS for front in ("", "/gemini")
+    Mount(f"{front}/upload{version}", "gemini", f"/upload{version}")
+    for version in ("/v1", *GEMINI_VERSIONS)
+    for front in ("", "/gemini")
 )
 PROBED: Final = frozenset(
     path + slash
@@ -233,6 +240,7 @@ def groups() -> Iterator[tuple[str, tuple[Mount, ...], tuple[Endpoint, ...]]]:
     yield ANTHROPIC, ANTHROPIC_MOUNTS, ANTHROPIC_CALLS
     yield ANTHROPIC, ANTHROPIC_MOUNTS[1:], ANTHROPIC_FILES
     yield GEMINI, GEMINI_MOUNTS, GEMINI_OBJECTS
+    yield GEMINI, (GEMINI_SHARED_MOUNT,), tuple(endpoint for endpoint in GEMINI_OBJECTS if endpoint not in GEMINI_FILES)
     yield GEMINI, GEMINI_UPLOAD_MOUNTS, GEMINI_UPLOADS
 
 

@@ -23,6 +23,8 @@ from keybearer.gateway.endpoints import (
     AZURE_MOUNT,
     AZURE_TAILS,
     GEMINI_ACTIONS,
+    GEMINI_FILES,
+    GEMINI_SHARED_MOUNT,
     GEMINI_VERSIONS,
     PROBED,
     Mount,
@@ -100,7 +102,7 @@ def dialect_of(target: bytes, headers: Headers = ()) -> str:
         return OPENAI
     if path.startswith((b"/anthropic", b"/v1/messages")):
         return ANTHROPIC
-    if path.startswith((b"/gemini", b"/v1beta", b"/v1alpha", b"/upload")):
+    if path.startswith((b"/gemini", b"/v1beta", b"/v1alpha", b"/v1/cachedcontents", b"/upload")):
         return GEMINI
     if path.startswith(b"/v1/models/") and path.rpartition(b":")[2] in _LOWER_ACTIONS:
         return GEMINI
@@ -232,9 +234,12 @@ _METHODS: Final[dict[bytes, str]] = {
     path: ", ".join(sorted(known.decode() for known, other in _STATIC if other == path)) for _, path in _STATIC
 } | {b"/v1/models": "GET, HEAD"}
 _PATTERNS: Final = _TABLES[1]
-_FILES_OF_ANTHROPIC: Final = {
-    (endpoint.method.encode(), endpoint.operation): route_of(ANTHROPIC, endpoint, Mount("/v1", "anthropic"))
-    for endpoint in ANTHROPIC_FILES
+_FILES: Final = {
+    dialect: {(endpoint.method.encode(), endpoint.operation): route_of(dialect, endpoint, mount) for endpoint in endpoints}
+    for dialect, mount, endpoints in (
+        (ANTHROPIC, Mount("/v1", "anthropic"), ANTHROPIC_FILES),
+        (GEMINI, GEMINI_SHARED_MOUNT, GEMINI_FILES),
+    )
 }
 
 
@@ -274,13 +279,14 @@ def _with_id(method: bytes, path: bytes) -> Route | None:
 
 
 def _files_by_header(found: Route, by_header: str) -> Route | None:
-    """``/v1/files`` is OpenAI's and Anthropic's; Gemini has its files under ``/v1beta``."""
+    """``/v1/files`` is OpenAI's, Anthropic's and Gemini's, who takes new ones elsewhere and gives none back."""
     if by_header == OPENAI:
         return found
-    if by_header == GEMINI:
+    other = _FILES[by_header].get((b"GET" if found.method == b"HEAD" else found.method, found.operation))
+    if other is None:
         return None
-    other = _FILES_OF_ANTHROPIC[b"GET" if found.method == b"HEAD" else found.method, found.operation]
-    return msgspec.structs.replace(other, method=found.method, suffix=found.suffix)
+    suffix = b"/v1" + found.suffix if by_header == GEMINI else found.suffix
+    return msgspec.structs.replace(other, method=found.method, suffix=suffix)
 
 
 def _deployed(method: bytes, path: bytes) -> Route | None:

@@ -1,6 +1,7 @@
-"""What OpenAI and Anthropic keep: files, batches, stored responses. Pure: an id is enough for a description, nothing is kept.
+"""What providers keep: files, batches, stored responses. Pure: an id is enough for a description, nothing is kept.
 
-Sources: https://platform.openai.com/docs/api-reference (files, batches, responses), https://docs.anthropic.com/en/api (message batches).
+Sources: https://platform.openai.com/docs/api-reference (files, batches, responses), https://docs.anthropic.com/en/api (message batches),
+https://ai.google.dev/api/files (uploads in two halves: the second goes, without a key, to the address that the first is answered).
 """
 
 from __future__ import annotations
@@ -124,6 +125,38 @@ def message_batch_results(_call: Call) -> Answer:
 def message_batch_delete(call: Call) -> Answer:
     """Anthropic's ``DELETE /v1/messages/batches/{id}``."""
     return json_answer({"id": _id(call), "type": "message_batch_deleted"}, headers=anthropic.HEADERS)
+
+
+def gemini_upload(call: Call) -> Answer:
+    """Gemini's ``POST /upload/…/files``, either half. Raises ``ProviderError``."""
+    if "finalize" in (call.request.header("x-goog-upload-command") or ""):
+        made = _gemini_file(call.query.get("upload_id", ""), len(call.request.body))
+        return json_answer({"file": made}, headers=(("x-goog-upload-status", "final"),))
+    if call.request.header("x-goog-upload-command") != "start":
+        raise ProviderError(400, "The upload's command is missing.")
+    there = f"http://{call.request.header('host')}{call.request.target.partition('?')[0]}"
+    place = f"{there}?upload_id={identifier('', call.request.body)}&upload_protocol=resumable"
+    return json_answer({}, headers=(("x-goog-upload-url", place), ("x-goog-upload-status", "active")))
+
+
+def gemini_file_list(_call: Call) -> Answer:
+    """Gemini's ``GET …/files``."""
+    return json_answer({"files": [_gemini_file("kbtest", len(CONTENT))]})
+
+
+def gemini_file_get(call: Call) -> Answer:
+    """Gemini's ``GET …/files/{id}``."""
+    return json_answer(_gemini_file(_id(call), len(CONTENT)))
+
+
+def gemini_file_delete(_call: Call) -> Answer:
+    """Gemini's ``DELETE …/files/{id}``."""
+    return json_answer({})
+
+
+def _gemini_file(identity: str, size: int) -> dict[str, Any]:
+    named = {"name": f"files/{identity}", "uri": f"https://gemini.mock.invalid/v1beta/files/{identity}"}
+    return named | {"mimeType": "text/plain", "sizeBytes": str(size), "createTime": _CREATED_TEXT, "state": "ACTIVE"}
 
 
 def _id(call: Call) -> str:

@@ -77,6 +77,13 @@ _OF_ANTHROPIC: tuple[Row, ...] = (
     ("DELETE", "/messages/batches/[^/]+", "batches.delete", objects.message_batch_delete, "anything"),
 )
 
+_OF_GEMINI: tuple[Row, ...] = (
+    ("POST", "/upload/v1(?:beta|alpha)?/files", "files.create", objects.gemini_upload, "anything"),
+    ("GET", "/v1(?:beta|alpha)?/files", "files.list", objects.gemini_file_list, "nothing"),
+    ("GET", "/v1(?:beta|alpha)?/files/[^/]+", "files.get", objects.gemini_file_get, "nothing"),
+    ("DELETE", "/v1(?:beta|alpha)?/files/[^/]+", "files.delete", objects.gemini_file_delete, "anything"),
+)
+
 
 def _rules() -> tuple[_Rule, ...]:
     rows: list[_Rule] = []
@@ -108,6 +115,7 @@ def _rules() -> tuple[_Rule, ...]:
     add("POST", r"/v1/messages/count_tokens", "anthropic", "anthropic", "count_tokens", anthropic.count_tokens)
     add("GET", r"/v1/models", "anthropic", "anthropic", "models", models.anthropic_list)
     add("GET", r"/v1/models/(?P<model>[^:?]+)", "anthropic", "anthropic", "model", models.anthropic_get)
+    add_rows("", "gemini", "gemini", _OF_GEMINI)
     base = r"/v1(?:beta)?/(?:models|tunedModels)"
     add("GET", base, "gemini", "gemini", "models", models.gemini_list)
     add("GET", base + r"/(?P<model>[^:?]+)", "gemini", "gemini", "model", models.gemini_get)
