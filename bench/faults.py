@@ -129,7 +129,8 @@ def _made() -> dict[str, Fault]:
         Fault("two answers at once", (_HEAD + _ANSWER + _HEAD + _ANSWER,), expected=served),
         Fault("a second answer later", (_HEAD + _ANSWER, Act.TURN, _HEAD + _ANSWER), expected=served),
         Fault("two streams at once", (_SSE + _CHUNK + _DONE + _SSE + _CHUNK + _DONE,), streamed=True, expected=served),
-        Fault("client leaves between two answers", (_HEAD + _ANSWER, Act.LEAVE, _HEAD + _ANSWER)),
+        # Where the second overtakes the gateway's look at the connection, it is taken for the next call's.
+        Fault("client leaves between two answers", (_HEAD + _ANSWER, Act.LEAVE, _HEAD + _ANSWER), expected=served),
         Fault("10 MB of headers", (b"HTTP/1.1 200 OK\r\n", *_FLOOD, b"\r\n", Act.STALL), expected=broken),
         Fault("10 MB of one header", (b"HTTP/1.1 200 OK\r\nx: ", *((b"x" * 65_536,) * 153), Act.STALL), expected=broken),
         Fault("client leaves in 10 MB of headers", (b"HTTP/1.1 200 OK\r\n", _FLOOD[0][:60_000], Act.TURN, Act.LEAVE)),

@@ -24,7 +24,7 @@ import uvloop
 
 from bench.deployment import Database as Kind
 from bench.deployment import Deployment, deployment
-from bench.processes import CACHE, Unavailable
+from bench.processes import CACHE, CORES, Unavailable
 from keybearer.access.freeze import freeze, unfreeze
 from keybearer.domain import SYSTEM_OWNER_ID, Caller, Client, Role, Scope
 from keybearer.store.db import Database
@@ -73,7 +73,7 @@ class Provider(asyncio.Protocol):
             )
 
 
-@dataclass
+@dataclass(eq=False)
 class Asker:
     """One connection that asks again and again, and what it heard last: a key, or a status."""
 
@@ -103,6 +103,8 @@ class Asker:
                 self.heard = str(body["key"]) if head.startswith("HTTP/1.1 200") else head[9:12]
                 self.asked_at = asked_at
                 await asyncio.sleep(_PAUSE)
+        except asyncio.IncompleteReadError:
+            self.heard = "closed"
         finally:
             writer.close()
 
@@ -229,26 +231,33 @@ async def measure(town: Town, what: str, times: int) -> list[float]:
 
 async def _set_up(made: Deployment, servers: int, workers: int, port: int) -> None:
     for _ in range(servers):
-        await asyncio.to_thread(made.serve, workers=workers)
+        process = await asyncio.to_thread(made.serve, workers=workers)
+        for pid in process.tree():  # several workers are to work at the same time
+            os.sched_setaffinity(pid, CORES)
         if len(made.ports) == 1:
             await asyncio.to_thread(made.set_up)
     made.call("PUT", "/providers/openai", {"base_url": f"http://127.0.0.1:{port}"})
 
 
 async def _everybody(town: Town, processes: int) -> list[asyncio.Task[None]]:
-    """Connections to every worker, at least two to each."""
-    tasks: list[asyncio.Task[None]] = []
-    for _ in range(20):
-        for port in town.made.ports:
+    """Connections to every worker, two to each or more. Which worker takes a connection, the kernel decides."""
+    kept: dict[Asker, asyncio.Task[None]] = {}
+    for _ in range(30):
+        for port in town.made.ports * (_CALLERS // len(town.made.ports)):
             asker = Asker(port, town)
-            town.askers.append(asker)
-            tasks.append(asyncio.create_task(asker.run()))
+            kept[asker] = asyncio.create_task(asker.run())
+        town.askers = list(kept)
         await town.until(bool)
-        reached = [asker.process for asker in town.askers]
-        enough = [process for process in set(reached) if reached.count(process) > 1]
-        if len(enough) == processes and len(tasks) >= _CALLERS:
-            return tasks
-    raise Unavailable(f"of {processes} workers only {len(set(reached))} were reached")
+        by_process: dict[str, list[Asker]] = {}
+        for asker in kept:
+            by_process.setdefault(asker.process, []).append(asker)
+        for asker in (asker for askers in by_process.values() for asker in askers[_CALLERS // processes :]):
+            kept.pop(asker).cancel()
+        town.askers = list(kept)
+        if len(by_process) == processes and all(len(askers) > 1 for askers in by_process.values()):
+            return list(kept.values())
+        await asyncio.sleep(1)
+    raise Unavailable(f"of {processes} workers only {len(by_process)} were reached")
 
 
 async def run(directory: Path, name: str, times: int, only: list[str]) -> list[dict[str, object]]:

@@ -114,6 +114,19 @@ async def test_each_provider_gets_the_key_in_its_own_header_wherever_the_token_c
         assert {name: received[name] for name in names if received[name]} == {header: sent}
 
 
+@pytest.mark.parametrize(
+    "header", ["x-litellm-key: {}", "X-Original-Authorization: Bearer {}", "referer: https://a.example/?key={}", "x-b: a={}; b=c"]
+)
+async def test_a_token_goes_to_no_provider_in_whatever_header_it_came(house: House, header: str) -> None:
+    connection = await house.connect()
+    for _ in range(3):
+        await connection.send(house.request(PROMPT, header.format(house.token)))
+        answer = await connection.answer()
+        assert (answer.status, code(answer)) == (400, "credentials_conflict")
+    assert house.provider.received == []
+    assert (await house.ask(house.request(PROMPT, "x-b: kb_ is how our tokens begin"))).status == 200
+
+
 async def test_the_provider_sees_the_clients_headers_and_nothing_that_is_not_its_business(house: House) -> None:
     kept = (
         "OpenAI-Beta: assistants=v2",

@@ -23,13 +23,17 @@ from tests.plane.wire import until
 
 from keybearer.catalog import Catalog, Registry, with_base_url
 from keybearer.domain import Budget, BudgetKind, BudgetSubject
-from keybearer.gateway.connection import Call
+from keybearer.gateway.connection import Call, Connection
 from keybearer.gateway.exchange import Exchange
+from keybearer.gateway.protocol import GatewayProtocol
 from keybearer.gateway.relay import Relay
+from keybearer.gateway.response import ResponseReader
 
 EACH = 3
 AT_ONCE = 24
 SILENCE = 0.8
+CALLS = (Exchange, Relay, Call, GatewayProtocol, Connection, ResponseReader)
+"""What calls are made of."""
 SECOND = [FAULTS["a second answer later"]]
 """It may come after the next question, and is then the answer to that, as far as anybody can tell."""
 LIMITED = [fault for name, fault in FAULTS.items() if "429" in name]
@@ -84,7 +88,7 @@ def without_collector() -> Iterator[Callable[[], Counter[str]]]:
     gc.freeze()
     gc.disable()
     try:
-        yield lambda: Counter(type(found).__name__ for found in gc.get_objects() if type(found) in (Exchange, Relay, Call))
+        yield lambda: Counter(type(found).__name__ for found in gc.get_objects() if type(found) in CALLS)
     finally:
         gc.enable()
         gc.unfreeze()
@@ -110,6 +114,7 @@ async def test_whoever_fails_or_leaves_at_whatever_point_nothing_is_left(open_ho
                 await asyncio.sleep(0.05)  # keys rest for a millisecond, and so long a second answer takes
             assert scene.leaks == 0
             await rest(house, scene)
+            await house.services.upstream.close()
             assert left() == {}
         states = await house.services.counters.states(budgets)
         assert [state.reserved for state in states.values()] == [0, 0, 0]

@@ -51,11 +51,11 @@ def error_headers(error: KeybearerError, content_type: bytes) -> Headers:
     return headers
 
 
-def dialect_error(error: KeybearerError, name: str, request_id: str, default_headers: Headers) -> bytes:
+def dialect_error(error: KeybearerError, name: str, request_id: str, default_headers: Headers, *, is_head: bool = False) -> bytes:
     """An error in a dialect's shape, for gateway requests whose head is refused; the connection ends."""
     status, content_type, body = dialect.error_body(name, error, request_id)
     receipt = b"x-keybearer-request-id: %b\r\n" % request_id.encode("ascii")
-    return answer(status, default_headers + error_headers(error, content_type), body, receipt, keep_alive=False)
+    return answer(status, default_headers + error_headers(error, content_type), body, receipt, is_head=is_head, keep_alive=False)
 
 
 def problem(

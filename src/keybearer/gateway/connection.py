@@ -253,6 +253,7 @@ class Connection(asyncio.Protocol):
             call.connection = None
             call.fail(_loss(exc, is_answered=bool(self.reader.status)), sent=True)
         self._unwritten.clear()
+        self.reader.close()
 
     def check(self, now: float) -> None:
         """Close what was idle too long, fail what was silent too long; the sweeper calls."""

@@ -33,7 +33,7 @@ from keybearer.gateway.plan import Document, Form, Plan, compose, dialect_of, is
 from keybearer.gateway.ready import Admission, Ready, Wanted, now
 from keybearer.gateway.refusal import known, refusal
 from keybearer.gateway.relay import NO_USAGE, Relay
-from keybearer.gateway.request import Head, refuse_token_in_target
+from keybearer.gateway.request import Head, refuse_token_elsewhere
 from keybearer.gateway.ring import kind_of
 from keybearer.gateway.sharing import Guard
 from keybearer.gateway.turns import Connection
@@ -131,8 +131,8 @@ class Exchange(Use):
         admission = head.admission
         if admission is not None and not admission.is_dropped and admission.until > now():
             return admission  # found to be so before, for this very head on this very connection
-        refuse_token_in_target(head.target)
         fields = head.fields
+        refuse_token_elsewhere(head.target, fields.forwarded.block)
         admission = plane.credentials.admission(fields.digest)
         if admission is None:
             raise Wait(plane.credentials.fill_admission(fields.token))

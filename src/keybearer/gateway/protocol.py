@@ -256,11 +256,13 @@ class GatewayProtocol(HttpToolsProtocol):
         """Answer a head that is not acted on, after the answers before it; nothing more is read. ``target``: as far as known."""
         self.is_stopped = True
         self.is_in_head = False
+        is_head = bool(target) and self.parser.get_method() == b"HEAD"
         if is_gateway_path(target):
             headers = [(name.lower(), value) for name, value in self.headers]
-            refusal = dialect_error(error, dialect_of(target, headers), self.plane.request_id(), self.default_headers())
+            named = dialect_of(target, headers)
+            refusal = dialect_error(error, named, self.plane.request_id(), self.default_headers(), is_head=is_head)
         else:
-            refusal = problem(error, self.default_headers())
+            refusal = problem(error, self.default_headers(), is_head=is_head)
         self._enqueue(Refusal(self, refusal))
 
     def send_400_response(self, msg: str) -> None:

@@ -110,9 +110,14 @@ class Spelling:
         return body if len(body) == int(digits) else None
 
 
-def refuse_token_in_target(target: bytes) -> None:
-    """A token in the URL ends up in logs, and at the provider. Raises ``CredentialsConflict``."""
+def refuse_token_elsewhere(target: bytes, forwarded: bytes) -> None:
+    """A token in the URL ends up in logs, and at the provider; so does one in a header that goes on. Raises ``CredentialsConflict``."""
     if b"kb_" in target and _TOKEN.search(target) is not None:
         raise CredentialsConflict(
             "A token was sent in the URL.", hint="Send it in a header. URLs end up in logs: revoke this one."
+        )
+    if b"kb_" in forwarded and _TOKEN.search(forwarded) is not None:
+        raise CredentialsConflict(
+            "A token was sent in a header that the provider would be sent, too.",
+            hint="Send it as Bearer, x-api-key, x-goog-api-key or api-key, and nowhere else.",
         )

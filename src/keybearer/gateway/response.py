@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httptools
 
@@ -139,7 +139,7 @@ class ResponseReader:
         self.headers: list[tuple[bytes, bytes]] = []
         self.keep_alive_seconds: float | None = None
         """The idle time that the server announced, in seconds; it holds for the connection."""
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = httptools.HttpResponseParser(self)
         self.begin()
 
     def begin(self, *, head_only: bool = False) -> None:
@@ -160,6 +160,12 @@ class ResponseReader:
         self._problem = ""
         self._transfer_encoding: bytes | None = None
         self._connection_options: bytes | None = None
+
+    def close(self) -> None:
+        """Read no more. The parser knows this and this the parser: with both hung up, up to a read's bytes would wait for the collector."""
+        self._parser = None
+        self._raw.clear()
+        self.pieces.clear()
 
     def feed(self, data: bytes) -> None:
         """Read on. Raises ``UpstreamMalformed``; what was read before stays, and the connection is not to be used again."""
