@@ -10,6 +10,8 @@
 ``reminders`` that of reminders, and where else one is told
 ``transfer``  those of import and export
 ``usage``     that of usage and cost
+``admin``     those of administrators: people, encryption keys
+``playground``  that to chat with a model
 ``names``     what pages call things that records know by their id
 ``pages``     templates, asset addresses, who is signed in
 ``headers``   the security headers of everything but the gateway
@@ -19,7 +21,21 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from keybearer.console import access_log, budgets, headers, pages, registry, reminders, secrets, teams, transfer, usage, views
+from keybearer.console import (
+    access_log,
+    admin,
+    budgets,
+    headers,
+    pages,
+    playground,
+    registry,
+    reminders,
+    secrets,
+    teams,
+    transfer,
+    usage,
+    views,
+)
 
 
 def install(app: FastAPI) -> None:
@@ -34,5 +50,7 @@ def install(app: FastAPI) -> None:
     app.include_router(reminders.router)
     app.include_router(transfer.router)
     app.include_router(usage.router)
+    app.include_router(admin.router)
+    app.include_router(playground.router)
     pages.install_errors(app)
     app.add_middleware(headers.SecurityHeaders)  # last, which is outermost: whatever is answered has them

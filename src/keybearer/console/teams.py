@@ -63,6 +63,7 @@ async def _team_page(services: Services, visitor: Visitor, team_id: UUID, error:
         members=await services.teams.members(visitor.caller, team_id),
         secrets=secrets.items,
         standing=services.secrets.standing,
+        fares=services.credentials.health,
         error=error,
     )
 

@@ -3,6 +3,9 @@
 
 import { all, call } from "./api.js";
 
+// On a telephone the navigation is wider than the screen: it begins where one is.
+document.querySelector("header nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 // The set-up token stands in the fragment, which browsers do not send; it goes into the form and out of the address bar.
 for (const form of all("form[data-setup]")) {
   if (location.hash.length > 1) form.elements.token.value = location.hash.slice(1);
