@@ -35,6 +35,9 @@ _NEEDLE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
 _GEMINI_NEEDLE: Final = re.compile(rb'"usageMetadata"')
 _SPACE: Final = b" \t\r\n\xef\xbb\xbf"
 
+_READING: Final = frozenset({"embeddings", "rerank"})
+"""Operations whose answers have no tokens of their own."""
+
 _UNKNOWN, _WHOLE, _EVENTS, _SKIMMED, _LARGE_EVENT = range(5)
 
 
@@ -74,6 +77,7 @@ class _ChatCounts(msgspec.Struct):
     completion_tokens_details: _OutputDetails | None = None
     cost: msgspec.Raw = msgspec.Raw(b"")
     cost_in_usd_ticks: msgspec.Raw = msgspec.Raw(b"")
+    prompt_cache_hit_tokens: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Chat(msgspec.Struct):
@@ -279,7 +283,7 @@ def _usage(dialect: str, operation: str, answers: Iterable[_Answer]) -> Usage:
         return Usage(model=model)
     if dialect == ANTHROPIC:
         return _anthropic(said, model)
-    return _gemini(said, operation, model) if dialect == GEMINI else _openai(said, model)
+    return _gemini(said, operation, model) if dialect == GEMINI else _openai(said, operation, model)
 
 
 def _plain_chat(answer: bytes) -> Usage | None:
@@ -291,6 +295,8 @@ def _plain_chat(answer: bytes) -> Usage | None:
     said, model = chat.usage, chat.model
     given, made, total = said.prompt_tokens, said.completion_tokens, said.total_tokens
     if total != given + made or given < 0 or made < 0 or total > _COUNT_LIMIT or said.cost or said.cost_in_usd_ticks:
+        return None
+    if said.prompt_cache_hit_tokens:
         return None
     cached = written = reasoning = None
     inside, outside = said.prompt_tokens_details, said.completion_tokens_details
@@ -307,14 +313,17 @@ def _plain_chat(answer: bytes) -> Usage | None:
     return Usage(given, made, cached, written, reasoning, model[:_MODEL_LIMIT])
 
 
-def _openai(said: Mapping[str, Any], model: str | None) -> Usage:
+def _openai(said: Mapping[str, Any], operation: str, model: str | None) -> Usage:
     """``prompt_tokens`` … of chat, completions and embeddings, ``input_tokens`` … of responses.
 
-    Some compatible APIs leave the reasoning out of ``completion_tokens`` and count it only in ``total_tokens``.
+    Some compatible APIs leave the reasoning out of ``completion_tokens`` and count it only in ``total_tokens``. Where nothing is
+    written, ``total_tokens`` may stand alone (Voyage). DeepSeek has a name of its own for what came from its cache.
     """
     given = _count(said.get("prompt_tokens", said.get("input_tokens")))
     made = _count(said.get("completion_tokens", said.get("output_tokens")))
     total = _count(said.get("total_tokens"))
+    if given is None and operation in _READING:
+        given = total
     inside = _part(said.get("prompt_tokens_details", said.get("input_tokens_details", said.get("input_token_details"))))
     outside = _part(said.get("completion_tokens_details", said.get("output_tokens_details")))
     reasoning = _count(outside.get("reasoning_tokens"))
@@ -325,7 +334,7 @@ def _openai(said: Mapping[str, Any], model: str | None) -> Usage:
     usage = Usage(
         given,
         made,
-        _count(inside.get("cached_tokens")),
+        _count(inside.get("cached_tokens", said.get("prompt_cache_hit_tokens"))),
         _count(inside.get("cache_write_tokens")),
         reasoning,
         model,
