@@ -51,6 +51,13 @@ class World:
         """How many calls have reached the provider."""
         return len(self.provider.requests())
 
+    def until_heard(self, calls: int) -> None:
+        """Wait until that many have; what they may cost is reserved by then."""
+        deadline = time.monotonic() + 20
+        while self.heard() < calls:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
 
 def settled(person: Person, budget: dict[str, Any]) -> dict[str, Any]:
     """A limit as it stands once nothing is reserved any more."""
@@ -87,7 +94,7 @@ def world(request: pytest.FixtureRequest, provider: Provider, tmp_path_factory: 
         world = World(server, provider, servers.set_up(server), settings)
         for each in ("openai", "anthropic"):
             world.admin.call("PUT", f"/providers/{each}", json={"base_url": provider.base_url(each)})
-        time.sleep(0.6)
+        servers.heard(world.admin)
         yield world
     if request.param == "postgresql":
         postgresql.drop(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def test_the_count_survives_kill_9(provider: Provider, tmp_path: Path, database_
         ada = world.person()
         token = ada.token(scopes=SCOPES)
         made = ada.call("POST", "/budgets", json={"subject": "user", "kind": "usd_month", "amount": 5})
-        time.sleep(0.6)
+        servers.heard(ada)
         assert world.ask(token, "anthropic/claude-sonnet-4-5").status_code == 200
         used = settled(ada, made)["used"]
         assert used > 0
@@ -34,8 +33,9 @@ def test_the_count_survives_kill_9(provider: Provider, tmp_path: Path, database_
                 world.ask(token, SLOW, max_tokens=1000)
 
         with ThreadPoolExecutor() as pool:
+            before = world.heard()
             calls = [pool.submit(call) for _ in range(3)]
-            time.sleep(1.5)
+            world.until_heard(before + 3)
             held = ada.call("GET", f"/budgets/{made['id']}")["reserved"]
             assert held > 0
             server.kill()

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from tests.limits.conftest import SCOPES, World, early_in_a_minute, settled
 from tests.support import server as servers
-from tests.support.server import Person
+from tests.support.server import Person, heard
 
 SLOW = "anthropic/claude-sonnet-4-5-mock-slow-2s"
 
@@ -22,7 +22,7 @@ SLOW = "anthropic/claude-sonnet-4-5-mock-slow-2s"
 def limit(person: Person, kind: str, amount: float, **more: Any) -> dict[str, Any]:
     """Set a limit for the person themselves, and wait until it holds everywhere."""
     made: dict[str, Any] = person.call("POST", "/budgets", json={"subject": "user", "kind": kind, "amount": amount, **more})
-    time.sleep(0.6)
+    heard(person)
     return made
 
 
@@ -35,13 +35,13 @@ def test_who_is_at_a_limit_is_refused_and_the_provider_hears_nothing(world: Worl
     before = made["used"]
     for _ in range(3 - int(before)):
         assert world.ask(token).status_code == 200
-    heard = world.heard()
+    before = world.heard()
     answer = world.ask(token)
     assert answer.status_code == 429
     assert answer.json()["error"]["code"] == "limit_reached"
     assert answer.json()["error"]["hint"]
     assert 0 < int(answer.headers["retry-after"]) <= 60
-    assert world.heard() == heard
+    assert world.heard() == before
     shown = settled(ada, made)
     assert (shown["used"], shown["remaining"], shown["is_exceeded"]) == (3, 0, False)
     assert shown["resets_at"].endswith(("Z", "+00:00"))
@@ -55,7 +55,7 @@ def test_who_is_at_a_limit_is_refused_and_the_provider_hears_nothing(world: Worl
     assert native.json()["error"]["type"] == "rate_limit_error"
     # Lifted, it holds no more; set again, what was used still counts.
     ada.call("DELETE", f"/budgets/{made['id']}")
-    time.sleep(0.6)
+    heard(ada)
     assert world.ask(token).status_code == 200
     again = limit(ada, "requests_minute", 3)
     assert again["used"] == 4
@@ -92,17 +92,17 @@ def test_hard_budgets_refuse_what_has_no_price_or_no_bound(world: World) -> None
     ada = world.person()
     token = ada.token(scopes=SCOPES)
     made = limit(ada, "usd_month", 100)
-    heard = world.heard()
+    before = world.heard()
     tools = [{"type": "web_search_20250305", "name": "web_search"}]
     assert world.ask(token, "openai/mock").json()["error"]["code"] in {"price_unknown", "call_unbounded"}
     assert world.ask(token, "openai/gpt-4o-mini", web_search_options={"a": 1}).json()["error"]["code"] == "call_unbounded"
     assert world.ask(token, "anthropic/claude-sonnet-4-5", tools=tools).json()["error"]["code"] == "call_unbounded"
     passed = httpx2.post(f"{world.server.url}/p/openai/v1/images", json={"a": 1}, headers={"authorization": f"Bearer {token}"})
     assert passed.status_code in {403, 404}, passed.text
-    assert world.heard() == heard
+    assert world.heard() == before
     # A soft one lets them pass, and shows what is known.
     ada.call("PATCH", f"/budgets/{made['id']}", json={"is_hard": False, "amount": 0})
-    time.sleep(0.6)
+    heard(ada)
     assert world.ask(token, "openai/mock").status_code == 200
     assert world.ask(token).status_code == 200
     shown = settled(ada, made)
@@ -140,8 +140,9 @@ def test_an_answer_that_is_under_way_holds_its_most(world: World) -> None:
     made = limit(ada, "tokens_minute", 20_000)
     with ThreadPoolExecutor() as pool:
         early_in_a_minute(8)
+        before = world.heard()
         calling = pool.submit(world.ask, token, SLOW, max_tokens=500)
-        time.sleep(1)
+        world.until_heard(before + 1)
         held = ada.call("GET", f"/budgets/{made['id']}")
         assert 500 < held["reserved"] < 1000
         assert held["remaining"] == 20_000 - held["reserved"] - held["used"]
@@ -156,14 +157,15 @@ def test_a_thousand_at_once_take_what_there_is_and_nothing_more(world: World) ->
     made = limit(ada, "usd_day", 5)
     assert world.ask(token, SLOW, max_tokens=1000).status_code == 200
     with ThreadPoolExecutor() as pool:
+        before = world.heard()
         calling = pool.submit(world.ask, token, SLOW, max_tokens=1000)
-        time.sleep(1)
+        world.until_heard(before + 1)
         each = ada.call("GET", f"/budgets/{made['id']}")["reserved"]
         calling.result()
     used = settled(ada, made)["used"]
     ada.call("PATCH", f"/budgets/{made['id']}", json={"amount": round(used + 100.5 * each, 6)})
-    time.sleep(0.6)
-    heard = world.heard()
+    heard(ada)
+    before = world.heard()
 
     async def call_all() -> Counter[int]:
         limits = httpx2.Limits(max_connections=1000)
@@ -174,7 +176,7 @@ def test_a_thousand_at_once_take_what_there_is_and_nothing_more(world: World) ->
         return Counter(answer.status_code for answer in answers)
 
     assert asyncio.run(call_all()) == {200: 100, 429: 900}
-    assert world.heard() == heard + 100
+    assert world.heard() == before + 100
 
 
 def test_all_limits_hold_and_an_administrators_is_not_loosened(world: World) -> None:
@@ -186,7 +188,7 @@ def test_all_limits_hold_and_an_administrators_is_not_loosened(world: World) -> 
     draft = {"subject": "user", "subject_id": me, "kind": "requests_minute", "amount": 1}
     theirs = world.admin.call("POST", "/budgets", json=draft)
     assert theirs["by_admin"]
-    time.sleep(0.6)
+    heard(ada)
     assert world.ask(token).status_code == 200
     assert world.ask(token).status_code == 429
     for method, body in (("PATCH", {"amount": 1000}), ("PATCH", {"is_hard": False}), ("DELETE", None)):
@@ -194,7 +196,7 @@ def test_all_limits_hold_and_an_administrators_is_not_loosened(world: World) -> 
         assert answer["code"] == "forbidden"
     assert {row["id"] for row in ada.call("GET", "/budgets")["items"]} == {hers["id"], theirs["id"]}
     world.admin.call("DELETE", f"/budgets/{theirs['id']}")
-    time.sleep(0.6)
+    heard(ada)
     assert world.ask(token).status_code == 200
 
 
@@ -244,11 +246,11 @@ def test_every_subject_counts(world: World) -> None:
     ):
         draft = {"subject": subject, "subject_id": subject_id, "kind": "requests_minute", "amount": 0}
         made = person.call("POST", "/budgets", json=draft)
-        time.sleep(0.6)
+        heard(ada)
         answer = world.ask(token)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "limit_exceeded"), subject
         person.call("DELETE", f"/budgets/{made['id']}")
-        time.sleep(0.6)
+        heard(ada)
         assert world.ask(token).status_code == 200
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,9 +15,6 @@ from tests.support.provider import Provider
 from tests.support.server import PASSWORD, Person, Server
 
 from keybearer.catalog import Catalog
-
-BOUND = 0.6
-"""Seconds in which a process hears of a change, with some to spare for a busy machine; a second is the bound."""
 
 
 @dataclass
@@ -45,7 +41,7 @@ class World:
         for name in there:
             self.admin.call("PUT", f"/providers/{name}", json={"base_url": self.provider.base_url(name)})
         if there:
-            time.sleep(BOUND)
+            servers.heard(self.admin)
 
     def move_back(self, *names: str) -> None:
         """Take the administrator's addresses back."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import httpx2
 import pytest
-from tests.registry.conftest import BOUND, World
-from tests.support.server import Person
+from tests.registry.conftest import World
+from tests.support.server import Person, heard
 
 OWN_KEY = "kbtest-own-key-of-the-model-0123456789"
 NEW_KEY = "kbtest-own-key-entered-anew-0123456789"
@@ -27,7 +26,7 @@ def of(world: World, name: str) -> Person:
 
 def answered(world: World, token: str, model: str, **more: Any) -> dict[str, Any]:
     """The request as it reached the provider, once the gateway has heard of the newest change."""
-    time.sleep(BOUND)
+    heard(world.admin)
     answer = world.ask(token, model, **more)
     assert answer.status_code == 200, answer.text
     seen: dict[str, Any] = world.last()
@@ -35,7 +34,7 @@ def answered(world: World, token: str, model: str, **more: Any) -> dict[str, Any
 
 
 def refused(world: World, token: str, model: str) -> dict[str, Any]:
-    time.sleep(BOUND)
+    heard(world.admin)
     answer = world.ask(token, model)
     assert answer.status_code >= 400, answer.text
     return dict(answer.json()["error"])
@@ -130,7 +129,7 @@ def test_a_model_server_of_ones_own_needs_no_key(world: World) -> None:
     draft = {"provider": "openrouter", "name": "mock/mock", "base_url": there, "auth_style": "none", "system": True}
     made = world.admin.call("POST", "/models", json=draft)
     token = of(world, "hugo").token("hugo")
-    time.sleep(BOUND)
+    heard(world.admin)
     answer = world.ask(token, "openrouter/mock/mock")
     assert answer.headers["x-keybearer-key-source"] == "model"
     seen: Any = world.last()

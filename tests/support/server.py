@@ -87,6 +87,16 @@ def start(data_dir: Path, *arguments: str, **settings: str) -> Server:
             [sys.executable, "-m", "keybearer", "serve", "--port", "0", *arguments],
             env=env, cwd=data_dir.parent, stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
+    try:
+        return _answering(process, data_dir, log, env)
+    except BaseException:
+        # A test that was timed out, perhaps: its server must not go on beside all others.
+        process.kill()
+        process.communicate(timeout=10)
+        raise
+
+
+def _answering(process: subprocess.Popen[str], data_dir: Path, log: Path, env: dict[str, str]) -> Server:
     assert process.stdout is not None
     banner = ""
     deadline = time.monotonic() + 60
@@ -123,8 +133,12 @@ def running(data_dir: Path, *arguments: str, **settings: str) -> Iterator[Server
     try:
         yield server
     finally:
-        if server.process.poll() is None:
-            server.stop()
+        try:
+            if server.process.poll() is None:
+                server.stop()
+        finally:
+            if server.process.poll() is None:
+                server.kill()
         for person in server.people:
             person.http.close()
         assert server.process.stdout is not None
@@ -184,6 +198,18 @@ def program(server: Server, token: str) -> Person:
     return Person(server, httpx2.Client(base_url=server.url, headers={"authorization": f"Bearer {token}"}, timeout=30))
 
 
+def heard(person: Person) -> None:
+    """Wait until the server's one process has heard of all changes made so far.
+
+    They are heard in order: a token of the person's that was in use, and is refused, tells that its deletion was the last.
+    """
+    made = person.call("POST", "/tokens", json={"name": "heard", "scopes": ["gateway:use"]})
+    with httpx2.Client(base_url=person.server.url, headers={"authorization": f"Bearer {made['token']}"}, timeout=30) as http:
+        assert http.get("/v1/models").status_code != 401
+        person.call("DELETE", f"/tokens/{made['id']}")
+        until(lambda: http.get("/v1/models"), lambda answer: answer.status_code == 401)
+
+
 def json_of(done: subprocess.CompletedProcess[str]) -> Any:
     """Decode what a command printed with --json."""
     return json.loads(done.stdout)
@@ -197,4 +223,4 @@ def until(ask: Callable[[], httpx2.Response], met: Callable[[httpx2.Response], b
         if met(answer):
             return answer
         assert time.monotonic() < deadline, f"{answer.status_code} {answer.text}"
-        time.sleep(0.05)
+        time.sleep(0.02)
