@@ -92,7 +92,9 @@ def start(data_dir: Path, *arguments: str, **settings: str) -> Server:
     except BaseException:
         # A test that was timed out, perhaps: its server must not go on beside all others.
         process.kill()
-        process.communicate(timeout=10)
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()  # not read to its end: workers hold it until they notice
         raise
 
 
