@@ -22,8 +22,8 @@ from bench.seal import seal_trail
 _KB = 1000
 _CHUNKS = 200
 _CONNECTIONS = 32
-_QUIET = 0.4
-"""Seconds with less than 5 % of a core: then a server is quiet."""
+_QUIET = 1.6
+"""Seconds with less than 5 % of a core: then a server is quiet. Longer than anybody rests between two turns of what was put off."""
 _LONGEST_AFTERMATH = 30.0
 _PACE = 0.02
 """Seconds between a stream's chunks: 50 a second."""

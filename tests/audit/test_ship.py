@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -203,6 +204,23 @@ async def test_in_busy_times_a_job_ships_once_a_second_and_at_other_times_at_onc
     assert await shipper.ship_in_turn() == 0
     shipper._rests_until -= ship.REST
     assert await shipper.ship_in_turn() == 1
+
+
+@pytest.mark.parametrize(("case", "rests"), [("idle", 1), ("saturated", 5), ("hurried", 1), ("behind", 1)])
+async def test_between_batches_it_waits_for_an_idle_loop_unless_somebody_waits_for_it_or_too_much_does(
+    journal: Journal, shipper: Shipper, monkeypatch: pytest.MonkeyPatch, case: str, rests: int
+) -> None:
+    monkeypatch.setattr(ship, "PATIENCE", 5)
+    monkeypatch.setattr(ship, "BACKLOG", -1 if case == "behind" else 1000)
+    monkeypatch.setattr(time, "thread_time", (lambda: 0.0) if case == "idle" else time.monotonic)
+    if case == "hurried":
+        shipper._hurried = 1
+    began = time.monotonic()
+    await shipper._rest(0.02)
+    took = time.monotonic() - began
+    assert took >= rests * 0.02 * 0.99
+    if rests == 1:
+        assert took < 5 * 0.02
 
 
 async def test_what_is_written_while_a_turn_ships_waits_for_the_next(

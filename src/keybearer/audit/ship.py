@@ -48,6 +48,10 @@ BUSY = 500
 """Entries in one turn that make it a busy time."""
 REST = 1.0
 """Seconds from one turn to the next in busy times, when larger batches cost less than prompt ones."""
+PATIENCE = 9
+"""Times as long as it worked that shipping waits for the event loop to be idle: a tenth of its time is what it takes at a peak."""
+BACKLOG = 500_000
+"""Entries waiting from which on it takes half: a peak that lasts must not fill the disk. About 350 MB."""
 RECENT = 20_000
 """Uses without an outcome that are remembered."""
 KEEP = 7 * 86400.0
@@ -141,6 +145,8 @@ class Shipper:
         self._own: _Stream | None = None
         self._turn, self._own_turn = asyncio.Lock(), asyncio.Lock()
         self._rests_until = 0.0
+        self._hurried = 0
+        """How many wait for entries to be shipped: then calls must share the event loop."""
         self._done: dict[UUID, float] = {}
         """Dead writers of which everything is in the database, and when to look whether their files may go."""
         self._quarantined: set[UUID] = set()
@@ -152,7 +158,7 @@ class Shipper:
         began = time.monotonic()
         if began < self._rests_until:
             return 0
-        shipped = await self.ship_once()
+        shipped = await self._ship(began + WITHIN)
         if shipped >= BUSY:
             self._rests_until = began + REST
         return shipped
@@ -162,7 +168,13 @@ class Shipper:
 
         Raises ``Unavailable`` where the database does not answer.
         """
-        until = time.monotonic() + within
+        self._hurried += 1
+        try:
+            return await self._ship(time.monotonic() + within)
+        finally:
+            self._hurried -= 1
+
+    async def _ship(self, until: float) -> int:
         shipped = await self.ship_own(until)
         async with self._turn:
             for writer, path in segments.journals(self._directory).items():
@@ -219,8 +231,8 @@ class Shipper:
         """Ship what ``stream`` has until about then; return whether that was all of it. An alarm ends it.
 
         What is written meanwhile waits for the next turn, or a busy journal would be shipped in ever so many small batches.
-        Between full batches it rests as long as it worked, so that a backlog does not take the event loop from the calls that
-        make it; what cannot be shipped at a peak waits in the journal.
+        Between full batches it rests, so that a backlog does not take the event loop from the calls that make it; what cannot be
+        shipped at a peak waits in the journal.
         """
         try:
             while True:
@@ -235,7 +247,7 @@ class Shipper:
                 if time.monotonic() > until:
                     return False
                 if self._journal is None or self._journal.durability != "database":
-                    await asyncio.sleep(time.monotonic() - began)
+                    await self._rest(time.monotonic() - began)
         except _Behind:
             await self._rewind(stream)
         except _Misfit as misfit:
@@ -243,6 +255,24 @@ class Shipper:
         except Broken as broken:
             await self._alarm(stream.writer, broken.seq, broken.what)
         return False
+
+    async def _rest(self, worked: float) -> None:
+        """Leave the event loop to the calls until it was idle for as long as shipping ``worked``, but no more than so many times that.
+
+        Half of the loop's time is shipping's if somebody waits for what is shipped, or if too much waits to be.
+        """
+        idle, until = 0.0, time.monotonic() + PATIENCE * worked
+        while True:
+            began, used = time.monotonic(), time.thread_time()
+            await asyncio.sleep(worked)
+            now = time.monotonic()
+            idle += now - began - (time.thread_time() - used)
+            if idle > worked / 2 or now > until or self._hurried or self._waiting() > BACKLOG:
+                return
+
+    def _waiting(self) -> int:
+        """How many entries of this process's journal are not shipped yet."""
+        return 0 if self._journal is None or self._own is None else self._journal.seq - self._own.tail.seq
 
     async def _commit(self, stream: _Stream) -> None:
         """One transaction: entries, usage, counters, and how far we are.
