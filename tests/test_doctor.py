@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import valkey as valkeys
 from tests.support.server import environment
 
 from keybearer import app, config
@@ -59,7 +60,7 @@ async def test_after_it_all_is_well(tmp_path: Path) -> None:
     found = await look(await founded(tmp_path / "data"))
     assert states(found) == {}
     assert list(found) == [
-        "settings", "data directory", "egress", "database", "root key", "migrations", "root key opens", "clock", "processes",
+        "settings", "data directory", "egress", "database", "root key", "migrations", "root key opens", "limits", "clock", "processes",
     ]  # fmt: skip
 
 
@@ -168,6 +169,17 @@ async def test_postgresql_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, e
     everything = await look(tmp_path / "data")
     assert everything["database"].state == "failed"
     assert "kbtest-password" not in repr(everything)
+
+
+async def test_valkey_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = await founded(tmp_path / "data")
+    with valkeys.running() as valkey:
+        monkeypatch.setenv("KEYBEARER_REDIS_URL", valkey.url)
+        assert states(await look(data)) == {}
+        valkey.kill()
+        found = await look(data)
+        assert states(found) == {"limits": "failed"}
+        assert valkey.password not in repr(found)
 
 
 async def test_a_database_that_goes_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

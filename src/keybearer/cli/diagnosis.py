@@ -261,6 +261,7 @@ async def _opened(settings: Settings, providers: Providers) -> AsyncIterator[Fin
         return
     try:
         yield await _opens(db, providers)
+        yield await _limits(db, settings)
         yield await _clocks(db)
         yield await _processes(db)
         async with db.read(Actor.system()) as tx:
@@ -281,6 +282,24 @@ async def _opens(db: Database, providers: Providers) -> Finding:
     except KeybearerError as error:
         return failed("root key opens", error)
     return Finding("root key opens", "ok", "It opens this database.")
+
+
+async def _limits(db: Database, settings: Settings) -> Finding:
+    """Where budgets and limits are counted, as a start asks it."""
+    try:
+        await app.check_limits(db, settings)
+    except KeybearerError as error:
+        return failed("limits", error)
+    except ImportError:
+        return Finding(
+            "limits", "failed", "KEYBEARER_REDIS_URL is set, but its client is not installed.", "pip install 'keybearer[server]'"
+        )
+    where = (
+        "in Valkey, for all processes"
+        if settings.redis_url is not None
+        else "in the memory of one process, which must serve alone"
+    )
+    return Finding("limits", "ok", f"Where some are set, they are counted {where}.")
 
 
 async def _clocks(db: Database) -> Finding:
