@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 from tests.plane.conftest import CHAT, PROMPT, House, Opener
-from tests.plane.wire import Received
+from tests.plane.wire import Received, fixed
 
 from keybearer.access.tokens import generate
 from keybearer.domain import SecretBytes
@@ -55,6 +55,18 @@ async def test_an_interim_answer_with_a_body_says_nothing_in_our_name(house: Hou
     assert (answer.status, answer.body.find(b"evil")) == (502, -1)
     assert answer["x-keybearer-request-id"], "this is the gateway's own answer"
     assert (await house.outcome())["outcome"] == "upstream_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/gpt-4o", "/v1/models", "/v1/files/file-1", "/p/openai/v1/x"])
+async def test_no_cache_is_told_to_keep_what_was_read_for_one(house: House, path: str) -> None:
+    """One's own provider would have said what everybody reads at that address, and one's own answers would be anybody's."""
+    house.provider.script = fixed(
+        b"200 OK", b"{}", b"Cache-Control: public, max-age=31536000", b"Expires: Fri, 01 Jan 2038 00:00:00 GMT"
+    )
+    answer = await house.ask(house.request(b"", path=path, method="GET").replace(b"Authorization: Bearer", b"X-Api-Key:"), b"GET")
+    assert (answer.status, answer["cache-control"], answer["expires"]) == (200, "no-store", None)
+    streamed = await house.ask(house.request())
+    assert streamed["cache-control"] == "public, max-age=31536000", "POST is nothing that caches keep"
 
 
 # --- a hostile client -------------------------------------------------------------------------------------------------

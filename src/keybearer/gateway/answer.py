@@ -12,7 +12,8 @@ from keybearer.errors import KeybearerError
 from keybearer.gateway import dialect
 from keybearer.gateway.fields import Headers
 
-PROBE_HEADERS: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+NOT_STORED = (b"cache-control", b"no-store")
+JSON_HEADERS: Headers = [(b"content-type", b"application/json"), NOT_STORED]
 PROBE_BODY = b"{}"
 """Says to whoever knocks at a dialect's base that somebody is there, and nothing else."""
 _UNSEEN: Headers = [(b"content-security-policy", b"default-src 'none'"), (b"x-content-type-options", b"nosniff")]
@@ -43,7 +44,7 @@ def answer(
 
 def error_headers(error: KeybearerError, content_type: bytes) -> Headers:
     """The headers of an error: its type, when to come again, how to authenticate; never cached."""
-    headers = [(b"content-type", content_type), (b"cache-control", b"no-store")]
+    headers = [(b"content-type", content_type), NOT_STORED]
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % max(0, math.ceil(error.retry_after))))
     if error.status == 401:  # noqa: PLR2004  # RFC 9110 §15.5.2 asks for the header

@@ -23,7 +23,7 @@ from keybearer.errors import (
 )
 from keybearer.gateway import dialect
 from keybearer.gateway.allowance import check_address, check_model, check_one_model, check_scope
-from keybearer.gateway.answer import PROBE_BODY, PROBE_HEADERS, answer, error_headers
+from keybearer.gateway.answer import JSON_HEADERS, PROBE_BODY, answer, error_headers
 from keybearer.gateway.counters import reserve, used_of
 from keybearer.gateway.course import Course, CourseKey, key_of
 from keybearer.gateway.fields import Headers
@@ -47,6 +47,7 @@ _COURSES = 64
 """Courses kept for one head of one connection ..."""
 _LARGE_BLOCK, _COURSES_OF_LARGE = 4096, 4
 """... and of one with so many bytes of headers, of which some providers' courses have a copy each."""
+_CACHEABLE = frozenset({b"GET", b"HEAD"})
 _OTHER_KEYS = 7
 """Keys that one call may try beside the first."""
 
@@ -86,6 +87,11 @@ class Exchange(Use):
         self._relay: Relay | None = None
         self._tried: tuple[Health, ...] = ()
         """The keys that failed this call."""
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether a cache may keep the answer, if it is not told otherwise (RFC 9111, section 3)."""
+        return self._head.method in _CACHEABLE
 
     # --- the six steps --------------------------------------------------------------------------------------------------
 
@@ -341,7 +347,7 @@ class Exchange(Use):
     def _answer_locally(self, planned: Plan, grant: Grant) -> None:
         """The model list over all providers, or that somebody is here: no key leaves, so there is no use to note."""
         if planned.local == "probe":
-            self._answer(200, PROBE_HEADERS, PROBE_BODY)
+            self._answer(200, JSON_HEADERS, PROBE_BODY)
             return
         body = dialect.models_body(
             self._dialect(),
@@ -349,14 +355,14 @@ class Exchange(Use):
             allowed_providers=grant.allowed_providers,
             allowed_models=grant.allowed_models,
         )
-        self._answer(200, [(b"content-type", b"application/json")], body)
+        self._answer(200, JSON_HEADERS, body)
 
     def refuse(self, error: KeybearerError) -> None:
         """Answer with an error in the dialect's shape."""
         if self._is_over:
             return
         if isinstance(error, TokenMissing) and is_probe(self._head.method, self._head.path):
-            self._answer(200, PROBE_HEADERS, PROBE_BODY)
+            self._answer(200, JSON_HEADERS, PROBE_BODY)
             return
         status, content_type, body = dialect.error_body(self._dialect(), error, self.request_id)
         if self.used_at:

@@ -22,7 +22,7 @@ from keybearer.errors import (
     UpstreamUnreachable,
 )
 from keybearer.gateway import dialect
-from keybearer.gateway.answer import status_line
+from keybearer.gateway.answer import NOT_STORED, status_line
 from keybearer.gateway.dialect import UsageHider
 from keybearer.gateway.fields import Headers
 from keybearer.gateway.health import KEY_REFUSED, TOO_MANY
@@ -43,6 +43,7 @@ _ANOTHER_KEY = KEY_REFUSED | {TOO_MANY}
 """Statuses of a client's error, by their number, that are the key's: another may do. So it may after any error of the server's."""
 _FIRST_OF_SERVER = 500
 _WITHOUT_BODY = (204, 304)
+_FOR_CACHES = frozenset({b"cache-control", b"expires", b"pragma"})
 NO_USAGE = Usage()
 
 
@@ -219,6 +220,10 @@ class Relay:
         """The answer's head; the body is framed by its length, else by chunks, for HTTP/1.0 by the close."""
         exchange = self._exchange
         self._status = status
+        if exchange.is_cacheable:
+            # A cache in front of us would give it to whoever asks next: it does not know that x-api-key names the caller, and what a
+            # provider of one person's says of caching would hold for everybody.
+            headers = [*(pair for pair in headers if pair[0] not in _FOR_CACHES), NOT_STORED]
         has_length = False
         lines = [status_line(status)]
         for name, value in headers:
