@@ -12,10 +12,11 @@ from uuid import UUID
 
 import pytest
 from tests.plane.conftest import CHAT, PROMPT, House, Opener
-from tests.plane.wire import Received, fixed
+from tests.plane.wire import Received, fixed, until
 
 from keybearer.access.tokens import generate
 from keybearer.domain import SecretBytes
+from keybearer.gateway.limits import Limits
 from keybearer.gateway.protocol import GatewayProtocol
 
 SPLIT = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"
@@ -191,3 +192,35 @@ async def test_many_models_under_one_large_head_take_little_memory(house: House)
     blocks = {id(course._block): len(course._block) for head in heads if head is not None for course in head.courses.values()}
     assert blocks
     assert sum(blocks.values()) < 512 * 1024
+
+
+async def test_who_hoards_bodies_leaves_room_for_others(open_house: Opener) -> None:
+    """Sixteen bodies, sent but for their ends, were all that the process may hold: nobody else was served as long as they stayed."""
+    async with open_house(body=700_000, buffered=4_000_000) as house:
+        other, body = generate(), PROMPT[:-1] + b',"x":"' + b"x" * 600_000 + b'"}'
+        house.vault.grants[other.encode()] = replace(house.grant, token_id=other[3:15], user_id=UUID(int=8))
+        for number in range(1, 4):
+            connection = await house.connect()
+            await connection.send(house.request(body)[:-10])
+            await until(lambda number=number: house.plane.budget.held > number * 590_000)  # type: ignore[misc]  # its default
+        connection = await house.connect()
+        await connection.send(house.request(body)[:-10])
+        answer = await connection.answer()
+        assert (answer.status, b"too many large requests at once" in answer.body) == (503, True)
+        assert (await house.ask(house.request(body).replace(house.token.encode(), other.encode()))).status == 200
+        assert (await house.ask(house.request())).status == 200, "small ones are still served"
+        for each in house.connections:
+            await each.close()
+        await until(lambda: house.plane.budget.held == 0)
+        assert (await house.ask(house.request(body))).status == 200
+        assert house.plane.budget._shares == {}
+
+
+async def test_a_fast_beginning_earns_no_endless_pause(open_house: Opener) -> None:
+    """Half a megabyte at once allowed two minutes of nothing, 32 of them two hours."""
+    async with open_house(limits=Limits(body_seconds=0.3, sweep_seconds=0.05)) as house:
+        connection = await house.connect()
+        body = PROMPT[:-1] + b',"x":"' + b"x" * 600_000 + b'"}'
+        await connection.send(house.request(body)[:-10])
+        answer = await connection.answer()
+        assert answer.status == 408

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from keybearer.errors import InvalidRequest, KeybearerError, TooLarge
 from keybearer.gateway.answer import CONTINUE
 from keybearer.gateway.request import Head
@@ -24,6 +26,8 @@ class Intake:
         "_is_waiting",
         "_length",
         "_parts",
+        "_share",
+        "_share_of",
         "buffered",
         "connection",
         "plane",
@@ -37,6 +41,9 @@ class Intake:
         self._length = length
         self._fault = fault
         self._parts: list[bytes] = []
+        self._share_of: UUID | None = None
+        self._share = 0
+        """What the body's sender is held to have in hand with it."""
         self._is_started = False
         self._is_received = False
         self._is_waiting = False
@@ -75,6 +82,11 @@ class Intake:
             return
         self.buffered += size
         self._parts.append(data)
+        if self._share_of is not None:
+            try:
+                self._take_share(self._share_of, size)
+            except KeybearerError as error:
+                self.connection.fail_receiving(error)
 
     def on_more(self) -> None:
         """Before more of the body is read, the caller must be known and the route must exist."""
@@ -123,9 +135,17 @@ class Intake:
         declared = self._length
         if (declared is not None and declared > limit) or self.buffered > limit:
             raise _too_large(limit)
+        admission = self._head.admission
+        if admission is not None:
+            self._take_share(admission.grant.user_id, self.buffered)
         if self._head.fields.expects_continue and not self.buffered:
             self.connection.write(CONTINUE)
         self.connection.flow.resume_reading()
+
+    def _take_share(self, user_id: UUID, size: int) -> None:
+        self.plane.budget.take_for(user_id, size, self._share)
+        self._share_of = user_id
+        self._share += size
 
     def _check_size(self, size: int) -> None:
         limit = self._body_limit()
@@ -147,6 +167,9 @@ class Intake:
     def release_body(self) -> None:
         """The request's body is no longer held."""
         self.plane.budget.held -= self.buffered
+        if self._share_of is not None:
+            self.plane.budget.give_for(self._share_of, self._share)
+            self._share_of, self._share = None, 0
         self.buffered = 0
         self._parts = []
 

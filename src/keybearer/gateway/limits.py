@@ -6,6 +6,7 @@ Nothing here measures or waits; the connections ask, and one coarse sweep (``pla
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from keybearer.errors import Overloaded
 
@@ -17,7 +18,7 @@ class Limits:
     header_seconds: float = 20.0
     """From connection made, or from a request's first byte, to the end of its headers."""
     body_seconds: float = 30.0
-    """For a body; every ``body_rate`` bytes that arrive earn another second."""
+    """For a body; every ``body_rate`` bytes that arrive earn another second, but never more than this is left."""
     body_rate: int = 4096
     stall_seconds: float = 60.0
     """A client that takes no byte of its answer for so long is cut off."""
@@ -43,13 +44,19 @@ class Limits:
 
 
 class BodyBudget:
-    """Bytes of request bodies that this process holds at a time. ``take`` raises ``Overloaded`` rather than exceed ``limit``."""
+    """Bytes of request bodies that this process holds at a time. ``take`` raises ``Overloaded`` rather than exceed ``limit``.
 
-    __slots__ = ("held", "limit")
+    Of the second half nobody gets more who has a quarter already in other bodies: who sends slowly, or to a provider of their own that
+    never answers, holds up nobody else.
+    """
+
+    __slots__ = ("_shares", "held", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
+        self._shares: dict[UUID, int] = {}
+        """What people hold in bodies that came in pieces; small ones do not."""
 
     def take(self, size: int) -> None:
         """Account for ``size`` more bytes."""
@@ -57,6 +64,15 @@ class BodyBudget:
             raise Overloaded("The server is holding too many large requests.", retry_after=1.0)
         self.held += size
 
-    def give(self, size: int) -> None:
-        """Return what was taken."""
-        self.held -= size
+    def take_for(self, user_id: UUID, size: int, before: int) -> None:
+        """Say for whom ``size`` bytes were taken, of a body of which ``before`` were. Raises ``Overloaded``."""
+        share = self._shares.get(user_id, 0)
+        if share - before > self.limit // 4 and self.held > self.limit // 2:
+            raise Overloaded("You are sending too many large requests at once.", retry_after=1.0)
+        self._shares[user_id] = share + size
+
+    def give_for(self, user_id: UUID, size: int) -> None:
+        """They hold as much less."""
+        left = self._shares.pop(user_id, 0) - size
+        if left > 0:
+            self._shares[user_id] = left

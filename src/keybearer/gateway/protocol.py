@@ -217,9 +217,8 @@ class GatewayProtocol(HttpToolsProtocol):
     def _on_partial_body(self, size: int) -> None:
         """A body is arriving in several pieces: its deadline, its framing overhead, and whether we still want it."""
         limits = self.plane.limits
-        if self.read_due == NEVER:
-            self.read_due = time.monotonic() + limits.body_seconds
-        self.read_due += size / limits.body_rate
+        latest = time.monotonic() + limits.body_seconds  # however fast it came so far: who then stops holds memory, not us
+        self.read_due = latest if self.read_due == NEVER else min(self.read_due + size / limits.body_rate, latest)
         if self.raw_bytes > _RAW_OVERHEAD + 8 * self.body_bytes:
             self.fail_receiving(InvalidRequest("The body has more framing than content."))
             return
