@@ -283,7 +283,7 @@ def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
             await provider.start()
             stack.push_async_callback(provider.stop)
             vault = Vault()
-            feed = Feed(db, interval=interval)
+            feed = Feed(db, interval=interval, **config.pop("feed", {}))
             journal = await Journal.open(db, home / "journal", durability)
             stack.push_async_callback(journal.close)
             timeouts = {"connect_timeout": 2, "read_timeout": 5, **config.pop("upstream", {})}
