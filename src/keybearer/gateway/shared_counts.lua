@@ -7,7 +7,7 @@
 --                        :<call>   what a call has reserved, '@', and when
 -- The round is a hash:   n, position   how often, and up to which change, processes were asked to bring their records to the database
 --                        <process>     the last n that this one has followed
--- Amounts stay text wherever they can: Lua would print large ones rounded.
+-- Lua's own way to print would round large amounts.
 
 local run, verb = ARGV[1], ARGV[2]
 local now = tonumber(redis.call('TIME')[1])
@@ -22,36 +22,36 @@ local function standing(key, before, start, stop, later)
   if now < tonumber(found[2]) then return tonumber(found[3]), tonumber(found[4]) end
   local ends
   for _, bound in ipairs({before, start, stop, later}) do
-    if now < tonumber(bound) then ends = bound break end
+    if now < bound then ends = bound break end
   end
   if not ends or ends == before then return nil, CLOCK end
   redis.call('DEL', key)
   redis.call('HSET', key, 'run', run, 'end', ends, 'used', '0', 'reserved', '0')
-  redis.call('EXPIREAT', key, tonumber(ends) + KEPT)
+  redis.call('EXPIREAT', key, ends + KEPT)
   return 0, 0
 end
 
 -- All that a call needs, or nothing. 0: it has it; i: the i-th limit is reached; MISSING, CLOCK: see above.
-local function take(call, at, count)
-  for i = 0, count - 1 do
-    local a = at + i * 7
-    local used, reserved = standing(KEYS[tonumber(ARGV[a])], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6])
+-- `parts`: for each limit its key, what is needed, the most (-1: it only shows), and its four bounds.
+local function take(call, parts)
+  for i = 1, #parts, 7 do
+    local used, reserved = standing(KEYS[parts[i]], parts[i + 3], parts[i + 4], parts[i + 5], parts[i + 6])
     if not used then return reserved end
-    local most = tonumber(ARGV[a + 2])
-    if most >= 0 and used + reserved + tonumber(ARGV[a + 1]) > most then return i + 1 end
+    local most = parts[i + 2]
+    if most >= 0 and used + reserved + parts[i + 1] > most then return (i + 6) / 7 end
   end
-  for i = 0, count - 1 do
-    local key, need = KEYS[tonumber(ARGV[at + i * 7])], ARGV[at + i * 7 + 1]
+  for i = 1, #parts, 7 do
+    local key, need = KEYS[parts[i]], string.format('%.0f', parts[i + 1])
     if need ~= '0' then redis.call('HINCRBY', key, 'reserved', need) end
     redis.call('HSET', key, ':' .. call, need .. '@' .. now)
   end
   return 0
 end
 
--- What a call did use takes the place of what it reserved; once, and where that is still known.
-local function settle(call, at, count)
-  for i = 0, count - 1 do
-    local key, charged = KEYS[tonumber(ARGV[at + i * 2])], ARGV[at + i * 2 + 1]
+-- What a call did use takes the place of what it reserved; once, and where that is still known. `parts`: keys, and amounts.
+local function settle(call, parts)
+  for i = 1, #parts, 2 do
+    local key, charged = KEYS[parts[i]], string.format('%.0f', parts[i + 1])
     local found = redis.call('HMGET', key, 'run', ':' .. call)
     if found[1] == run and found[2] then
       local held = string.match(found[2], '^%d+')
@@ -64,26 +64,16 @@ end
 
 local verbs = {}
 
--- Some calls' wishes, in their order. KEYS: the round, accounts. → now, the round that this process owes (or 0), its position, a code for each `take`.
+-- What calls wish, as JSON: accounts to drop, what to settle, what to take. KEYS: the round, accounts.
+-- → now, the round that this process owes (or 0), its position, a code for each call that takes.
 function verbs.calls()
   local round = redis.call('HMGET', KEYS[1], 'n', 'position', ARGV[3])
   local n = tonumber(round[1] or '0')
   local answer = {now, n > tonumber(round[3] or '0') and n or 0, tonumber(round[2] or '0')}
-  local at = 4
-  while at <= #ARGV do
-    local wish, call, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-    at = at + 3
-    if wish == 'take' then
-      answer[#answer + 1] = take(call, at, count)
-      at = at + count * 7
-    elseif wish == 'settle' then
-      settle(call, at, count)
-      at = at + count * 2
-    else -- 'drop': the next who needs it fills it anew
-      redis.call('DEL', KEYS[tonumber(ARGV[at])])
-      at = at + 1
-    end
-  end
+  local wishes = cjson.decode(ARGV[4])
+  for _, key in ipairs(wishes[1]) do redis.call('DEL', KEYS[key]) end -- the next who needs it fills it anew
+  for _, wish in ipairs(wishes[2]) do settle(wish[1], wish[2]) end
+  for _, wish in ipairs(wishes[3]) do answer[#answer + 1] = take(wish[1], wish[2]) end
   return answer
 end
 

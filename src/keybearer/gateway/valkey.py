@@ -99,7 +99,7 @@ class Link:
         """Whether a connection could not be made just now."""
         return time.monotonic() < self._again_at
 
-    async def ask(self, verb: str, keys: Sequence[str], arguments: Sequence[str | int] = ()) -> Any:
+    async def ask(self, verb: str, keys: Sequence[str], arguments: Sequence[str | int | bytes] = ()) -> Any:
         """Run the script's ``verb`` as one atomic step; what it answers. Raises ``LimitsUnreachable``: it may have run all the same."""
         async with self._in_turn:
             if self.is_resting:
@@ -127,7 +127,7 @@ class Link:
         async with self._in_turn:
             await self._leave(self.reason)
 
-    async def _ask(self, verb: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+    async def _ask(self, verb: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
         connection = self._connection
         if connection is None or not connection.is_connected:
             connection = await self._begin()
