@@ -42,6 +42,7 @@ def jobs_of(services: Services) -> tuple[Job, ...]:
         Job("empty old audit records", 6 * 3600.0, services.retention.turn),
         Job("prune changes", 3600.0, lambda: changes.prune(services.db)),
         Job("refresh OAuth tokens", 5.0, services.secrets.refresher.turn),
+        Job("bind models' keys", 3600.0, services.secrets.adoption.turn),
         Job("plan health checks", 3600.0, services.secrets.checks.plan),
         Job("check keys", 2.0, services.checker.turn),
         Job("prune versions of secrets", 600.0, services.secrets.versions.prune),

@@ -6,7 +6,9 @@ import asyncio
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -14,7 +16,7 @@ import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import create_async_engine
-from tests.support.postgresql import Server
+from tests.support.postgresql import RUNTIME, Server
 
 import keybearer.store.migrate as module
 from keybearer.errors import DatabaseError
@@ -203,3 +205,33 @@ async def test_urls_that_name_no_database(url: str, message: str) -> None:
     for use in (migrate, Database.open):
         with pytest.raises(DatabaseError, match=message):
             await use(url)
+
+
+async def test_objects_whose_owner_is_gone_go_and_the_others_stay(fresh_urls: Urls, postgresql_server: Server) -> None:
+    url, direct_url = fresh_urls
+    engine = create_async_engine(direct_url or url)
+    async with engine.begin() as connection:
+        await module.upgrade_within(connection, RUNTIME if direct_url else "", "0012")
+    await engine.dispose()
+    admin = url
+    if direct_url:
+        parsed = sa.make_url(postgresql_server.admin)
+        admin = parsed.set(drivername="postgresql+psycopg", database=sa.make_url(url).database).render_as_string(
+            hide_password=False
+        )
+    engine = create_async_engine(admin)
+    ada, gone, at = uuid4(), uuid4(), datetime.now(UTC)
+    tables = metadata.tables
+    person = {"id": ada, "email": "ada@example.com", "name": "", "role": "member", "is_active": True, "mac": b"x"}
+    made = {"origin": "https://api.example", "kind": "file", "provider": "openai", "user_id": ada, "token_id": "", "mac": b"x"}
+    async with engine.begin() as connection:
+        await connection.execute(sa.insert(tables["owner"]).values(id=ada, kind="user", created_at=at))
+        values = person | {"fallback_allowed": True, "created_at": at, "updated_at": at}
+        await connection.execute(sa.insert(tables["user_account"]).values(values))
+        for owner_id, name in ((ada, "kept"), (gone, "dropped")):
+            values = made | {"owner_id": owner_id, "object_id": name, "created_at": at}
+            await connection.execute(sa.insert(tables["gateway_object"]).values(values))
+    await migrate(url, direct_url)
+    async with engine.connect() as connection:
+        assert (await connection.execute(sa.select(tables["gateway_object"].c.object_id))).scalars().all() == ["kept"]
+    await engine.dispose()

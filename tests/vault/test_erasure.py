@@ -133,9 +133,6 @@ def test_every_table_with_an_owner_goes_with_the_owner() -> None:
     stay = {"audit_record", "usage_record", "change", "key_rotation"}
     for table in metadata.tables.values():
         for name in ("owner_id", "user_id"):
-            # An object at a provider goes with the person who made it; whose key it was made with is an id in its key, no more.
-            if (table.name, name) == ("gateway_object", "owner_id"):
-                continue
             if name in table.columns and table.name not in stay:
                 constraints = [each for each in table.foreign_key_constraints if name in each.column_keys]
                 assert any(each.ondelete == "CASCADE" for each in constraints), f"{table.name}.{name}"

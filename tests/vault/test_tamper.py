@@ -12,11 +12,15 @@ import sqlalchemy as sa
 from tests.support.tamper import Tamper
 from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value
 
+from keybearer.access import macs
 from keybearer.catalog import with_base_url
 from keybearer.domain import SYSTEM_OWNER_ID, Caller, Role, Secret
 from keybearer.errors import EgressRefused, KeybearerError, KeyMissing, KeyUnreadable, NotFound, ProviderUnknown
 from keybearer.store.db import Actor
+from keybearer.store.queries import secrets as rows
 from keybearer.store.schema import owner_key, provider, secret, secret_version
+from keybearer.vault.adoption import Adoption
+from keybearer.vault.models import NewModel
 from keybearer.vault.providers import NewProvider
 from keybearer.vault.sealed import binding
 from keybearer.vault.secrets import NewSecret
@@ -99,6 +103,54 @@ async def test_what_may_be_done_with_a_secret_is_not_the_databases_to_say(world:
             assert (await world.secrets.update(ada, made.id, again)).state == "ok", edited
             assert (await world.secrets.credential(ada, made.id)).value.reveal() == OTHER_OPENAI_KEY.encode()
         await world.secrets.trash.purge(ada, made.id)
+
+
+async def test_a_models_key_stays_the_models(world: World, tamper: Tamper) -> None:
+    """Taken off its model in the database, it would serve every call of its owner, or of everybody where it is the system's."""
+    root, ada = await world.person("root", Role.ADMIN), await world.person("ada")
+    for caller, whose in ((ada, {}), (root, {"system": True})):
+        model = await world.models.create(caller, NewModel("openai", "gpt-x", api_key=value(OPENAI_KEY), **whose))
+        other = await world.models.create(caller, NewModel("openai", "gpt-y", api_key=value(OTHER_OPENAI_KEY), **whose))
+        assert model.secret_id is not None
+        for edited in (None, other.id, uuid4()):
+            await tamper(sa.update(secret).where(secret.c.id == model.secret_id).values(model_id=edited))
+            with pytest.raises(KeyUnreadable):
+                await world.secrets.credential(caller, model.secret_id)
+            openai = (await world.providers.registry(ada.user_id)).get("openai")
+            with pytest.raises((KeyUnreadable, KeyMissing)):
+                await world.offering().resolver.resolve(ada.user_id, None, openai, "gpt-5")
+        await tamper(sa.update(secret).where(secret.c.id == model.secret_id).values(model_id=model.id, state="ok"))
+        assert (await world.secrets.credential(caller, model.secret_id)).value.reveal() == OPENAI_KEY.encode()
+        await world.models.delete(caller, model.id)
+        await world.models.delete(caller, other.id)
+
+
+async def test_models_keys_with_the_older_mac_go_on_and_are_bound_at_the_next_start(world: World, tamper: Tamper) -> None:
+    ada = await world.person("ada")
+    model = await world.models.create(ada, NewModel("openai", "gpt-x", api_key=value(OPENAI_KEY)))
+    plain = await world.secrets.create(ada, replace(NEW, name="plain"))
+    assert model.secret_id is not None
+
+    async def row_of(secret_id: UUID) -> Any:
+        async with world.db.read(Actor.user(ada.user_id)) as tx:
+            return await rows.get(tx, secret_id, (ada.user_id,))
+
+    row = await row_of(model.secret_id)
+    older = world.keyring.row_mac(macs.SECRET, *macs.older_secret_fields(row))
+    assert older != bytes(row.mac)
+    await tamper(sa.update(secret).where(secret.c.id == model.secret_id).values(mac=older))
+    assert (await world.secrets.credential(ada, model.secret_id)).value.reveal() == OPENAI_KEY.encode()
+    # A key that somebody made a model's in the database is not taken for one: no model says so.
+    await tamper(sa.update(secret).where(secret.c.id == plain.id).values(model_id=model.id))
+    assert await Adoption(world.secrets._keeper).turn() == 1
+    assert bytes((await row_of(model.secret_id)).mac) == bytes(row.mac)
+    assert bytes((await row_of(plain.id)).mac) == world.keyring.row_mac(
+        macs.SECRET, *macs.older_secret_fields(await row_of(plain.id))
+    )
+    assert await Adoption(world.secrets._keeper).turn() == 0
+    await tamper(sa.update(secret).where(secret.c.id == model.secret_id).values(model_id=None))
+    with pytest.raises(KeyUnreadable):
+        await world.secrets.credential(ada, model.secret_id)
 
 
 async def test_secrets_from_before_there_were_macs_go_on_serving(world: World, tamper: Tamper) -> None:

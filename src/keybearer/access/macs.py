@@ -29,7 +29,7 @@ BUDGET = "budget"
 SECRET = "secret"  # noqa: S105  # likewise
 SECRET_COLUMNS = frozenset(
     {"is_active", "priority", "allowed_models", "allowed_tokens", "expires_at", "version", "fallback_version", "fallback_until"}
-    | {"reference", "deleted_at", "fallback_allowed"}
+    | {"reference", "deleted_at", "fallback_allowed", "model_id"}
 )
 """What of a secret's row is covered and can be changed."""
 
@@ -110,6 +110,17 @@ def secret_fields(row: Any) -> tuple[RowField, ...]:
 
     Its hosts and ``fetchable`` are bound into the envelope instead.
     """
+    # A model's own key says whose it is; others' MACs are as they were before this did.
+    fields = _common_secret_fields(row)
+    return fields if row.model_id is None else (*fields, row.model_id)
+
+
+def older_secret_fields(row: Any) -> tuple[RowField, ...]:
+    """What the MAC of a model's own key covered before it said whose it is (``vault.adoption``)."""
+    return _common_secret_fields(row)
+
+
+def _common_secret_fields(row: Any) -> tuple[RowField, ...]:
     reference = None if row.reference is None else json.dumps(row.reference, sort_keys=True, separators=(",", ":"))
     return (
         row.id,

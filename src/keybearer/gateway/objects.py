@@ -79,6 +79,8 @@ class Objects:
             try:
                 async with self._db.write(Actor.user(asked.user_id)) as tx:
                     await rows.insert(tx, made)
+            except NotFound:
+                return False  # who made it, or whose key it was, is gone: nobody is left who could ask for it
             except Unavailable:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:

@@ -393,7 +393,13 @@ secret_share = sa.Table(
 gateway_object = sa.Table(
     "gateway_object",
     metadata,
-    sa.Column("owner_id", sa.Uuid(), primary_key=True, comment="whose key it was made with"),
+    sa.Column(
+        "owner_id",
+        sa.Uuid(),
+        sa.ForeignKey("owner.id", ondelete="CASCADE"),
+        primary_key=True,
+        comment="whose key it was made with",
+    ),
     sa.Column("origin", sa.String(255), primary_key=True, comment="scheme://host:port it is kept at"),
     sa.Column("kind", sa.String(32), primary_key=True, comment="file, batch, response …, as the catalogue calls them"),
     sa.Column("object_id", sa.String(200), primary_key=True, comment="the provider's id"),

@@ -6,7 +6,7 @@ What does not open names its row, so that it can be marked.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import macs
 from keybearer.catalog import Provider, places
-from keybearer.crypto.keyring import Binding, Keyring
+from keybearer.crypto.keyring import Binding, Keyring, RowField
 from keybearer.domain import Credential, KeySource, Owner, OwnerKind, Secret, SecretBytes, SecretType
 from keybearer.errors import EnvelopeError, FieldError, Invalid, KeyUnreadable
 from keybearer.gateway.egress import egress_set, placed
@@ -126,8 +126,18 @@ class Sealer:
         """
         if row.mac is None:
             return bool(row.id.version != _MARKED)
+        if self.is_bound(row):
+            return True
+        # To take a key for a model's own lets it serve nobody, for the model's own row must name it: so the older MAC does no harm.
+        return row.model_id is not None and self._is_mac_of(row, macs.older_secret_fields)
+
+    def is_bound(self, row: Any) -> bool:
+        """Whether the row's MAC covers all that it does now."""
+        return row.mac is not None and self._is_mac_of(row, macs.secret_fields)
+
+    def _is_mac_of(self, row: Any, fields: Callable[[Any], tuple[RowField, ...]]) -> bool:
         try:
-            self._keyring.check_row_mac(bytes(row.mac), macs.SECRET, *macs.secret_fields(row))
+            self._keyring.check_row_mac(bytes(row.mac), macs.SECRET, *fields(row))
         except EnvelopeError:
             return False
         return True

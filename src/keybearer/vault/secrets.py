@@ -40,6 +40,7 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import cursors, versions
 from keybearer.store.queries import secrets as rows
 from keybearer.vault import audience, reach, registry
+from keybearer.vault.adoption import Adoption
 from keybearer.vault.checks import Checks, scheduled
 from keybearer.vault.drafts import (
     DEFAULT_NAME,
@@ -118,6 +119,7 @@ class Secrets:
         self.trash = Trash(self._keeper)
         self.pointing = Pointing(self._keeper)
         self.refresher = Refresher(self._keeper, catalog, endpoint)
+        self.adoption = Adoption(self._keeper)
         self.checks = Checks(self._keeper, self.refresher, self.retention.checked)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:

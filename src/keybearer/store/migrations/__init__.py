@@ -10,5 +10,5 @@ Rules for a new one, ``versions/v<number>_<noun>.py``:
 * ``HEAD`` below is its number.
 """
 
-HEAD = "0012"
+HEAD = "0013"
 """The newest revision. Stands here so that a server start need not import Alembic to see that there is nothing to do."""

@@ -88,6 +88,14 @@ async def model_of(tx: AsyncConnection, secret_id: UUID) -> UUID | None:
     return (await tx.execute(sa.select(secret.c.model_id).where(secret.c.id == secret_id))).scalar_one_or_none()
 
 
+async def of_models(tx: AsyncConnection, after: UUID | None, limit: int) -> Sequence[Any]:
+    """Id and owner of models' own keys, in the order of their ids."""
+    query = sa.select(secret.c.id, secret.c.owner_id).where(secret.c.model_id.is_not(None))
+    if after is not None:
+        query = query.where(secret.c.id > after)
+    return (await tx.execute(query.order_by(secret.c.id).limit(limit))).all()
+
+
 async def named(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type: str, name: str) -> UUID | None:
     """The id of the secret with this name."""
     query = sa.select(secret.c.id).where(
