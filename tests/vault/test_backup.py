@@ -9,12 +9,17 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+from tests.audit.audit_samples import Person, outcome
 from tests.crypto import make_vectors
 from tests.support.postgresql import Server
 from tests.support.tamper import Tamper, tamper_with
@@ -22,21 +27,53 @@ from tests.support.vault import ANTHROPIC_KEY, OPENAI_KEY, OTHER_OPENAI_KEY, PAS
 
 from keybearer.access.tokens import NewToken
 from keybearer.audit import verify
+from keybearer.audit.journal import Journal
 from keybearer.audit.seal import Sealer
 from keybearer.audit.sealed import verify_tree
+from keybearer.audit.ship import Shipper
+from keybearer.catalog import Catalog
 from keybearer.crypto.kms import Wrapper, env, passphrase
-from keybearer.domain import Caller, Grade, KeySource, Role, Scope, SecretBytes, SecretType
+from keybearer.domain import (
+    SYSTEM_OWNER_ID,
+    BudgetKind,
+    BudgetSubject,
+    Caller,
+    Grade,
+    KeySource,
+    Role,
+    Scope,
+    SecretBytes,
+    SecretType,
+)
 from keybearer.errors import AuditBroken, BackupError, DatabaseError, RootKeyError
+from keybearer.gateway.objects import Objects
+from keybearer.gateway.sharing import Asked
 from keybearer.store import whole
 from keybearer.store.db import Actor, Database
+from keybearer.store.queries import secrets as rows
 from keybearer.store.schema import audit_record, metadata, secret_version
+from keybearer.vault.budgets import Budgets, NewBudget
+from keybearer.vault.external import External
+from keybearer.vault.hooks import Hooks
 from keybearer.vault.models import NewModel
-from keybearer.vault.secrets import NewSecret
+from keybearer.vault.oauth import PARTS
+from keybearer.vault.providers import NewProvider
+from keybearer.vault.references import Leaves
+from keybearer.vault.reminders import Reminders
+from keybearer.vault.secrets import NewSecret, Secrets
+from keybearer.vault.stores import Environment
 from keybearer.vault.transfer import backup, container, restore, tables
 from keybearer.vault.transfer.restore import Restored, Target
 
 ROOT = make_vectors.draw("wrapping key of backups' tests")
 COSTS = passphrase.Costs(64, 1, 1)
+OAUTH = {
+    "client_id": "kbtest-client",
+    "client_secret": "kbtest-client-secret-0123456789",
+    "refresh_token": "kbtest-refresh-0123456789abcd",
+    "token_endpoint": "https://accounts.example.com/token",
+    "scopes": "read write",
+}
 PHRASE = "kbtest correct horse battery staple"
 
 
@@ -66,9 +103,27 @@ class Story:
     bob: Caller
     values: dict[UUID, str]
     token: str
+    pointer: UUID
+    """A secret that is kept elsewhere."""
+    refreshed: UUID
+    """An OAuth token with what refreshing it takes."""
 
     async def check(self, world: World) -> None:
         """All of it is as it was, in another database."""
+        pointing = replace(world, secrets=Secrets(world.db, world.keyring, Catalog.load(), external=elsewhere()))
+        held = await pointing.secrets.credential(self.ada, self.pointer)
+        assert held.value.reveal() == b"kbtest-elsewhere-0123456789"
+        async with world.db.read(Actor.user(self.ada.user_id)) as tx:
+            content = await world.secrets._keeper.sealer.open(tx, await rows.get(tx, self.refreshed, (self.ada.user_id,)))
+        assert content.oauth is not None
+        assert {name: part.reveal().decode() for name in PARTS if (part := getattr(content.oauth, name))} == OAUTH
+        (limit,), _ = await Budgets(world.db, world.keyring, Catalog.load(), alone).page(self.ada)
+        assert (limit.amount, limit.is_tampered) == (5_000_000, False)
+        posted: list[str] = []
+        await Hooks(world.db, world.keyring, Posted(posted)).tell(self.ada.user_id, "msg_kbtest", "keybearer.test", {})
+        assert posted == ["https://hooks.example.com/kbtest whsec_"]
+        named = frozenset({("file", "file-kbtest")})
+        await Objects(world.db, world.keyring).find(asked_by(self.ada), named)
         for secret_id, text in self.values.items():
             assert (await world.secrets.credential(self.ada, secret_id)).value.reveal().decode() == text
         first = next(iter(self.values))
@@ -103,7 +158,7 @@ async def _furnished(db: Database) -> Story:
 async def _furnish(world: World, ada: Caller, bob: Caller) -> Story:
     first = await world.secrets.create(ada, NewSecret("openai", value(OPENAI_KEY), tags=("ü", "b"), description="x\ny"))
     await world.secrets.versions.rotate(ada, first.id, value(OTHER_OPENAI_KEY))
-    oauth = {"refresh_token": value("kbtest-refresh-0123456789abcd"), "scopes": ["read"]}
+    oauth = {name: value(text) for name, text in OAUTH.items()} | {"scopes": OAUTH["scopes"].split()}
     token = await world.secrets.create(
         ada, NewSecret("slack", value("kbtest-slack-0123456789"), SecretType.OAUTH_TOKEN, oauth=oauth, save_anyway=True)
     )
@@ -124,9 +179,85 @@ async def _furnish(world: World, ada: Caller, bob: Caller) -> Story:
     await world.shares.share(ada, lent.id, team.team_id, Grade.USE)
     _, text = await world.tokens.create(ada, NewToken("app", frozenset({Scope.GATEWAY_USE})))
     await world.sessions.sign_in("bob@example.com", PASSWORD, bob.client)
+    pointer = await _furnish_more(world, ada, team.team_id)
     await Sealer(world.db, world.keyring).seal()
     values = {first.id: OTHER_OPENAI_KEY, token.id: "kbtest-slack-0123456789", lent.id: ANTHROPIC_KEY}
-    return Story(world, ada, bob, values, text)
+    return Story(world, ada, bob, values, text, pointer, token.id)
+
+
+async def _furnish_more(world: World, ada: Caller, team_id: UUID) -> UUID:
+    """What is left of the tables, by who writes them; rows of calls and rotations as such would leave them."""
+    now = datetime.now(UTC)
+    pointing = Secrets(world.db, world.keyring, Catalog.load(), external=elsewhere())
+    pointer = await pointing.create(ada, NewSecret("cohere", system=True, reference="env:KBTEST_ELSEWHERE", save_anyway=True))
+    await world.providers.create(ada, NewProvider("acme", "https://llm.example.com/v1", models=("m",), team_id=team_id))
+    limit = NewBudget(BudgetSubject.USER, BudgetKind.USD_MONTH, Decimal(5))
+    await Budgets(world.db, world.keyring, Catalog.load(), alone).create(ada, limit)
+    await Hooks(world.db, world.keyring, None).put(ada, value("https://hooks.example.com/kbtest"), ["expiry"])
+    await world.secrets.create(
+        ada, NewSecret("mistral", value("kbtest-ends-0123456789"), expires_at=now + timedelta(days=3), save_anyway=True)
+    )
+    await Reminders(world.db, None, (7,), "https://keys.example.com").find()
+    assert await Objects(world.db, world.keyring).record(asked_by(ada), frozenset({("file", "file-kbtest")}))
+    with TemporaryDirectory() as journals:
+        journal = await Journal.open(world.db, Path(journals), "journal")
+        journal.use(Person(ada.user_id, pointer.id, "kbtestkbtest").use("r1"))
+        journal.outcome(outcome("r1"))
+        await journal.close()
+        await Shipper(world.db, Path(journals), None).ship_once()
+    rotated = {
+        "kind": "root",
+        "state": "finished",
+        "step": "",
+        "provider": "env",
+        "done": 1,
+        "total": 1,
+        "unreadable": 0,
+        "problem": "",
+    }
+    async with world.db.write(Actor.system()) as tx:
+        for name, columns in {
+            "reservation": {"request_id": "r2", "at": now, "tokens": 5, "micro_usd": 9},
+            "key_rotation": rotated | {"id": uuid4(), "created_at": now, "updated_at": now},
+        }.items():
+            await tx.execute(sa.insert(metadata.tables[name]).values(**columns))
+    return pointer.id
+
+
+def asked_by(ada: Caller) -> Asked:
+    return Asked(SYSTEM_OWNER_ID, "https://api.openai.com:443", "openai", ada.user_id, "kbtestkbtest")
+
+
+def elsewhere() -> External:
+    """A server with a variable that system secrets may point to."""
+    return External(
+        Leaves((), ("KBTEST_ELSEWHERE",), ()), {"env": Environment({"KBTEST_ELSEWHERE": value("kbtest-elsewhere-0123456789")})}
+    )
+
+
+async def alone() -> None:
+    """One process keeps the limits."""
+
+
+class Posted:
+    def __init__(self, found: list[str]) -> None:
+        self._found = found
+
+    async def post(self, url: str, key: SecretBytes, message_id: str, body: bytes, owner_id: UUID) -> None:
+        del message_id, body, owner_id
+        self._found.append(f"{url} {key.reveal().decode()[:6]}")
+
+
+async def rows_of(url: str) -> dict[str, set[str]]:
+    """Every row of every table that a backup keeps, as somebody sees them whom no policy holds; in words that both databases share."""
+    engine = create_async_engine(url)
+    found: dict[str, set[str]] = {}
+    async with engine.connect() as connection:
+        for table in tables.kept():
+            listed = (await connection.execute(sa.select(table))).all()
+            found[table.name] = {json.dumps(tables.written(row), sort_keys=True) for row in listed}
+    await engine.dispose()
+    return found
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -196,6 +327,30 @@ async def test_everything_comes_back_in_either_kind_of_database(
     assert ("backup.create", "ok") in await story.world.recorded()
     with pytest.raises(DatabaseError, match="not empty"):
         await restored(path, target, phrase() if by else None)
+
+
+async def test_something_of_every_table_comes_back_row_by_row(
+    story: Story, target: Target, tmp_path: Path, request: pytest.FixtureRequest, database_urls: tuple[str, str]
+) -> None:
+    """A new table is not forgotten: this story must have something in it, or ``tables.PASSING`` say why it does not come along."""
+
+    def everything(url: str) -> str:
+        parsed = sa.make_url(url)
+        if parsed.drivername.startswith("sqlite"):
+            return url
+        admin = sa.make_url(request.getfixturevalue("postgresql_server").admin)
+        found = admin.set(drivername="postgresql+psycopg", database=parsed.database)
+        return found.render_as_string(hide_password=False)
+
+    before = await rows_of(everything(database_urls[0]))
+    assert [name for name, found in before.items() if not found] == []
+    await made(story, tmp_path / "backup.kbb", phrase())
+    await restored(tmp_path / "backup.kbb", target, phrase())
+    after = await rows_of(everything(target.url))
+    # Where the trail goes on, what says how far it is does, too.
+    goes_on = {"audit_writer", "audit_tree", "audit_sealed", "deployment"}
+    lost = {name: len(found - after[name]) for name, found in before.items() if found - after[name] and name not in goes_on}
+    assert lost == {}
 
 
 async def test_a_backup_holds_no_plaintext_and_no_name(sqlite_story: Story, tmp_path: Path) -> None:

@@ -108,9 +108,9 @@ async def test_what_may_be_done_with_a_secret_is_not_the_databases_to_say(world:
 async def test_a_models_key_stays_the_models(world: World, tamper: Tamper) -> None:
     """Taken off its model in the database, it would serve every call of its owner, or of everybody where it is the system's."""
     root, ada = await world.person("root", Role.ADMIN), await world.person("ada")
-    for caller, whose in ((ada, {}), (root, {"system": True})):
-        model = await world.models.create(caller, NewModel("openai", "gpt-x", api_key=value(OPENAI_KEY), **whose))
-        other = await world.models.create(caller, NewModel("openai", "gpt-y", api_key=value(OTHER_OPENAI_KEY), **whose))
+    for caller, is_systems in ((ada, False), (root, True)):
+        model = await world.models.create(caller, NewModel("openai", "gpt-x", api_key=value(OPENAI_KEY), system=is_systems))
+        other = await world.models.create(caller, NewModel("openai", "gpt-y", api_key=value(OTHER_OPENAI_KEY), system=is_systems))
         assert model.secret_id is not None
         for edited in (None, other.id, uuid4()):
             await tamper(sa.update(secret).where(secret.c.id == model.secret_id).values(model_id=edited))
