@@ -17,14 +17,15 @@ from tests.support.vault import ANTHROPIC_KEY, OPENAI_KEY, OTHER_OPENAI_KEY, Wor
 
 from keybearer.access import freeze
 from keybearer.catalog import Catalog
-from keybearer.domain import Caller, Role, Secret, TeamRole
-from keybearer.errors import Invalid
+from keybearer.domain import Caller, KeySource, Role, Secret, TeamRole
+from keybearer.errors import Invalid, KeyFailed
 from keybearer.gateway.checks import Checker
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.gateway.prober import Prober
 from keybearer.gateway.ready import now
+from keybearer.gateway.refused import RefusedKeys
 from keybearer.gateway.upstream import Upstream
 from keybearer.mock import MockProvider, Options, start
 from keybearer.store.changes import Feed
@@ -298,3 +299,41 @@ async def test_one_that_does_not_open_or_is_kept_elsewhere(site: Site) -> None:
     await site.due(cooling.id)
     await site.turn()
     assert site.asked() == 0, "its provider asked for a pause"
+
+
+async def test_keys_that_are_refused_in_use_are_marked_whosesoever_they_are(site: Site) -> None:
+    """The system's, which serve by KEYBEARER_FALLBACK, like a person's own; a model's own where that is; a fallback ends."""
+    world = site.world.offering()
+    ada = await world.person("ada")
+    systems = await store(site, site.admin, "system's", system=True)
+    await site.knows(ANTHROPIC_KEY)
+    told = RefusedKeys(site.credentials[0], site.processes[0], world.secrets)
+    openai = (await world.providers.registry(ada.user_id)).get("openai")
+    (fallen,) = await world.resolver.resolve(ada.user_id, None, openai, "gpt-x")
+    assert fallen.source is KeySource.SYSTEM
+    told.told(fallen, 401)
+    await settled(told)
+    marked = await world.secrets.get(site.admin, systems.id)
+    assert (marked.state, marked.failed_at is None) == ("failed", False)
+    assert marked.state_reason.startswith("Refused in use (401) and in a test: ")
+    assert await site.told(site.admin) == [("system's", "failure")]
+    assert await site.told(ada) == []
+
+    # A rotation whose new value is refused: the one before serves, until it is refused as well.
+    mine = await store(site, ada)
+    await world.secrets.versions.rotate(ada, mine.id, value(OTHER_OPENAI_KEY), overlap=timedelta(hours=1))
+    new, old = await world.resolver.resolve(ada.user_id, None, openai, "gpt-x")
+    assert old.is_fallback
+    for credential in (old, new):
+        told.told(credential, 401)
+        await settled(told)
+    marked = await world.secrets.get(ada, mine.id)
+    assert (marked.state, marked.fallback_version, marked.fallback_until) == ("failed", None, None)
+    assert ("secret.fallback_failed", "ok") in await world.recorded()
+    with pytest.raises(KeyFailed):
+        await world.resolver.resolve(ada.user_id, None, openai, "gpt-x")
+    await told.close()
+
+
+async def settled(told: RefusedKeys) -> None:
+    await asyncio.gather(*told._tasks)

@@ -93,7 +93,7 @@ async def test_another_secret_is_not_made_a_models_own(world: World, tamper: Tam
         await world.resolver.resolve(ada.user_id, None, provider, "gpt-5")
     await tamper(sa.update(secret).where(secret.c.id == made.secret_id).values(model_id=None))
     await world.secrets.delete(ada, other.id)
-    with pytest.raises(EgressRefused):  # freed, it is bound to where it was, and stops resolution in the open
+    with pytest.raises(KeyUnreadable):  # freed, it is not as it was written, and stops resolution in the open
         await world.resolver.resolve(ada.user_id, None, (await world.providers.registry(ada.user_id)).get("openai"), "o3")
 
 

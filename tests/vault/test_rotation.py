@@ -342,3 +342,51 @@ async def test_the_system_sees_no_envelope(story: Story) -> None:
     with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
         async with story.world.db.read(Actor.system()) as tx:
             await tx.execute(sa.select(secret_version.c.envelope))
+
+
+class TestDrop:
+    async def test_a_retired_root_key_that_seals_nothing_goes_and_no_other(self, story: Story, tamper: Tamper) -> None:
+        (before,) = await story.rows(root_key)
+        with pytest.raises(Conflict, match="active"):
+            await story.rotations.drop_root_key(None, before.id)
+        await rotated(story, await story.rotations.begin_root(story.admin))
+        (still,) = (await story.rows(owner_key))[:1]
+        await tamper(sa.update(owner_key).where(owner_key.c.id == still.id).values(root_key_id=before.id))
+        with pytest.raises(Conflict, match="1 owner key"):
+            await story.rotations.drop_root_key(None, before.id)
+        await tamper(sa.update(owner_key).where(owner_key.c.id == still.id).values(root_key_id=still.root_key_id))
+        with pytest.raises(Forbidden):
+            await story.rotations.drop_root_key(story.people[0], before.id)
+        with pytest.raises(NotFound):
+            await story.rotations.drop_root_key(None, uuid4())
+        await story.rotations.drop_root_key(story.admin, before.id)
+        assert [row.id for row in await story.rows(root_key)] == [still.root_key_id]
+        await story.open_all()
+        told = [outcome for action, outcome in await story.world.recorded() if action == "root_key.drop"]
+        assert told == ["conflict", "conflict", "forbidden", "not_found", "ok"]
+
+    async def test_retired_owner_keys_go_that_no_value_is_sealed_under(self, story: Story, tamper: Tamper) -> None:
+        assert await story.rotations.drop_owner_keys(None) == 0
+        count = len(await story.rows(owner_key))
+        await rotated(story, await story.rotations.begin_owners(story.admin))
+        retired = [row for row in await story.rows(owner_key) if row.state == "retired"]
+        assert len(retired) == count
+        # One value stays under the old key, as one that does not open does.
+        person = story.people[0].user_id
+        (old,) = [row.id for row in retired if row.owner_id == person]
+        (place,) = [found for found in story.values if story.values[found][0].user_id == person][:1]
+        moved = sa.update(secret_version).where(secret_version.c.secret_id == place)
+        await tamper(moved.values(owner_key_id=old))
+        with pytest.raises(Forbidden):
+            await story.rotations.drop_owner_keys(story.people[0])
+        assert await story.rotations.drop_owner_keys(None) == count - 1
+        left = await story.rows(owner_key)
+        assert [row.id for row in left if row.state == "retired"] == [old]
+        assert await story.rotations.drop_owner_keys(None) == 0
+        (new,) = [row.id for row in left if row.state == "active" and row.owner_id == person]
+        await tamper(moved.values(owner_key_id=new))
+        await story.open_all()
+        assert await story.rotations.drop_owner_keys(None) == 1
+        await story.rotations.begin_owners(story.admin)
+        with pytest.raises(Conflict, match="under way"):
+            await story.rotations.drop_owner_keys(None)

@@ -131,6 +131,35 @@ def key_rotate(
         )
 
 
+@keys.command("drop")
+def key_drop(
+    root_key: Annotated[str, typer.Argument(help="The id of a retired root key; without it, retired owner keys.")] = "",
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a retired root key that seals nothing any more, or all retired owner keys that no value is sealed under."""
+    try:
+        key_id = UUID(root_key) if root_key else None
+    except ValueError:
+        raise NotFound("There is no root key with this id.", hint="'keybearer key status' lists them.") from None
+    if key_id is not None and not yes:
+        typer.confirm("Backups made while it was in force will open no more. Drop it?", abort=True)
+
+    async def work(operator: Operator) -> int:
+        if key_id is None:
+            return await operator.rotations.drop_owner_keys(None)
+        await operator.rotations.drop_root_key(None, key_id)
+        return 1
+
+    dropped = operate(data_dir, work)
+    if as_json:
+        print_json({"dropped": dropped})
+    else:
+        say("The root key is dropped." if key_id is not None else f"{dropped} retired owner key(s) dropped.")
+
+
 @keys.command("backup")
 def key_backup(
     path: Annotated[Path, typer.Argument(help="A new file; keep it apart from the database and the passphrase.")],

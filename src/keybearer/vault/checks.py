@@ -112,10 +112,20 @@ class Checks:
         found = {"checked_at": datetime.now(UTC), "check_status": status, "check_reason": message[:REASON_LIMIT]}
         key = credential.secret_id, credential.secret_version
         async with self._keeper.db.write(Actor.system()) as tx:
-            if not await rows.keep(tx, *key, found):
+            if await rows.keep(tx, *key, found):
+                state = _STATES.get(status)
+                return state is not None and await self._keeper.mark_within(tx, *key, state, message if state == "failed" else "")
+        return status == "invalid" and await self._end_overlap(credential)
+
+    async def _end_overlap(self, credential: Credential) -> bool:
+        """The value before a rotation is refused as well: it is no fallback any more. Whether it was one."""
+        async with self._keeper.marking(), self._keeper.db.write(owners_eyes(credential.owner.id)) as tx:
+            row = await secrets.lock(tx, credential.secret_id, (credential.owner.id,))
+            if row is None or row.fallback_version != credential.secret_version:
                 return False
-            state = _STATES.get(status)
-            return state is not None and await self._keeper.mark_within(tx, *key, state, message if state == "failed" else "")
+            await self._keeper.write(tx, row, {"fallback_version": None, "fallback_until": None})
+            await self._keeper.note(tx, None, "secret.fallback_failed", row, version=str(credential.secret_version))
+        return True
 
     async def keep_problem(self, due: Due, status: str, message: str) -> None:
         """Keep why a check could not be made."""

@@ -179,6 +179,42 @@ class Rotations:
 
     # ---- working on one ----------------------------------------------------------------------------------------------
 
+    async def drop_root_key(self, caller: Caller | None, key_id: UUID) -> None:
+        """Delete a retired root key that seals nothing: backups made while it was in force open no more.
+
+        Raises ``NotFound``, ``Conflict`` (in force, staged, or something is sealed under it yet), ``Forbidden``.
+        """
+        async with attempt(self._db, "root_key.drop", caller, str(key_id)):
+            _require(caller)
+            async with self._db.write(Actor.system()) as tx:
+                row = next((each for each in await keys.lock_root_keys(tx) if each.id == key_id), None)
+                if row is None:
+                    raise NotFound("There is no root key with this id.", hint="'keybearer key status' lists them.")
+                if row.state != "retired":
+                    raise Conflict(f"This root key is {row.state}.", hint="Only a retired one can be dropped: rotate first.")
+                sealed_under = await keys.count_under(tx, key_id)
+                if sealed_under:
+                    raise Conflict(
+                        f"{sealed_under} owner key(s) are sealed under this root key yet.",
+                        hint="'keybearer key rotate' seals them anew; those that do not open stay, see docs/troubleshooting.md.",
+                    )
+                await keys.drop_root_key(tx, key_id)
+                await self._record(tx, "root_key.drop", str(key_id), caller, provider=row.provider)
+
+    async def drop_owner_keys(self, caller: Caller | None) -> int:
+        """Delete all retired owner keys that no value is sealed under; how many. Raises ``Forbidden``, ``Conflict`` (rotating)."""
+        async with attempt(self._db, "owner_key.drop", caller):
+            _require(caller)
+            async with self._db.write(Actor.system()) as tx:
+                latest = await rotations.latest(tx)
+                if latest is not None and latest.state == "running":
+                    raise Conflict("A rotation is under way.", hint="Wait for its end: 'keybearer key status'.")
+                held = [await sealed.get_one(tx, each.column) for each in SYSTEMS_COLUMNS]
+                kept = [key_id_of(envelope) for envelope in held if envelope is not None]
+                dropped = await keys.drop_owner_keys(tx, [each.table for each in OWNERS_TABLES], kept)
+                await self._record(tx, "owner_key.drop", "", caller, count=str(dropped))
+            return dropped
+
     async def under_way(self) -> Rotation | None:
         """Return the rotation that is not finished."""
         async with self._db.read(Actor.system()) as tx:

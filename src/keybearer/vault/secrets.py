@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keybearer.access import policy
 from keybearer.access.attempts import attempt, taken
 from keybearer.access.fields import NAME_LIMIT, has_control
+from keybearer.access.limiter import Limiter, Rate, Refused
 from keybearer.audit import management
 from keybearer.catalog import Catalog, Provider, Registry
 from keybearer.crypto.keyring import Keyring
@@ -34,7 +35,7 @@ from keybearer.domain import (
     SecretBytes,
     SecretType,
 )
-from keybearer.errors import FieldError, Invalid, NotFetchable, NotFound, ProviderUnknown
+from keybearer.errors import FieldError, Invalid, NotFetchable, NotFound, ProviderUnknown, RateLimited
 from keybearer.gateway.egress import egress_set
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import cursors, versions
@@ -66,6 +67,9 @@ from keybearer.vault.versions import Versions
 __all__ = ["NewSecret", "Page", "SecretFilter", "Secrets", "Standing", "State", "actor_of"]
 
 PAGE_LIMIT = 200
+REVEALS = Rate(20, 6.0)
+"""Of one person, their tokens included: so many at once, then ten a minute."""
+ALL_REVEALS = Rate(1000, 0.05)
 
 Put = Literal["create", "update", "unchanged", "conflict"]
 """What ``Secrets.put`` did."""
@@ -120,6 +124,7 @@ class Secrets:
         self.pointing = Pointing(self._keeper)
         self.refresher = Refresher(self._keeper, catalog, endpoint)
         self.adoption = Adoption(self._keeper)
+        self._reveals = Limiter(REVEALS, ALL_REVEALS)
         self.checks = Checks(self._keeper, self.refresher, self.retention.checked)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:
@@ -260,8 +265,9 @@ class Secrets:
 
         For a signed-in person (the API asks for a fresh sign-in), and for tokens with ``secrets:read`` that may use this secret now.
         Raises ``NotFound``, ``NotFetchable``, ``KeyInactive``, ``KeyExpired``, ``KeyFailed``, ``KeyUnreadable``, ``Forbidden``,
-        ``ProviderNotAllowed``, ``ScopeMissing``.
+        ``ProviderNotAllowed``, ``ScopeMissing``, ``RateLimited``.
         """
+        await self._count_reveal(caller, secret_id)
         async with attempt(self._keeper.db, "secret.reveal", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_READ)
             async with self._keeper.db.write(actor_of(caller)) as tx:
@@ -277,6 +283,17 @@ class Secrets:
                 content = await self._keeper.sealer.open(tx, row)
                 await self._keeper.record(tx, caller, "secret.reveal", row, provider=row.provider)
             return Revealed(self._keeper.secret(row), await self._keeper.value(row, content))
+
+    async def _count_reveal(self, caller: Caller, secret_id: UUID) -> None:
+        """Bound what a stolen session or token takes along. Of many refusals in a row the first is on record. Raises ``RateLimited``."""
+        try:
+            self._reveals.take(str(caller.user_id), "reveal")
+        except Refused as refused:
+            told = RateLimited("Too many values were read in a short time.", retry_after=refused.retry_after)
+            if refused.is_first:
+                async with attempt(self._keeper.db, "secret.reveal", caller, str(secret_id)):
+                    raise told from None
+            raise told from None
 
     async def note_test(self, caller: Caller | None, credential: Credential) -> None:
         """Record that a resolved key is about to be tested; ``None``: by the server itself, which was told that it is refused.

@@ -10,5 +10,5 @@ Rules for a new one, ``versions/v<number>_<noun>.py``:
 * ``HEAD`` below is its number.
 """
 
-HEAD = "0013"
+HEAD = "0014"
 """The newest revision. Stands here so that a server start need not import Alembic to see that there is nothing to do."""

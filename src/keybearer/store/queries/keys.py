@@ -121,6 +121,18 @@ async def set_root_key_state(tx: AsyncConnection, key_id: UUID, state: str, empt
     await tx.execute(sa.update(root_key).where(root_key.c.id == key_id).values(state=state, emptied_at=emptied_at))
 
 
+async def drop_root_key(tx: AsyncConnection, key_id: UUID) -> None:
+    """Delete a root key; the row is locked and was found to be retired, and empty."""
+    await tx.execute(sa.delete(root_key).where(root_key.c.id == key_id, root_key.c.state == "retired"))
+
+
+async def drop_owner_keys(tx: AsyncConnection, tables: Sequence[sa.Table], kept: Sequence[UUID]) -> int:
+    """Delete the retired owner keys that no row of these tables refers to, but for those ``kept``; how many that were."""
+    unused = (~sa.exists(sa.select(1).where(table.c.owner_key_id == owner_key.c.id)) for table in tables)
+    where = (owner_key.c.state == "retired", owner_key.c.id.not_in(list(kept)), *unused)
+    return (await tx.execute(sa.delete(owner_key).where(*where))).rowcount
+
+
 async def count_not_under(tx: AsyncConnection, root_key_id: UUID) -> int:
     """Count the owner keys that other root keys seal."""
     query = sa.select(sa.func.count()).select_from(owner_key).where(owner_key.c.root_key_id != root_key_id)
