@@ -46,18 +46,25 @@ async def test_a_person_gets_all_and_can_bring_it_in_again(world: World, form: A
     ada, bob = await furnished(world), await world.person("bob")
     await world.secrets.create(bob, NewSecret("anthropic", value(ANTHROPIC_KEY)))
     made = await exporting(world).run(ada, form)
-    assert made.count == 5
-    assert [(each.name, "model" in each.reason) for each in made.left_out] == [("model gpt-5", True)]
+    is_json = form == "json"
+    assert made.count == (6 if is_json else 5)
+    assert [(each.name, "model" in each.reason) for each in made.left_out] == ([] if is_json else [("model gpt-5", True)])
     text = made.content.reveal().decode()
     assert ANTHROPIC_KEY not in text
     assert "kbtest" not in repr(made)
-    assert [action for action, _ in await world.recorded() if action == "secret.export"] == ["secret.export"] * 5
+    assert [action for action, _ in await world.recorded() if action == "secret.export"] == ["secret.export"] * made.count
     cleo = await world.person("cleo")
     room = Imports(world.db, world.keyring, Catalog.load(), world.secrets, world.models, dict)
     options = Options(save_anyway=True, skip_failed=True, keep_unknown=True)
     report = await room.run(cleo, form, text, None, options)
     # Only JSON has everything: of a resource the others know nothing.
-    assert report.counts() == ({"create": 5} if form == "json" else {"create": 4, "invalid": 1})
+    assert report.counts() == ({"create": 6} if is_json else {"create": 4, "invalid": 1})
+    if is_json:
+        brought = json.loads((await exporting(world).run(cleo, "json")).content.reveal())["models"]
+        assert brought == json.loads(text)["models"]
+        assert (brought[0]["base_url"], brought[0]["api_key"]) == ("https://llm.example/v1", "kbtest-model-0123456789")
+        (view,), _ = await world.models.list(cleo, "openai")
+        assert view.has_own_key
     again = json.loads((await exporting(world).run(cleo, "json")).content.reveal())["secrets"]
     mine = json.loads((await exporting(world).run(ada, "json")).content.reveal())["secrets"]
     if form == "json":

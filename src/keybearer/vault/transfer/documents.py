@@ -202,6 +202,7 @@ _SECRET_READERS: Mapping[str, Callable[[Any], Any]] = {
     "allowed_models": _words,
     "expires_at": _time,
     "rotation_period": _number,
+    "health_check_every": _number,
     "is_active": _switch,
     "fetchable": _switch,
     "fallback_allowed": _switch,

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from keybearer.access import policy
 from keybearer.access.attempts import attempt
 from keybearer.audit import management
@@ -23,6 +25,7 @@ from keybearer.crypto.keyring import Keyring
 from keybearer.domain import SYSTEM_OWNER_ID, Caller, ManagementRecord, Scope, SecretBytes
 from keybearer.errors import Forbidden, TooLarge
 from keybearer.store.db import Actor, Database
+from keybearer.store.queries import models as model_rows
 from keybearer.store.queries import secrets as rows
 from keybearer.vault import registry
 from keybearer.vault.drafts import DEFAULT_NAME
@@ -38,6 +41,7 @@ _PLAIN = (
     "provider", "secret_type", "name", "description", "tags", "priority", "allowed_models", "rotation_period", "is_active",
     "fetchable", "fallback_allowed",
 )  # fmt: skip
+_OF_MODEL = ("provider", "name", "display_name", "kind", "base_url", "auth_style", "auth_header", "aliases")
 _CSV = ("provider", "secret_type", "name", "value", "description", "tags", "priority", "expires_at", "is_active", "fetchable")
 
 
@@ -79,14 +83,17 @@ class Exports:
                 raise Forbidden("The system's secrets are exported on the server alone.", hint="keybearer export FILE --system")
             owner_id = SYSTEM_OWNER_ID if system else caller.user_id
             actor = Actor.user(caller.user_id, admin=True, system_keys=True) if system else actor_of(caller)
-            entries, left_out = [], []
+            entries, models, left_out = [], [], []
             async with self._db.write(actor) as tx:
                 known = (await registry.load(tx, self._keyring, self._catalog, owner_id)).providers
                 after = None
                 while found := await rows.page(tx, rows.Search(owners=(owner_id,)), after, _PAGE):
                     after = found[-1].id
                     for row in found:
-                        reason, content = _refusal(caller, row), None
+                        reason, content = _refusal(caller, row, form), None
+                        model = None if reason or row.model_id is None else await self._model(tx, row)
+                        if model is None and row.model_id is not None:
+                            reason = reason or "No model says that it is its own."
                         if not reason:
                             try:
                                 content = await self._sealer.open(tx, row)
@@ -95,20 +102,30 @@ class Exports:
                         if content is None:
                             left_out.append(LeftOut(row.provider, row.name, reason))
                             continue
-                        entries.append(_entry(row, content, known.get(row.provider)))
+                        if model is None:
+                            entries.append(_entry(row, content, known.get(row.provider)))
+                        else:
+                            models.append(_model_entry(model, content))
                         detail = (("provider", row.provider), ("format", form))
                         record = ManagementRecord("secret.export", caller, str(row.id), owner=owner_of(row), detail=detail)
                         await management.record(self._db, tx, record)
-                    if len(entries) > LIMIT:
+                    if len(entries) + len(models) > LIMIT:
                         raise TooLarge(f"There are more than {LIMIT} secrets.", hint="'keybearer backup' takes everything.")
-        text = _FORMS[form](entries, known)
-        return Export(SecretBytes(text.encode()), len(entries), tuple(left_out))
+        text = _json(entries, models) if form == "json" else _FORMS[form](entries, known)
+        return Export(SecretBytes(text.encode()), len(entries) + len(models), tuple(left_out))
+
+    async def _model(self, tx: AsyncConnection, row: Any) -> Any | None:
+        """The model whose own key a secret is, if its row, as it was written here, says so."""
+        model = await model_rows.get(tx, (row.owner_id,), row.model_id)
+        if model is None or model.secret_id != row.id or not registry.models_written_here(self._keyring, [model]):
+            return None
+        return model
 
 
-def _refusal(caller: Caller, row: Any) -> str:
+def _refusal(caller: Caller, row: Any, form: Format) -> str:
     """Why a secret is not in this caller's export; empty: it is."""
-    if row.model_id is not None:
-        return "It is a model's own key, and serves nothing else."
+    if row.model_id is not None and form != "json":
+        return "It is a model's own key: only JSON has models."
     if row.reference is not None:
         return "Its value is kept elsewhere."
     if caller.token_id is None:
@@ -125,6 +142,7 @@ def _refusal(caller: Caller, row: Any) -> str:
 def _entry(row: Any, content: Content, provider: Provider | None) -> dict[str, Any]:
     """What an import takes, to make the same secret again."""
     entry = {name: getattr(row, name) for name in _PLAIN} | {"value": content.value.reveal().decode()}
+    entry["health_check_every"] = row.check_every
     entry["expires_at"] = None if row.expires_at is None else row.expires_at.astimezone(UTC).isoformat()
     if content.oauth is not None:
         parts = {name: getattr(content.oauth, name) for name in PARTS}
@@ -135,10 +153,17 @@ def _entry(row: Any, content: Content, provider: Provider | None) -> dict[str, A
     return {name: value for name, value in entry.items() if value not in (None, "", [], {})}
 
 
-def _json(entries: Sequence[Mapping[str, Any]], known: Mapping[str, Provider]) -> str:
-    del known
+def _model_entry(model: Any, content: Content) -> dict[str, Any]:
+    """What an import takes, to register the same model again with its key."""
+    entry = {name: getattr(model, name) for name in _OF_MODEL} | {"api_key": content.value.reveal().decode()}
+    entry["parameters"] = json.loads(model.parameters) if model.parameters else {}
+    return {name: value for name, value in entry.items() if value not in (None, "", [], {})}
+
+
+def _json(entries: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> str:
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    return json.dumps({"exported_at": at, "secrets": entries}, indent=2, ensure_ascii=False) + "\n"
+    document = {"exported_at": at, "secrets": entries} | ({"models": models} if models else {})
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _csv(entries: Sequence[Mapping[str, Any]], known: Mapping[str, Provider]) -> str:
@@ -171,7 +196,6 @@ def _env(entries: Sequence[Mapping[str, Any]], known: Mapping[str, Provider]) ->
 
 
 _FORMS: Mapping[Format, Callable[[Sequence[Mapping[str, Any]], Mapping[str, Provider]], str]] = {
-    "json": _json,
     "csv": _csv,
     "env": _env,
 }
