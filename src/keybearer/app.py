@@ -45,6 +45,7 @@ from keybearer.catalog import Catalog
 from keybearer.config import Fallback, RootKeyProvider, Settings
 from keybearer.crypto.keyring import Keyring
 from keybearer.crypto.memory import forbid_core_dumps
+from keybearer.descriptors import raise_limit
 from keybearer.errors import Conflict, Invalid, KeybearerError, OperatorError, SettingsInvalid
 from keybearer.gateway.checks import Checker
 from keybearer.gateway.counters import Counters
@@ -475,6 +476,7 @@ def serve(settings: Settings, bound: Callable[[str], None] | None = None) -> Non
     Raises ``OperatorError`` before anything is served where something is wrong.
     """
     forbid_core_dumps()
+    raise_limit()
     start = asyncio.run(prepare(settings))
     with start.listener:
         print(banner(start), flush=True)  # noqa: T201  # what the command is for

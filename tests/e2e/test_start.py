@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
+import socket
 import stat
 import subprocess
 import sys
@@ -150,3 +152,18 @@ def test_wrong_settings_name_the_variable_and_not_its_value(data_dir: Path) -> N
     said = refused(data_dir, fallback="kbtest-everybody")
     assert "KEYBEARER_FALLBACK" in said
     assert "kbtest" not in said
+
+
+def test_idle_connections_do_not_use_up_what_a_shell_allows(data_dir: Path) -> None:
+    """Strangers may open as many as they like, and each stays until its deadline: a shell's limit of open files is too small."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(servers.running(data_dir))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        address = httpx2.URL(server.url)
+        for _ in range(300):
+            stack.enter_context(socket.create_connection((address.host, address.port or 80), timeout=10))
+        assert httpx2.get(f"{server.url}/healthz", timeout=10).status_code == 200

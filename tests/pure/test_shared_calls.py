@@ -266,10 +266,10 @@ def test_the_calls_of_a_batch_name_objects_as_calls_do() -> None:
     assert named("POST /v1/images/edits", upload(fields=(("image[0][file_id]", "file-1"),)), FORM) == {("file", "file-1")}
 
 
-def test_headers_that_bring_an_earlier_answer_back_stay_here() -> None:
+def test_headers_that_bring_an_earlier_answer_back_or_choose_another_account_stay_here() -> None:
     made = guard("POST /v1/responses", b'{"model":"gpt-5","input":"x"}')
     assert made is not None
-    lines = Lines([b"\r\naccept: ", b"*/*", b"\r\nidempotency-key: ", b"1"])
+    lines = Lines([b"\r\nopenai-organization: ", b"org-1", b"\r\naccept: ", b"*/*", b"\r\nidempotency-key: ", b"1"])
     assert made.forwarded(lines).block == b"\r\naccept: */*"
     plain = Lines([b"\r\naccept: ", b"*/*"])
     assert made.forwarded(plain) is plain

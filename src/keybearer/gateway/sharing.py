@@ -56,8 +56,12 @@ _OF_AN_OBJECT: Final = ".id"
 _VALUE_OF: Final = {"reasoning": "encrypted_content", "compaction": "encrypted_content", "image_generation_call": "result"}
 """Items of a conversation that the provider looks up by their id, unless they bring their content in this field."""
 _INPUT: Final = "input"
-_NOT_SHARED: Final = frozenset({b"\r\nidempotency-key: ", b"\r\nx-idempotency-key: "})
-"""Headers by which a provider repeats an answer that it gave before: it would not ask to whom."""
+_NOT_SHARED: Final = frozenset(
+    {b"\r\nidempotency-key: ", b"\r\nx-idempotency-key: "}
+    | {b"\r\nopenai-organization: ", b"\r\nopenai-project: ", b"\r\nx-goog-user-project: "}
+)
+"""Headers by which a provider repeats an answer that it gave before: it would not ask to whom; and those that choose another account of
+the key's owner to work in and to pay."""
 
 
 class Guard:
@@ -94,7 +98,7 @@ class Guard:
         return Guard(sharing, verdict, planned, asked)
 
     def forwarded(self, lines: Lines) -> Lines:
-        """The client's headers without those that could bring back an answer to somebody else."""
+        """The client's headers without those that are not for who only borrows the key."""
         pairs = list(zip(lines.pieces[::2], lines.pieces[1::2], strict=True))
         if not any(name in _NOT_SHARED for name, _ in pairs):
             return lines
