@@ -19,8 +19,9 @@ from tests.crypto.vectors import Json, load
 from tests.support.tamper import Tamper
 
 from keybearer.crypto.envelope import key_id_of
-from keybearer.crypto.keyring import Binding, Keyring, OwnerKey, RecentKeys, encode_row
+from keybearer.crypto.keyring import Binding, Keyring, OwnerKey, RecentKeys
 from keybearer.crypto.kms import Wrapper, env
+from keybearer.crypto.rows import encode_row
 from keybearer.domain import SYSTEM_OWNER_ID, OwnerKind, SecretBytes
 from keybearer.errors import EnvelopeError, RootKeyError
 from keybearer.store.db import Actor, Database

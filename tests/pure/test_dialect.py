@@ -30,7 +30,7 @@ def _all_errors() -> Iterator[type[KeybearerError]]:
     waiting: list[type[KeybearerError]] = [KeybearerError]
     while waiting:
         kind = waiting.pop()
-        if kind.__module__ == "keybearer.errors":  # what other modules derive is theirs, and takes other arguments
+        if kind.__module__.startswith("keybearer.errors."):  # what other modules derive is theirs, and takes other arguments
             yield kind
         waiting += kind.__subclasses__()
 

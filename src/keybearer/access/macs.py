@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from keybearer.crypto.keyring import RowField
+from keybearer.crypto.rows import RowField
 from keybearer.errors import EnvelopeError
 
 TOKEN = "access_token"  # noqa: S105  # a table's name

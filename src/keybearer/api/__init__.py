@@ -3,7 +3,7 @@
 ``problems``        how errors are answered
 ``authentication``  who calls: access token or session cookie; CSRF
 ``gate``            asking that before a body is read
-``schemas``         what requests and answers hold
+``schemas``         what requests and answers hold; ``account_schemas`` and ``registry_schemas`` have those about people and providers
 ``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``fetch`` ``chat`` ``teams`` ``tokens`` ``usage`` ``budgets`` ``audit``
 ``checkpoints`` ``users`` ``keys`` ``transfer`` ``health``   the routes
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from keybearer.api.account_schemas import Account, SetUp, SignIn
 from keybearer.api.authentication import (
     CurrentCaller,
     CurrentClient,
@@ -11,7 +12,6 @@ from keybearer.api.authentication import (
     check_same_origin,
     session_cookie_name,
 )
-from keybearer.api.schemas import Account, SetUp, SignIn
 from keybearer.domain import Caller
 from keybearer.services import Services
 

@@ -7,21 +7,17 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Response
 
 from keybearer.access import policy
+from keybearer.api.account_schemas import Account, Me, MeChange, PasswordChange, SessionAnswer
 from keybearer.api.authentication import CurrentCaller, CurrentServices, session_cookie_name
 from keybearer.api.schemas import (
-    Account,
     HookAnswer,
     HookMadeAnswer,
     HookRequest,
     HookTestAnswer,
     Limit,
-    Me,
-    MeChange,
     NotificationAnswer,
     NotificationPreferences,
     Page,
-    PasswordChange,
-    SessionAnswer,
 )
 from keybearer.domain import Scope, SecretBytes
 from keybearer.errors import NotFound

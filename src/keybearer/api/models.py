@@ -9,7 +9,8 @@ from fastapi import APIRouter, Query
 
 from keybearer.access import policy
 from keybearer.api.authentication import CurrentCaller, CurrentServices
-from keybearer.api.schemas import Limit, ModelAnswer, ModelChange, NewModelRequest, Page, Request, TemplateAnswer, TestAnswer
+from keybearer.api.registry_schemas import ModelAnswer, ModelChange, NewModelRequest, TemplateAnswer
+from keybearer.api.schemas import Limit, Page, Request, TestAnswer
 from keybearer.api.secrets import check_stored, run_test, secret_bytes, tuples
 from keybearer.catalog import Provider
 from keybearer.domain import Caller, KeySource, Scope

@@ -8,14 +8,8 @@ from fastapi import APIRouter
 
 from keybearer.access import policy
 from keybearer.api.authentication import CurrentCaller, CurrentServices
-from keybearer.api.schemas import (
-    NewProviderModel,
-    NewProviderRequest,
-    ProviderAnswer,
-    ProviderChange,
-    ProviderModel,
-    TestAnswer,
-)
+from keybearer.api.registry_schemas import NewProviderModel, NewProviderRequest, ProviderAnswer, ProviderChange, ProviderModel
+from keybearer.api.schemas import TestAnswer
 from keybearer.api.secrets import check_stored, secret_bytes, tuples
 from keybearer.domain import Scope
 from keybearer.vault.providers import NewProvider

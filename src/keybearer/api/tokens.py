@@ -6,8 +6,9 @@ from fastapi import APIRouter
 
 from keybearer.access import policy
 from keybearer.access.tokens import NewToken
+from keybearer.api.account_schemas import NewTokenRequest, TokenAnswer, TokenChange, TokenMade
 from keybearer.api.authentication import CurrentCaller, CurrentServices
-from keybearer.api.schemas import Limit, NewTokenRequest, Page, TokenAnswer, TokenChange, TokenMade
+from keybearer.api.schemas import Limit, Page
 from keybearer.domain import Scope
 
 router = APIRouter(prefix="/tokens", tags=["tokens"])

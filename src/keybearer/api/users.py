@@ -6,8 +6,9 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
+from keybearer.api.account_schemas import Account, AccountChange, NewAccount
 from keybearer.api.authentication import CurrentCaller, CurrentServices
-from keybearer.api.schemas import Account, AccountChange, Limit, NewAccount, Page
+from keybearer.api.schemas import Limit, Page
 
 router = APIRouter(prefix="/users", tags=["users"])
 

@@ -10,6 +10,7 @@ key id        which key sealed an envelope; in its header, so keys are looked up
 proof         a known value sealed under a root key: shows at the start that the root key is the right one
 row MAC       32 bytes over a database row under a sealed system key: an inserted or edited row is found out
 
-``envelope`` is pure. ``kms`` wraps and unwraps root keys. ``keyring`` holds the keys of a running process. ``memory`` keeps
-them out of core dumps. Every failed opening is one opaque ``EnvelopeError``; a missing or wrong root key is a ``RootKeyError``.
+``envelope`` is pure, as is ``rows``, which says what a row MAC covers. ``kms`` wraps and unwraps root keys. ``keyring`` holds the
+keys of a running process. ``memory`` keeps them out of core dumps. Every failed opening is one opaque ``EnvelopeError``; a missing
+or wrong root key is a ``RootKeyError``.
 """

@@ -1,68 +1,41 @@
 """The tables. Core only: no ORM classes, no relationships; queries are named functions in ``store.queries``.
 
+Those of the audit trail and of what was used stand in ``trail``, and are found here too; what columns are made of, in ``columns``.
 Ids are UUIDs made before the insert. Times are UTC. Every table with tenant data has ``owner_id`` or ``user_id`` and, on
 PostgreSQL, a forced row-level-security policy (``migrations``); a test fails if one lacks it.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
-
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator
 
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
+from keybearer.store.columns import Json, NullableJson, UtcDateTime, created_at, id_column, metadata
+from keybearer.store.trail import (
+    NOT_OUTCOME,
+    audit_note,
+    audit_record,
+    audit_run,
+    audit_sealed,
+    audit_tile,
+    audit_tree,
+    audit_writer,
+    usage_record,
 )
 
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """``timestamptz`` on PostgreSQL; on SQLite ISO text of fixed width, so that it sorts. Naive values are refused."""
-
-    impl = sa.String
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> Any:
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(sa.DateTime(timezone=True))
-        return dialect.type_descriptor(sa.String(32))
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            msg = "naive datetime"
-            raise ValueError(msg)
-        value = value.astimezone(UTC)
-        return value if dialect.name == "postgresql" else value.isoformat(timespec="microseconds")
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002  # the base names it
-        if value is None or isinstance(value, datetime):
-            return value.astimezone(UTC) if value is not None else None
-        return datetime.fromisoformat(value)
-
-
-Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
-"""Lists and objects; ``None`` is stored as SQL NULL by giving the column ``none_as_null``."""
-NullableJson = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-
-
-def _id(name: str = "id") -> sa.Column[Any]:
-    return sa.Column(name, sa.Uuid(), primary_key=True)
-
-
-def _created() -> sa.Column[Any]:
-    return sa.Column("created_at", UtcDateTime(), nullable=False)
-
+# Beside the tables below: all tables have one place to be looked up at.
+__all__ = [
+    "NOT_OUTCOME",
+    "UtcDateTime",
+    "audit_note",
+    "audit_record",
+    "audit_run",
+    "audit_sealed",
+    "audit_tile",
+    "audit_tree",
+    "audit_writer",
+    "metadata",
+    "usage_record",
+]
 
 deployment = sa.Table(
     "deployment",
@@ -71,13 +44,13 @@ deployment = sa.Table(
     sa.Column("id", sa.Uuid(), nullable=False),
     sa.Column("row_mac_key", sa.LargeBinary, nullable=True, comment="envelope under the system owner key"),
     sa.Column("frozen_at", UtcDateTime(), nullable=True, comment="set: no key leaves"),
-    _created(),
+    created_at(),
 )
 
 root_key = sa.Table(
     "root_key",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("provider", sa.String(32), nullable=False),
     sa.Column("reference", sa.Text, nullable=False, comment="KMS key name, path or empty"),
     sa.Column(
@@ -90,28 +63,28 @@ root_key = sa.Table(
         nullable=False,
         comment="envelope of a known value: a wrong root key is told apart from a broken row",
     ),
-    _created(),
+    created_at(),
     sa.Column("emptied_at", UtcDateTime(), nullable=True, comment="of a retired one: when nothing was sealed under it any more"),
 )
 
 owner = sa.Table(
     "owner",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("kind", sa.String(16), sa.CheckConstraint("kind IN ('user','team','system')", name="kind"), nullable=False),
-    _created(),
+    created_at(),
 )
 
 owner_key = sa.Table(
     "owner_key",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("root_key_id", sa.Uuid(), sa.ForeignKey("root_key.id"), nullable=False, index=True),
     sa.Column("envelope", sa.LargeBinary, nullable=False),
     sa.Column("state", sa.String(16), sa.CheckConstraint("state IN ('active','retired')", name="state"), nullable=False),
-    _created(),
+    created_at(),
     sa.UniqueConstraint("owner_id", "version"),
     sa.UniqueConstraint("owner_id", "id"),
 )
@@ -121,7 +94,7 @@ RUNNING = sa.text("state = 'running'")
 key_rotation = sa.Table(
     "key_rotation",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("kind", sa.String(16), sa.CheckConstraint("kind IN ('root','owner','owners')", name="kind"), nullable=False),
     sa.Column("state", sa.String(16), sa.CheckConstraint("state IN ('running','finished')", name="state"), nullable=False),
     sa.Column("step", sa.String(16), nullable=False),
@@ -135,7 +108,7 @@ key_rotation = sa.Table(
     sa.Column("problem", sa.Text, nullable=False, comment="what it waits for; empty: nothing"),
     sa.Column("runner", sa.Uuid(), nullable=True, comment="which process works on it"),
     sa.Column("leased_until", UtcDateTime(), nullable=True),
-    _created(),
+    created_at(),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
     # One at a time: what one begins, another would have to wait for anyway.
     sa.Index("uq_key_rotation_running", "state", unique=True, sqlite_where=RUNNING, postgresql_where=RUNNING),
@@ -144,13 +117,13 @@ key_rotation = sa.Table(
 key_holder = sa.Table(
     "key_holder",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("host", sa.String(255), nullable=False),
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("seen_at", UtcDateTime(), nullable=False),
     sa.Column("root_key_id", sa.Uuid(), nullable=True, comment="the newest root key that this process could unwrap"),
     sa.Column("problem", sa.Text, nullable=False, comment="why it cannot unwrap a newer one"),
-    _created(),
+    created_at(),
 )
 
 user = sa.Table(
@@ -164,7 +137,7 @@ user = sa.Table(
     sa.Column("is_active", sa.Boolean, nullable=False, default=True),
     sa.Column("fallback_allowed", sa.Boolean, nullable=False, default=True, comment="the user's own say in KEYBEARER_FALLBACK"),
     sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over id, role, is_active"),
-    _created(),
+    created_at(),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
     sa.Column("mailed", NullableJson, nullable=True, comment="kinds of reminders wanted by mail; NULL: all"),
 )
@@ -176,13 +149,13 @@ one_time_link = sa.Table(
     sa.Column("purpose", sa.String(16), nullable=False, comment="setup"),
     sa.Column("expires_at", UtcDateTime(), nullable=False),
     sa.Column("used_at", UtcDateTime(), nullable=True),
-    _created(),
+    created_at(),
 )
 
 session = sa.Table(
     "session",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("token_hash", sa.LargeBinary, nullable=False, unique=True, comment="SHA-256 of the cookie"),
     sa.Column("user_id", sa.Uuid(), sa.ForeignKey("user_account.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("ip", sa.String(64), nullable=False),
@@ -190,7 +163,7 @@ session = sa.Table(
     sa.Column("last_seen_at", UtcDateTime(), nullable=False),
     sa.Column("expires_at", UtcDateTime(), nullable=False, comment="absolute"),
     sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over id, token_hash, user_id, expires_at"),
-    _created(),
+    created_at(),
 )
 
 access_token = sa.Table(
@@ -208,13 +181,13 @@ access_token = sa.Table(
     sa.Column("expires_at", UtcDateTime(), nullable=True),
     sa.Column("last_used_at", UtcDateTime(), nullable=True),
     sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column but name and last_used_at"),
-    _created(),
+    created_at(),
 )
 
 provider = sa.Table(
     "provider",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("name", sa.String(64), nullable=False),
     sa.Column("is_predefined", sa.Boolean, nullable=False, comment="an admin's edit of a catalogue entry (owner: system)"),
@@ -223,7 +196,7 @@ provider = sa.Table(
     sa.Column("auth_style", sa.String(16), nullable=False, comment="bearer, header or none"),
     sa.Column("auth_header", sa.String(64), nullable=False),
     sa.Column("mac", sa.LargeBinary, nullable=False),
-    _created(),
+    created_at(),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
     sa.UniqueConstraint("owner_id", "name"),
     sa.UniqueConstraint("owner_id", "id"),
@@ -232,12 +205,12 @@ provider = sa.Table(
 model = sa.Table(
     "model",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("provider", sa.String(64), nullable=False, comment="name: predefined, or custom of the same owner"),
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("display_name", sa.String(200), nullable=False),
-    _created(),
+    created_at(),
     sa.Column("kind", sa.String(16), nullable=True, comment="chat, embedding …; NULL: chat"),
     sa.Column("base_url", sa.Text, nullable=True, comment="its own; NULL: the provider's"),
     sa.Column("auth_style", sa.String(16), nullable=True, comment="NULL: the provider's"),
@@ -264,7 +237,7 @@ FAILED = sa.text("failed_at IS NOT NULL")
 secret = sa.Table(
     "secret",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False),
     sa.Column("owner_kind", sa.String(16), nullable=False),
     sa.Column("provider", sa.String(64), nullable=False),
@@ -284,7 +257,7 @@ secret = sa.Table(
     sa.Column("state_reason", sa.Text, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("created_by", sa.Uuid(), nullable=False),
-    _created(),
+    created_at(),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
     sa.Column("last_used_at", UtcDateTime(), nullable=True),
     sa.Column("usage_count", sa.BigInteger, nullable=False, default=0),
@@ -338,7 +311,7 @@ secret_version = sa.Table(
     sa.Column("owner_id", sa.Uuid(), nullable=False),
     sa.Column("owner_key_id", sa.Uuid(), nullable=False, index=True),
     sa.Column("envelope", sa.LargeBinary, nullable=False),
-    _created(),
+    created_at(),
     sa.Column("egress", NullableJson, nullable=True, comment="what the envelope is bound to; NULL: as the secret's row says"),
     sa.Column("fetchable", sa.Boolean, nullable=True, comment="likewise"),
     sa.Column("oauth_envelope", sa.LargeBinary, nullable=True),
@@ -361,7 +334,7 @@ team = sa.Table(
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("created_by", sa.Uuid(), nullable=False),
     sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column but updated_at"),
-    _created(),
+    created_at(),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
 )
 
@@ -375,7 +348,7 @@ team_member = sa.Table(
     sa.Column("added_by", sa.Uuid(), nullable=False),
     sa.Column("accepted_at", UtcDateTime(), nullable=True, comment="NULL: invited, and a member in nothing yet"),
     sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column"),
-    _created(),
+    created_at(),
 )
 
 secret_share = sa.Table(
@@ -386,7 +359,7 @@ secret_share = sa.Table(
     sa.Column("owner_id", sa.Uuid(), nullable=False, index=True, comment="whose secret it is"),
     sa.Column("grade", sa.String(16), sa.CheckConstraint("grade IN ('use','manage')", name="grade"), nullable=False),
     sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column"),
-    _created(),
+    created_at(),
     sa.ForeignKeyConstraint(["owner_id", "secret_id"], ["secret.owner_id", "secret.id"], ondelete="CASCADE"),
 )
 
@@ -415,7 +388,7 @@ PENDING = sa.text("state = 'pending'")
 notification = sa.Table(
     "notification",
     metadata,
-    _id(),
+    id_column(),
     sa.Column(
         "user_id", sa.Uuid(), sa.ForeignKey("user_account.id", ondelete="CASCADE"), nullable=False, comment="whom it tells"
     ),
@@ -431,7 +404,7 @@ notification = sa.Table(
     sa.Column("next_at", UtcDateTime(), nullable=False, comment="not before; while somebody sends it, until when it is theirs"),
     sa.Column("runner", sa.Uuid(), nullable=True, comment="who sends it"),
     sa.Column("read_at", UtcDateTime(), nullable=True),
-    _created(),
+    created_at(),
     sa.UniqueConstraint("user_id", "secret_id", "kind", "due_at", "days", "channel", name="uq_notification_occasion"),
     sa.Index("ix_notification_next_at", "next_at", sqlite_where=PENDING, postgresql_where=PENDING),
 )
@@ -453,7 +426,7 @@ reminder_hook = sa.Table(
     sa.Column("kinds", NullableJson, nullable=True, comment="kinds of reminders wanted there; NULL: all"),
     sa.Column("is_active", sa.Boolean, nullable=False, comment="false: it said that it is gone"),
     sa.Column("problem", sa.Text, nullable=False, comment="what went wrong last; empty: nothing"),
-    _created(),
+    created_at(),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
     sa.ForeignKeyConstraint(
         ["owner_id", "owner_key_id"], ["owner_key.owner_id", "owner_key.id"], deferrable=True, initially="DEFERRED"
@@ -463,7 +436,7 @@ reminder_hook = sa.Table(
 budget = sa.Table(
     "budget",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("owner_id", sa.Uuid(), sa.ForeignKey("owner.id", ondelete="CASCADE"), nullable=False, index=True, comment="whose"),
     sa.Column("subject", sa.String(16), nullable=False, comment="token, user, team, secret, provider or deployment"),
     sa.Column("subject_id", sa.String(64), nullable=False, comment="its id or name; empty for the deployment"),
@@ -475,7 +448,7 @@ budget = sa.Table(
     sa.Column("by_admin", sa.Boolean, nullable=False, comment="set by an administrator: nobody else changes it"),
     sa.Column("created_by", sa.Uuid(), nullable=False),
     sa.Column("mac", sa.LargeBinary, nullable=False, comment="row MAC over every column but updated_at"),
-    _created(),
+    created_at(),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
     sa.UniqueConstraint("subject", "subject_id", "kind", "by_admin"),
 )
@@ -487,136 +460,6 @@ reservation = sa.Table(
     sa.Column("at", UtcDateTime(), nullable=False, index=True),
     sa.Column("tokens", sa.BigInteger, nullable=True, comment="the most that the call could use; NULL: no limit asked"),
     sa.Column("micro_usd", sa.BigInteger, nullable=True, comment="likewise, and cost"),
-)
-
-audit_writer = sa.Table(
-    "audit_writer",
-    metadata,
-    _id(),
-    sa.Column("kind", sa.String(16), nullable=False, comment="process or management"),
-    sa.Column("host", sa.String(255), nullable=False),
-    sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("started_at", UtcDateTime(), nullable=False),
-    sa.Column("closed_at", UtcDateTime(), nullable=True),
-    sa.Column("shipped_seq", sa.BigInteger, nullable=False, default=0),
-    sa.Column(
-        "shipped_hash", sa.LargeBinary, nullable=False, comment="h of the last shipped line; 32 zero bytes before the first"
-    ),
-)
-
-NOT_OUTCOME = sa.text("kind <> 'outcome'")
-"""Every second audit record is the outcome of a use, and is never looked for: in no index, it costs half to write."""
-
-audit_record = sa.Table(
-    "audit_record",
-    metadata,
-    sa.Column("writer_id", sa.Uuid(), sa.ForeignKey("audit_writer.id"), primary_key=True),
-    sa.Column("seq", sa.BigInteger, primary_key=True),
-    sa.Column("at", UtcDateTime(), nullable=False),
-    sa.Column("kind", sa.String(16), nullable=False, comment="use, outcome, open, close or manage"),
-    sa.Column("action", sa.String(64), nullable=False),
-    sa.Column("user_id", sa.Uuid(), nullable=True, comment="who acted"),
-    sa.Column("owner_id", sa.Uuid(), nullable=True, comment="whose secret"),
-    sa.Column("secret_id", sa.Uuid(), nullable=True),
-    sa.Column("request_id", sa.String(40), nullable=True),
-    sa.Column("outcome", sa.String(40), nullable=False),
-    sa.Column("nonce", sa.LargeBinary, nullable=False),
-    sa.Column("line", sa.Text, nullable=False, comment="the exact text that was hashed"),
-    sa.Column("d", sa.LargeBinary, nullable=False),
-    sa.Column("h", sa.LargeBinary, nullable=False),
-    *(
-        sa.Index(f"ix_audit_record_{name}", *columns, sqlite_where=NOT_OUTCOME, postgresql_where=NOT_OUTCOME)
-        for name, columns in {
-            "at": ("at",),
-            "owner_at": ("owner_id", "at"),
-            "user_at": ("user_id", "at"),
-            "secret_at": ("secret_id", "at"),
-            "request_id": ("request_id",),
-        }.items()
-    ),
-)
-
-# The sealed tree over the trail (``audit.seal``); its leaves are records, of which a run names neighbours.
-
-audit_tree = sa.Table(
-    "audit_tree",
-    metadata,
-    sa.Column("singleton", sa.Integer, sa.CheckConstraint("singleton = 1", name="singleton"), primary_key=True),
-    sa.Column("size", sa.BigInteger, nullable=False, comment="leaves"),
-    sa.Column("public_key", sa.LargeBinary, nullable=False, comment="Ed25519"),
-    sa.Column("key_envelope", sa.LargeBinary, nullable=False, comment="the private key, under the system owner key"),
-    sa.Column("holder", sa.Uuid(), nullable=True, comment="which process seals"),
-    sa.Column("fence", sa.BigInteger, nullable=False, comment="counts holders: a former one writes nothing more"),
-    sa.Column("leased_until", UtcDateTime(), nullable=True),
-    sa.Column("pushed_size", sa.BigInteger, nullable=False, comment="of the last checkpoint that was pushed elsewhere"),
-    sa.Column("push_error", sa.String(200), nullable=False, comment="why the last attempt failed; empty: it did not"),
-    _created(),
-)
-
-audit_tile = sa.Table(
-    "audit_tile",
-    metadata,
-    sa.Column("level", sa.Integer, primary_key=True),
-    sa.Column("number", sa.BigInteger, primary_key=True),
-    sa.Column("hashes", sa.LargeBinary, nullable=False, comment="up to 256 of 32 bytes"),
-)
-
-audit_run = sa.Table(
-    "audit_run",
-    metadata,
-    sa.Column("first_index", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
-    sa.Column("writer_id", sa.Uuid(), nullable=False),
-    sa.Column("first_seq", sa.BigInteger, nullable=False),
-    sa.Column("length", sa.BigInteger, nullable=False),
-    sa.UniqueConstraint("writer_id", "first_seq"),
-)
-
-audit_sealed = sa.Table(
-    "audit_sealed",
-    metadata,
-    sa.Column("writer_id", sa.Uuid(), primary_key=True),
-    sa.Column("seq", sa.BigInteger, nullable=False, comment="sealed up to here"),
-    sa.Column("h", sa.LargeBinary, nullable=False, comment="h of that record"),
-    sa.Column("redacted_seq", sa.BigInteger, nullable=False, comment="retention has emptied the records up to here"),
-)
-
-audit_note = sa.Table(
-    "audit_note",
-    metadata,
-    sa.Column("size", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
-    sa.Column("at", UtcDateTime(), nullable=False),
-    sa.Column("note", sa.Text, nullable=False, comment="signed"),
-)
-
-usage_record = sa.Table(
-    "usage_record",
-    metadata,
-    sa.Column("request_id", sa.String(40), primary_key=True),
-    sa.Column("at", UtcDateTime(), nullable=False),
-    sa.Column("user_id", sa.Uuid(), nullable=False),
-    sa.Column("token_id", sa.String(12), nullable=False),
-    sa.Column("secret_id", sa.Uuid(), nullable=False),
-    sa.Column("owner_id", sa.Uuid(), nullable=False, comment="who paid"),
-    sa.Column("key_source", sa.String(16), nullable=False),
-    sa.Column("provider", sa.String(64), nullable=False),
-    sa.Column("model", sa.String(200), nullable=False),
-    sa.Column("operation", sa.String(40), nullable=False),
-    sa.Column("streamed", sa.Boolean, nullable=False),
-    sa.Column("workflow", sa.String(200), nullable=False),
-    sa.Column("node", sa.String(200), nullable=False),
-    sa.Column("outcome", sa.String(16), nullable=False, comment="unknown until the outcome line arrives"),
-    sa.Column("status", sa.Integer, nullable=True),
-    sa.Column("duration_ms", sa.Float, nullable=True),
-    sa.Column("first_byte_ms", sa.Float, nullable=True),
-    sa.Column("input_tokens", sa.BigInteger, nullable=True),
-    sa.Column("output_tokens", sa.BigInteger, nullable=True),
-    sa.Column("cached_tokens", sa.BigInteger, nullable=True),
-    sa.Column("reasoning_tokens", sa.BigInteger, nullable=True),
-    sa.Column("cost_micro_usd", sa.BigInteger, nullable=True, comment="NULL: unknown"),
-    sa.Index("ix_usage_record_at", "at"),
-    sa.Index("ix_usage_record_secret_at", "secret_id", "at"),
-    sa.Index("ix_usage_record_user_at", "user_id", "at"),
-    sa.Index("ix_usage_record_owner_at", "owner_id", "at"),
 )
 
 change = sa.Table(
