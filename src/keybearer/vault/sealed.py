@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import macs
 from keybearer.catalog import Provider, places
-from keybearer.crypto.keyring import Binding, Keyring, RowField
+from keybearer.crypto.keyring import Binding, Keyring
+from keybearer.crypto.rows import RowField
 from keybearer.domain import Credential, KeySource, Owner, OwnerKind, Secret, SecretBytes, SecretType
 from keybearer.errors import EnvelopeError, FieldError, Invalid, KeyUnreadable
 from keybearer.gateway.egress import egress_set, placed
