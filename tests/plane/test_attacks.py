@@ -224,3 +224,14 @@ async def test_a_fast_beginning_earns_no_endless_pause(open_house: Opener) -> No
         await connection.send(house.request(body)[:-10])
         answer = await connection.answer()
         assert answer.status == 408
+
+
+@pytest.mark.parametrize(
+    "query", ["$httpMethod=GET", "%24HttpMethod=GET", "a=b&$httpHeaders=x-goog-api-key:1", "a;$req={}", "_method=DELETE"]
+)
+@pytest.mark.parametrize("path", ["/v1beta/cachedContents", "/p/openai/v1/x"])
+async def test_no_query_makes_another_request_of_it(house: House, path: str, query: str) -> None:
+    """Google's APIs take method, headers and body from the query: to make a cached content with a shared key would be to list all."""
+    answer = await house.ask(house.request(b"{}", path=f"{path}?{query}"))
+    assert (answer.status, b"another method" in answer.body) == (400, True)
+    assert house.provider.received == []

@@ -55,6 +55,19 @@ _QUERY: Final = re.compile(rb"[!-~]*")
 _CREDENTIAL_NAMES: Final = frozenset(
     {b"key", b"$key", b"api_key", b"api-key", b"apikey", b"access_token", b"$access_token", b"oauth_token", b"$oauth_token"}
 )
+_OVERRIDES: Final = frozenset(
+    {
+        b"$httpmethod",
+        b"$httpheaders",
+        b"$req",
+        b"$ct",
+        b"_method",
+        b"x-http-method-override",
+        b"x-http-method",
+        b"x-method-override",
+    }
+)
+"""By which Google's APIs, and frameworks that providers use, take another method, headers or body than those that were checked."""
 _PATH_MODEL: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,=:@-]+(?:/[A-Za-z0-9._~!$&'()*+,=:@-]+)*")
 _HARMLESS_ESCAPE: Final = re.compile(rb"%(?:2[Ff]|3[Aa]|40)")  # '/', ':' and '@', which SDKs escape inside a model's name
 
@@ -410,7 +423,12 @@ def _check_query(query: bytes) -> None:
     if not _QUERY.fullmatch(query) or b"#" in query:
         raise InvalidRequest("The query has characters that do not belong there.", hint="Percent-encode them.")
     for part in re.split(rb"[&;]", query):
-        if unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")).strip().lower() in _CREDENTIAL_NAMES:
+        name = unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")).strip().lower()
+        if name in _OVERRIDES:
+            raise InvalidRequest(
+                "The query asks for another method, headers or body than the request has.", hint="Send it as it is."
+            )
+        if name in _CREDENTIAL_NAMES:
             raise InvalidRequest(
                 "Credentials in a URL are never accepted: URLs end up in logs and histories.",
                 hint="Send the Keybearer token as 'Authorization: Bearer kb_…', x-api-key or x-goog-api-key. "
