@@ -87,6 +87,8 @@ def endpoints_page() -> str:
         "Gemini's); `GET …/models/{model}` describes one.\n"
         "- `/v1/files…` is OpenAI's, with the header `anthropic-version` Anthropic's, with `x-goog-api-key` Gemini's.\n"
         f"- Gemini: `POST …/models/{{model}}{{action}}` under `/v1`, `/v1beta`, `/v1alpha` and the same after `/gemini`: {actions}.\n"
+        "- An upload of Gemini's (`POST …/upload/…/files`) begins here; its bytes go to the address that Google answers, past the "
+        "gateway and without key or token.\n"
         f"- Azure OpenAI: `POST /openai/deployments/{{deployment}}` and {deployed}, with `?api-version=`.\n"
         "- `/p/{provider}/…`: any method, body and path of a provider's API, after its base URL; also of custom providers. "
         f"Predefined: {passed}.\n"
