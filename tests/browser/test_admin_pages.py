@@ -85,11 +85,33 @@ def test_no_second_rotation_is_begun(ada: Person) -> None:
     assert ada.http.post("/admin/keys/rotate", data={"kind": "everything"}).status_code == 422
 
 
+def test_how_the_deployment_stands_is_told(page: Page, ada: Person) -> None:
+    sign_in(page, ada.server)
+    page.goto(f"{ada.server.url}/admin/system")
+    expect(page.get_by_text("The system has no keys.")).to_be_visible()
+    ada.call("POST", "/import", json={"format": "env", "content": f"OPENAI_API_KEY={KEY}", "system": True})
+    page.reload()
+    row = page.get_by_role("region", name="The system's keys").get_by_role("row", name="openai")
+    expect(row).to_contain_text("active")
+    expect(page.get_by_text("nobody else's: who has no key is told so")).to_be_visible()
+    expect(page.get_by_text("serves", exact=True)).to_be_visible()
+    assert KEY not in page.content()
+    shot(page, "system")
+    row.get_by_role("link", name="default").click()
+    expect(page.get_by_role("heading", name="default")).to_be_visible()
+    try:
+        ada.server.cli("freeze")
+        servers.until(lambda: ada.http.get("/admin/system"), lambda answer: "keybearer unfreeze" in answer.text)
+    finally:
+        ada.server.cli("unfreeze")
+    servers.until(lambda: ada.http.get("/admin/system"), lambda answer: ">serves<" in answer.text)
+
+
 def test_members_see_none_of_it(ada: Person) -> None:
     ada.call("POST", "/users", json={"email": "cleo@example.com", "password": PASSWORD, "name": "Cleo"})
     cleo = servers.sign_in(ada.server, "cleo@example.com").http
     me = ada.call("GET", "/me")["user"]["id"]
-    for path in ("/admin/users", "/admin/keys"):
+    for path in ("/admin/users", "/admin/keys", "/admin/system"):
         assert cleo.get(path).status_code == 403
     for path in ("/admin/users", f"/admin/users/{me}/active", f"/admin/users/{me}/delete", "/admin/keys/rotate"):
         refused = cleo.post(path, data={"kind": "root", "email": "eve@example.com", "password": PASSWORD, "role": "admin"})

@@ -59,6 +59,7 @@ def places(ada: Person) -> dict[str, str]:
         "playground": "/playground",
         "people": "/admin/users",
         "keys": "/admin/keys",
+        "system": "/admin/system",
         "access-log": "/access-log",
         "nothing-found": "/access-log?provider=nobody",
         "no-such-page": "/nowhere",

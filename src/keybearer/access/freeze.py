@@ -24,6 +24,12 @@ async def unfreeze(db: Database, caller: Caller) -> bool:
     return await _set(db, caller, frozen=False)
 
 
+async def is_frozen(db: Database) -> bool:
+    """Whether all use of keys is stopped."""
+    async with db.read(Actor.system()) as tx:
+        return await deployment.is_frozen(tx)
+
+
 async def _set(db: Database, caller: Caller, *, frozen: bool) -> bool:
     async with db.write(Actor.system()) as tx:
         if await deployment.is_frozen(tx) is frozen:

@@ -1,4 +1,4 @@
-"""The pages of administrators: people and their accounts; root and owner keys, and their rotation."""
+"""The pages of administrators: people and their accounts; root and owner keys, and their rotation; how the deployment stands."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from uuid import UUID
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from keybearer import __version__
 from keybearer.access import policy
+from keybearer.access.freeze import is_frozen
 from keybearer.api.authentication import CurrentServices
+from keybearer.api.checkpoints import newest_checkpoint
 from keybearer.console.forms import Text
 from keybearer.console.pages import CurrentVisitor, Visitor, go, render
 from keybearer.domain import Role
-from keybearer.errors import FieldError, Invalid, KeybearerError
+from keybearer.errors import FieldError, Invalid, KeybearerError, NotFound
 from keybearer.services import Services
+from keybearer.vault.secrets import SecretFilter
 
 router = APIRouter(include_in_schema=False)
 
@@ -31,6 +35,13 @@ STEPS = {
     "done": "done",
 }
 """Where a rotation is, in words."""
+SYSTEM_KEYS = 200
+FALLBACKS = {
+    "none": "nobody else's: who has no key is told so",
+    "system": "the system's, if the person agrees",
+    "openrouter": "the system's, and for chats its OpenRouter key, if the person agrees",
+}
+"""Whose keys may serve who has none, by the deployment's policy."""
 ROTATED = {"root": "Root key", "owner": "One owner's key", "owners": "All owners' keys"}
 
 
@@ -137,3 +148,32 @@ async def rotate_keys(visitor: CurrentVisitor, services: CurrentServices, kind: 
     except KeybearerError as error:
         return await _keys_page(services, visitor, error)
     return go("/admin/keys", "rotating")
+
+
+# ---- the deployment --------------------------------------------------------------------------------------------------
+
+
+@router.get("/admin/system")
+async def system_page(visitor: CurrentVisitor, services: CurrentServices) -> Response:
+    """Show how the deployment stands: whether it serves, whose keys may stand in, the system's keys, the audit trail."""
+    policy.require_admin(visitor.caller)
+    try:
+        checkpoint = await newest_checkpoint(visitor.caller, services)
+    except NotFound:
+        checkpoint = None
+    held = await services.secrets.list(visitor.caller, SecretFilter(owner="system"), limit=SYSTEM_KEYS)
+    return render(
+        "system.html",
+        **visitor.shown,
+        page="/admin/system",
+        version=__version__,
+        database=services.db.name,
+        is_trusted=services.feed.is_trusted(),
+        is_frozen=await is_frozen(services.db),
+        options=services.options,
+        fallbacks=FALLBACKS,
+        checkpoint=checkpoint,
+        secrets=held.items,
+        standing=services.secrets.standing,
+        fares=services.credentials.health,
+    )
