@@ -192,7 +192,9 @@ RETRY_AFTER: list[tuple[tuple[bytes, ...], float, float]] = [
 ]
 
 
-@pytest.mark.parametrize(("headers", "least", "most"), RETRY_AFTER, ids=[str(headers) for headers, *_ in RETRY_AFTER])
+@pytest.mark.parametrize(
+    ("headers", "least", "most"), RETRY_AFTER, ids=[f"retry-after-{place}" for place in range(len(RETRY_AFTER))]
+)
 async def test_a_key_rests_as_long_as_its_provider_says(
     house: House, clock: list[float], headers: tuple[bytes, ...], least: float, most: float
 ) -> None:
