@@ -140,7 +140,7 @@ PICTURE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url
 )
 def test_text_is_bounded_by_its_size(operation: str, body: dict[str, Any], made: int | None, answers: int) -> None:
     raw = json.dumps(body).encode()
-    assert bounds.asked(operation, b"POST", raw) == (len(raw), made, answers, True)
+    assert bounds.asked(operation, b"POST", raw) == (len(raw), made, answers, True, True)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,28 @@ def test_what_is_not_understood_has_no_bound(operation: str, body: bytes) -> Non
     assert not bounds.asked(operation, b"POST", body).is_bounded
 
 
+@pytest.mark.parametrize(
+    ("tier", "is_listed"),
+    [
+        (b'"service_tier":"default"', True),
+        (b'"service_tier":null', True),
+        (b'"service_tier":"flex","speed":"standard"', True),
+        (b'"service_tier":"priority"', False),
+        (b'"service_tier":"fast"', False),
+        (b'"service_tier":["priority"]', False),
+        (b'"speed":"fast"', False),
+        (b'"inference_geo":"us"', False),
+    ],
+)
+def test_a_tier_that_costs_more_has_no_listed_price(tier: bytes, is_listed: bool) -> None:  # noqa: FBT001
+    found = bounds.asked("chat.completions", b"POST", b'{"messages":[],"max_tokens":5,' + tier + b"}")
+    assert (found.is_bounded, found.is_listed) == (True, is_listed)
+    assert not bounds.asked("chat.completions", b"POST", b'{"messages":[],"max_tokens":5,"Service_Tier":"fast"}').is_bounded
+
+
 def test_looking_costs_nothing() -> None:
-    assert bounds.asked("files.list", b"GET", b"") == (0, 0, 1, True)
-    assert bounds.asked("countTokens", b"POST", b"{}") == (0, 0, 1, True)
+    assert bounds.asked("files.list", b"GET", b"") == (0, 0, 1, True, True)
+    assert bounds.asked("countTokens", b"POST", b"{}") == (0, 0, 1, True, True)
     assert not bounds.asked("http", b"GET", b"").is_bounded
 
 

@@ -97,6 +97,7 @@ def test_hard_budgets_refuse_what_has_no_price_or_no_bound(world: World) -> None
     assert world.ask(token, "openai/mock").json()["error"]["code"] in {"price_unknown", "call_unbounded"}
     assert world.ask(token, "openai/gpt-4o-mini", web_search_options={"a": 1}).json()["error"]["code"] == "call_unbounded"
     assert world.ask(token, "anthropic/claude-sonnet-4-5", tools=tools).json()["error"]["code"] == "call_unbounded"
+    assert world.ask(token, "openai/gpt-4o-mini", service_tier="priority").json()["error"]["code"] == "price_unknown"
     passed = httpx2.post(f"{world.server.url}/p/openai/v1/images", json={"a": 1}, headers={"authorization": f"Bearer {token}"})
     assert passed.status_code in {403, 404}, passed.text
     assert world.heard() == before

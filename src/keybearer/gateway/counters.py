@@ -152,7 +152,7 @@ def _most(planned: Plan, provider: str, body: bytes, at: float, *, asks_price: b
         return unknown
     made *= asked.answers
     cost: int | None = 0 if not given + made else None
-    if asks_price and cost is None:
+    if asks_price and cost is None and asked.is_listed:
         cost = prices.most_micro_usd(provider, planned.model, given, made, datetime.fromtimestamp(at, UTC))
     return Most(given + made, cost), cost is not None
 

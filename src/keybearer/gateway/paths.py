@@ -67,7 +67,8 @@ _OVERRIDES: Final = frozenset(
         b"x-method-override",
     }
 )
-"""By which Google's APIs, and frameworks that providers use, take another method, headers or body than those that were checked."""
+"""By which Google's APIs (cloud.google.com/apis/docs/system-parameters, compared 2026-11-21), and frameworks that providers use, take
+another method, headers or body than those that were checked."""
 _PATH_MODEL: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,=:@-]+(?:/[A-Za-z0-9._~!$&'()*+,=:@-]+)*")
 _HARMLESS_ESCAPE: Final = re.compile(rb"%(?:2[Ff]|3[Aa]|40)")  # '/', ':' and '@', which SDKs escape inside a model's name
 

@@ -38,8 +38,16 @@ _CHARGED_APART: Final = frozenset(
     | {"models", "fallbacks", "route", "preset", "plugins"}
 )
 _KEPT_ELSEWHERE: Final = frozenset({"previous_response_id", "conversation", "prompt", "cachedContent", "cached_content"})
+_TIERS: Final[Mapping[str, frozenset[str]]] = {
+    "service_tier": frozenset({"auto", "default", "flex", "standard", "standard_only"}),
+    "speed": frozenset({"standard"}),
+    "inference_geo": frozenset({"global"}),
+}
+"""Fields that choose a tier, and those that cost no more than what is listed: OpenAI's ``priority`` costs twice as much (its page of
+priority processing, now fast mode, compared 2026-11-21); Anthropic's ``speed`` and ``inference_geo`` have prices of their own, too."""
 _DECISIVE: Final = (
     _CHARGED_APART
+    | _TIERS.keys()
     | _KEPT_ELSEWHERE
     | {"max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of", "tools", "functions"}
     | {"messages", "input", "system"}
@@ -56,6 +64,8 @@ class Asked(NamedTuple):
     answers: int = 1
     is_bounded: bool = True
     """Else nobody knows."""
+    is_listed: bool = True
+    """At the prices that are listed: no tier that costs more."""
 
 
 _UNBOUNDED: Final = Asked(None, None, is_bounded=False)
@@ -79,9 +89,13 @@ def asked(operation: str, method: bytes, body: bytes) -> Asked:
         document = json.loads(body, object_pairs_hook=_unambiguous)
         if not isinstance(document, dict):
             return _UNBOUNDED
-        return reader(document, len(body))
+        return reader(document, len(body))._replace(is_listed=_is_listed(document))
     except (_Doubtful, ValueError, RecursionError, OverflowError):
         return _UNBOUNDED
+
+
+def _is_listed(document: Mapping[str, Any]) -> bool:
+    return all(document.get(name) in (None, *usual) for name, usual in _TIERS.items())
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
