@@ -209,6 +209,32 @@ async def test_a_window_ends_by_valkeys_clock(pair: Pair, valkey: Valkey, monkey
         await pair.here.take(ada, Most(None, None))
 
 
+async def test_nonsense_in_valkey_refuses_and_holds_nobody(pair: Pair, valkey: Valkey) -> None:
+    ada, bob = person(), person()
+    one, other = budget(ada, BudgetKind.USD_DAY, 1000), budget(bob, BudgetKind.USD_DAY, 1000)
+    await pair.here.keep(one, other)
+    await pair.here.wish(ada, Most(1, 1), [one]).answer
+    with valkey.client() as client:
+        (key,) = client.keys(f"*{one.id.hex}")
+        client.hset(key, "reserved", "nonsense")
+    with pytest.raises(LimitsUnreachable):
+        await pair.here.wish(ada, Most(1, 1), [one]).answer
+    with valkey.client() as client:
+        client.delete(key)
+        client.set(key, "nonsense")
+    with pytest.raises(LimitsUnreachable):
+        await pair.here.wish(ada, Most(1, 1), [one]).answer
+    with valkey.client() as client:
+        client.delete(key)
+
+    async def ask() -> Call:
+        call = pair.here.wish(bob, Most(1, 1), [other])
+        await call.answer
+        return call
+
+    await until(ask)
+
+
 async def test_valkey_knows_nobody_and_forgets_what_is_over(pair: Pair, valkey: Valkey) -> None:
     ada = person()
     day = budget(ada, BudgetKind.USD_DAY, 1000)

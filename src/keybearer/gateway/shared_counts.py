@@ -55,6 +55,7 @@ UNSENT: Final = 100_000
 """Settlements kept while Valkey is away; the oldest are dropped, and found in the database later."""
 _KEYS: Final = 200
 _MISSING: Final = -1
+_BEFORE_CODES: Final = 3
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -189,7 +190,8 @@ class SharedCounts:
         self._parked: list[_Take] = []
         """Calls that wait for missing accounts."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._is_troubled = False
+        self._is_troubled = self._is_elsewhen = False
+        """What was logged already."""
 
     async def close(self) -> None:
         """See ``Counts``: settles what it can."""
@@ -325,6 +327,8 @@ class SharedCounts:
             (drops, settles, takes)
         )  # packed as one: the client library takes a microsecond for each argument
         answer: list[int] = await self._link.ask("calls", list(keys), [self._process, told])
+        if len(answer) != _BEFORE_CODES + len(wishes.takes):  # whoever can write to Valkey must not be able to stop us
+            raise LimitsUnreachable
         return answer
 
     def _tell(self, takes: Sequence[_Take], answer: Sequence[int]) -> None:
@@ -333,14 +337,16 @@ class SharedCounts:
         for take, code in zip(takes, codes, strict=True):
             if code == 0:
                 take.call.reserved(take.hold(self))
-            elif code > 0:
+            elif 0 < code <= len(take.accounts):
                 budget = take.accounts[code - 1].budget
                 take.call.unreserved(reached(budget, window(budget.kind, now)[1] - now))
             elif code == _MISSING:
                 self._parked.append(take)
                 self._missing |= {account.key: account for account in take.accounts}
             else:
-                log.error("this machine's clock and Valkey's are more than a window apart: limited calls are refused")
+                if not self._is_elsewhen:
+                    log.error("this machine's clock and Valkey's are more than a window apart: limited calls are refused")
+                self._is_elsewhen = True
                 self._fail(take)
         if owed:
             self._spawn("follow", self._follow_owed(owed, position))
