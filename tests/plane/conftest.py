@@ -219,6 +219,12 @@ class House:
         ]
         return [line for line in found if line["kind"] in ("use", "outcome")]
 
+    def sent(self) -> list[dict[str, Any]]:
+        """The lines of uses that left: on a busy machine some may stay, because trust was lost, and be made anew."""
+        lines = self.lines()
+        stayed = {line["request_id"] for line in lines if line["kind"] == "outcome" and line["outcome"] == "refused"}
+        return [line for line in lines if line["request_id"] not in stayed]
+
     async def outcome(self) -> dict[str, Any]:
         """The only use's outcome, as soon as it is there; uses that did not leave, because trust was lost, may stand before it."""
         await until(lambda: len(self.lines()) >= 2 and self.lines()[-1]["kind"] == "outcome")

@@ -65,7 +65,7 @@ def asked(house: House) -> list[str]:
 
 def attempts(house: House) -> list[tuple[str, int, str]]:
     """Of each use on record: whose key, the status and the outcome."""
-    lines = house.lines()
+    lines = house.sent()
     outcomes = {line["request_id"]: line for line in lines if line["kind"] == "outcome"}
     uses = [line for line in lines if line["kind"] == "use"]
     assert len({use["request_id"] for use in uses}) == len(uses) == len(outcomes)
@@ -113,9 +113,9 @@ async def test_where_one_key_fails_the_next_serves(house: House, fault: Script, 
     assert asked(house) == [FIRST, SECOND]
     assert house.provider.received[0].body == house.provider.received[1].body
     assert answer["x-keybearer-secret-id"] == str(second.secret_id)
-    await until(lambda: len(house.lines()) == 4)
+    await until(lambda: len(house.sent()) == 4)
     assert attempts(house) == [(str(first.secret_id), status, "upstream_error"), (str(second.secret_id), 200, "ok")]
-    assert answer["x-keybearer-request-id"] == house.lines()[2]["request_id"]
+    assert answer["x-keybearer-request-id"] == house.sent()[2]["request_id"]
     assert house.plane.budget.held == 0
 
 
@@ -130,7 +130,7 @@ async def test_where_one_key_cannot_be_sent_the_next_serves(house: House) -> Non
     assert first.egress == (gone,)
     answer = await house.ask(house.request())
     assert (answer.status, answer["x-keybearer-secret-id"]) == (200, str(second.secret_id))
-    await until(lambda: len(house.lines()) == 4)
+    await until(lambda: len(house.sent()) == 4)
     assert attempts(house) == [(str(first.secret_id), 502, "upstream_error"), (str(second.secret_id), 200, "ok")]
     house.vault.further["openai"] = ()
     house.credentials.forget()
@@ -258,7 +258,7 @@ async def test_all_keys_rest(house: House) -> None:
         answer = await house.ask(house.request())
         assert (answer.status, code(answer), answer["retry-after"]) == (429, "rate_limited", "9")
         assert len(asked(house)) == sent
-    await until(lambda: len(house.lines()) == 4)
+    await until(lambda: len(house.sent()) == 4)
     assert [(status, outcome) for _, status, outcome in attempts(house)] == [(429, "upstream_error")] * 2
 
 
@@ -323,7 +323,7 @@ async def test_keys_of_one_priority_take_turns(house: House, keeps: bool) -> Non
     sent = asked(house)
     assert all(sent.count(key) == 10 for key in (FIRST, SECOND, THIRD))
     assert all(before != after for before, after in pairwise(sent))
-    await until(lambda: len(house.lines()) == 60)
+    await until(lambda: len(house.sent()) == 60)
     assert {outcome for _, _, outcome in attempts(house)} == {"ok"}
     house.provider.script = by_key({FIRST: LIMITED, SECOND: LIMITED})
     for _ in range(6):
@@ -360,7 +360,7 @@ async def test_a_client_that_leaves_takes_no_further_key_along(house: House) -> 
     await connection.send(house.request())
     await asyncio.wait_for(reached.wait(), 5)
     await connection.close()
-    await until(lambda: len(house.lines()) == 4)
+    await until(lambda: len(house.sent()) == 4)
     go_on.set()
     assert [(status, outcome) for _, status, outcome in attempts(house)] == [(429, "upstream_error"), (499, "aborted")]
     assert asked(house) == [FIRST, SECOND]
@@ -400,5 +400,5 @@ async def test_nothing_is_left_over_after_many(house: House) -> None:
     await until(lambda: not house.plane._tasks and not house.plane.upstream._dialing)
     assert house.plane.budget.held == 0
     assert house.plane.upstream.open_connections == house.plane.upstream.idle_connections <= 16
-    await until(lambda: len([1 for line in house.lines() if line["kind"] == "use"]) == len(house.provider.received))
+    await until(lambda: len([1 for line in house.sent() if line["kind"] == "use"]) == len(house.provider.received))
     attempts(house)

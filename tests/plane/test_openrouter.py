@@ -96,8 +96,8 @@ async def test_a_chat_without_a_key_of_ones_own_goes_there_under_its_full_name(p
     lists = [request for request in place.house.provider.received if request.line.startswith(b"GET ")]
     assert [request.line.split()[1] for request in lists] == [b"/openrouter/v1/models"]  # read once, without a key
     assert lists[0]["authorization"] is None
-    await until(lambda: len(place.house.lines()) == 6)
-    use, outcome = place.house.lines()[:2]
+    await until(lambda: len(place.house.sent()) == 6)
+    use, outcome = place.house.sent()[:2]
     assert (use["provider"], use["model"], use["source"]) == ("openrouter", "openai/gpt-4o", "openrouter")
     assert outcome["cost_micro_usd"] == 2000  # as OpenRouter states it
 

@@ -122,15 +122,16 @@ async def test_a_program_that_repeats_itself_is_answered_without_the_parser(
         assert (await connection.answer()).status == 200
     assert [request.body for request in house.provider.received] == bodies
     assert taken == bodies[2:], "the first tells what the head says, the second that it comes again"
-    await until(lambda: len(house.lines()) == 2 * len(bodies))
-    assert len({line["request_id"] for line in house.lines()}) == len(bodies)
+    await until(lambda: len(house.sent()) == 2 * len(bodies))
+    assert len({line["request_id"] for line in house.sent()}) == len(bodies)
     await connection.close()
 
 
 CHANGES: dict[str, tuple[bytes, Any, int]] = {
     # what is new about the next request: bytes to change in its head, to what, and the answer
     "another token": (b"Bearer kb_", b"Bearer kb_0", 401),
-    "no token": (b"Authorization", b"Nothing", 401),
+    "no token": (b"Authorization: Bearer kb_", b"Nothing: ", 401),
+    "a token elsewhere": (b"Authorization", b"Nothing", 400),
     "another path": (b"/v1/chat/completions", b"/v1/nothing", 404),
     "two lengths": (b"Content-Type", b"Content-Length: 1\r\nContent-Type", 400),
     "chunked as well": (b"Content-Type", b"Transfer-Encoding: chunked\r\nContent-Type", 400),
