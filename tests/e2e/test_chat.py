@@ -243,6 +243,17 @@ def test_strangers_other_sites_and_tokens_without_the_scope_are_refused(world: W
         assert ask(http, MODELS["openai"]).json()["code"] == "model_not_allowed"
 
 
+def test_nobody_chats_as_somebody_else(world: World) -> None:
+    """As at the gateway: what is asked for a host application's user must not be served, and paid, as the caller's own."""
+    asked = {"modelId": MODELS["openai"], "messages": HELLO}
+    world.provider.forget()
+    for http in (world.admin.http, servers.program(world.server, world.token).http):
+        refused = http.post("/api/chat", json=asked, headers={"x-keybearer-user": "their-user-7"})
+        assert refused.status_code == 403, refused.text
+        assert "x-keybearer-user" in refused.text
+    assert world.provider.requests() == []
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_client_that_leaves_ends_the_providers_call(world: World, streamed: bool) -> None:  # noqa: FBT001
     world.provider.forget()

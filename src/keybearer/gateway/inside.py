@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from keybearer import __version__
 from keybearer.domain import Client
 from keybearer.errors import KeybearerError, UpstreamError
+from keybearer.gateway.allowance import check_scope
 from keybearer.gateway.endpoints import Route
 from keybearer.gateway.exchange import Exchange
 from keybearer.gateway.fields import Fields, Headers
@@ -186,7 +187,9 @@ class _Turn(Exchange):
         return super()._authenticate()
 
     async def _admit(self, admit: Admit) -> None:
-        self._head.admission = await admit()
+        admission = await admit()
+        check_scope(admission.grant, self._head.fields.acts_as)
+        self._head.admission = admission
         self._head.courses.clear()
 
     def refuse(self, error: KeybearerError) -> None:
