@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -160,11 +160,12 @@ def test_an_export_asks_for_the_password_and_tells_what_it_left_out(page: Page, 
     expect(page.get_by_role("alert")).to_contain_text("That is not your password.")
     expect(password).to_have_value("")
     shot(page, "export-refused")
+    page.get_by_role("combobox", name="Format").select_option("csv")
     password.fill(PASSWORD)
     with page.expect_download() as download:
         page.get_by_role("button", name="Save the file").click()
-    assert download.value.suggested_filename.endswith(".json")
-    exported = {entry["name"]: entry["value"] for entry in json.loads(Path(download.value.path()).read_text())["secrets"]}
+    assert download.value.suggested_filename.endswith(".csv")
+    exported = {entry["name"]: entry["value"] for entry in csv.DictReader(Path(download.value.path()).read_text().splitlines())}
     assert exported["export me"] == OTHER
     assert "gone" not in exported
     expect(page.get_by_role("status").filter(has_text="Saved a file")).to_contain_text("It is a model's own key")
