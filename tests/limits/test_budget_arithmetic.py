@@ -8,6 +8,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keybearer.domain import Budget, BudgetKind, BudgetSubject, Usage
 from keybearer.errors import CallUnbounded, KeybearerError, LimitExceeded, LimitReached, LimitTampered, PriceUnknown
@@ -207,6 +209,53 @@ def test_a_tier_that_costs_more_has_no_listed_price(tier: bytes, is_listed: bool
     found = bounds.asked("chat.completions", b"POST", b'{"messages":[],"max_tokens":5,' + tier + b"}")
     assert (found.is_bounded, found.is_listed) == (True, is_listed)
     assert not bounds.asked("chat.completions", b"POST", b'{"messages":[],"max_tokens":5,"Service_Tier":"fast"}').is_bounded
+
+
+TEXTS = (
+    st.text(max_size=6)
+    | st.none()
+    | st.lists(st.builds(dict, type=st.sampled_from(["text", "tool_use", "image_url"])), max_size=2)
+)
+NUMBERS = st.sampled_from([0, 1, 3, 10_000, 10_001, 2.5, 4.0, -1, True, None, "5", 1e30])
+FIELDS = {
+    "messages": st.lists(st.builds(dict, role=st.just("user"), content=TEXTS), max_size=2) | st.none(),
+    "system": TEXTS, "max_tokens": NUMBERS, "max_completion_tokens": NUMBERS, "n": NUMBERS, "model": st.just("m"),
+    "tools": st.lists(st.builds(dict, type=st.sampled_from(["function", "web_search"])), max_size=2) | st.none(),
+    "stream": st.booleans(), "audio": st.sampled_from([None, {}, {"voice": "a"}]), "service_tier": st.sampled_from([None, "priority"]),
+}  # fmt: skip
+
+
+@given(operation=st.sampled_from(["chat.completions", "messages"]), body=st.fixed_dictionaries({}, optional=FIELDS))
+def test_the_short_way_of_plain_chats_says_what_the_long_one_says(operation: str, body: dict[str, Any]) -> None:
+    """Keys that nobody knows change nothing but the size, and are read the long way."""
+    short, long = (
+        bounds.asked(operation, b"POST", json.dumps({**body, **more}).encode()) for more in ({"a": 1}, {"a": 1, "b": 1})
+    )
+    plain = bounds.asked(operation, b"POST", json.dumps(body).encode())
+    size = len(json.dumps({**body, "a": 1})) - len(json.dumps(body))
+    assert (short.made, short.answers, short.is_bounded) == (long.made, long.answers, long.is_bounded)
+    assert (plain.made, plain.is_bounded, plain.is_listed) == (short.made, short.is_bounded, short.is_listed)
+    assert plain.answers == short.answers or (operation == "messages" and "n" in body)  # which Anthropic does not have
+    assert plain.given == (None if short.given is None else short.given - size)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages":[],"max_tokens":100000,"max_tokens":1}',
+        b'{"messages":[],"max_tokens":100000,"max_t\\u006fkens":1}',
+        b'{"messages":[],"max_tokens":5,"n":100,"n":1}',
+        b'{"messages":[],"max_tokens":5,"\\u006e":100,"n":1}',
+    ],
+)
+def test_a_plain_chat_that_says_twice_how_much_has_no_bound(body: bytes) -> None:
+    assert not bounds.asked("chat.completions", b"POST", body).is_bounded
+
+
+@pytest.mark.parametrize("last", [b'"max_tokens":null', b'"n":null'])
+def test_nothing_said_last_takes_back_nothing(last: bytes) -> None:
+    asked = bounds.asked("chat.completions", b"POST", b'{"messages":[],"max_tokens":5,"n":7,' + last + b"}")
+    assert not asked.is_bounded or (asked.made is None and asked.answers == 7)
 
 
 def test_looking_costs_nothing() -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import ceil
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import msgspec
 
 FREE: Final = frozenset({"messages.count_tokens", "countTokens", "models", "models.get"})
 _TOOLS_EXTRA: Final = 2048
@@ -72,6 +74,51 @@ _UNBOUNDED: Final = Asked(None, None, is_bounded=False)
 _NOTHING: Final = Asked(0, 0)
 
 
+class _Piece(msgspec.Struct):
+    type: Literal["text", "refusal"]
+    content: None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | list[_Piece] | None = None
+
+
+class _Tool(msgspec.Struct):
+    type: Literal["function"]
+
+
+class _Plain(msgspec.Struct, forbid_unknown_fields=True):
+    """A chat of text with nothing special to it, as most are: read so, it costs a fifth. Others are decoded and looked at."""
+
+    messages: list[_Message]
+    model: msgspec.Raw = msgspec.Raw()
+    system: str | list[_Piece] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=_ANSWERS_LIMIT)] | msgspec.UnsetType = msgspec.UNSET
+    tools: list[_Tool] | None = None
+    tool_choice: msgspec.Raw = msgspec.Raw()
+    parallel_tool_calls: msgspec.Raw = msgspec.Raw()
+    stream: msgspec.Raw = msgspec.Raw()
+    stream_options: msgspec.Raw = msgspec.Raw()
+    temperature: msgspec.Raw = msgspec.Raw()
+    top_p: msgspec.Raw = msgspec.Raw()
+    top_k: msgspec.Raw = msgspec.Raw()
+    frequency_penalty: msgspec.Raw = msgspec.Raw()
+    presence_penalty: msgspec.Raw = msgspec.Raw()
+    stop: msgspec.Raw = msgspec.Raw()
+    stop_sequences: msgspec.Raw = msgspec.Raw()
+    seed: msgspec.Raw = msgspec.Raw()
+    user: msgspec.Raw = msgspec.Raw()
+    metadata: msgspec.Raw = msgspec.Raw()
+    response_format: msgspec.Raw = msgspec.Raw()
+    reasoning_effort: msgspec.Raw = msgspec.Raw()
+
+
+_PLAIN: Final = msgspec.json.Decoder(_Plain)
+_PLAIN_OPERATIONS: Final = frozenset({"chat.completions", "messages"})
+
+
 class _Doubtful(Exception):  # never leaves this module
     """It can be read in two ways, or is of no known form."""
 
@@ -80,6 +127,9 @@ def asked(operation: str, method: bytes, body: bytes) -> Asked:
     """What a call of ``operation`` with this body (as it goes to the provider) asks for."""
     if operation in FREE:
         return _NOTHING
+    plain = _plain(body) if operation in _PLAIN_OPERATIONS else None
+    if plain is not None:
+        return plain
     reader = _READERS.get(operation)
     if reader is None:
         return _NOTHING if method in {b"GET", b"HEAD", b"DELETE"} and operation != "http" else _UNBOUNDED
@@ -92,6 +142,31 @@ def asked(operation: str, method: bytes, body: bytes) -> Asked:
         return reader(document, len(body))._replace(is_listed=_is_listed(document))
     except (_Doubtful, ValueError, RecursionError, OverflowError):
         return _UNBOUNDED
+
+
+def _plain(body: bytes) -> Asked | None:
+    """What a chat asks for that has nothing special to it; ``None``: it must be looked at."""
+    try:
+        chat = _PLAIN.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    made: int | None = None
+    for name, stated in ((b'"max_tokens"', chat.max_tokens), (b'"max_completion_tokens"', chat.max_completion_tokens)):
+        if stated is not None:
+            if not _stands_once(name, body):
+                return None
+            made = stated if made is None else max(made, stated)
+    answers = 1
+    if chat.n is not msgspec.UNSET:
+        if not _stands_once(b'"n"', body):
+            return None
+        answers = chat.n
+    return Asked(len(body) + (_TOOLS_EXTRA if chat.tools else 0), made, answers)
+
+
+def _stands_once(name: bytes, body: bytes) -> bool:
+    """Of a key that stands twice, perhaps once with escapes, a decoder does not tell."""
+    return body.find(name) == body.rfind(name) and b"\\u" not in body
 
 
 def _is_listed(document: Mapping[str, Any]) -> bool:
