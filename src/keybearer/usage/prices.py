@@ -8,7 +8,7 @@ calculation never waits for the list, as it runs where every other call waits, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from importlib import import_module
@@ -42,6 +42,10 @@ class Rates(msgspec.Struct, frozen=True):
     audio: Steps | None = None
     image: Steps | None = None
     audio_output: Steps | None = None
+    most_given: Steps = ()
+    """The dearest of what is given and ..."""
+    most_made: Steps = ()
+    """... of what is made."""
 
 
 class _Unpriced(Exception):  # never leaves this module
@@ -95,15 +99,16 @@ def most_micro_usd(provider: str, model: str, given: int, made: int, at: datetim
         return None
     if rates is None or (rates.output is None and made):
         return None
-    inputs = (rates.input, rates.cached, rates.cache_write, rates.long_cache_write, rates.audio, rates.image)
-    dear = max(_dearest(steps, given) for steps in inputs)
-    outputs = (rates.output, rates.reasoning, rates.audio_output)
-    return _round_up(dear * given + max(_dearest(steps, given) for steps in outputs) * made)
+    return _round_up(_highest(rates.most_given, given) * given + _highest(rates.most_made, given) * made)
 
 
-def _dearest(steps: Steps | None, given: int) -> int:
+def _highest(ceiling: Steps, given: int) -> int:
     """The highest price that may apply for up to so many input tokens."""
-    return max((price for start, price in steps or () if start <= given), default=0)
+    highest = 0
+    for start, price in ceiling:
+        if start <= given:
+            highest = price
+    return highest
 
 
 def _round_up(scaled: int) -> int:
@@ -210,21 +215,31 @@ _loaded: Final[list[_Book]] = []
 _loading: Final = Lock()
 
 
+_GIVEN: Final = {
+    "input": "input_mtok",
+    "cached": "cache_read_mtok",
+    "cache_write": "cache_write_mtok",
+    "long_cache_write": "cache_write_1h_mtok",
+    "audio": "input_audio_mtok",
+    "image": "input_image_mtok",
+}
+_MADE: Final = {"output": "output_mtok", "reasoning": "output_reasoning_mtok", "audio_output": "output_audio_mtok"}
+"""Our names of prices to the list's."""
+
+
 def _rates(prices: Mapping[str, Any]) -> Rates:
-    rates = Rates(
-        input=_steps(prices.get("input_mtok")),
-        output=_steps(prices.get("output_mtok")),
-        cached=_steps(prices.get("cache_read_mtok")),
-        cache_write=_steps(prices.get("cache_write_mtok")),
-        long_cache_write=_steps(prices.get("cache_write_1h_mtok")),
-        reasoning=_steps(prices.get("output_reasoning_mtok")),
-        audio=_steps(prices.get("input_audio_mtok")),
-        image=_steps(prices.get("input_image_mtok")),
-        audio_output=_steps(prices.get("output_audio_mtok")),
-    )
-    if rates.input is None:
+    given = {name: _steps(prices.get(listed)) for name, listed in _GIVEN.items()}
+    made = {name: _steps(prices.get(listed)) for name, listed in _MADE.items()}
+    if given["input"] is None:
         raise _Unpriced
-    return rates
+    return Rates(**given, **made, most_given=_ceiling(given.values()), most_made=_ceiling(made.values()))
+
+
+def _ceiling(kinds: Iterable[Steps | None]) -> Steps:
+    """The highest of several prices at each step of any of them."""
+    steps = [step for kind in kinds for step in kind or ()]
+    starts = sorted({start for start, _ in steps})
+    return tuple((start, max(price for begins, price in steps if begins <= start)) for start in starts)
 
 
 def _steps(price: Any) -> Steps | None:
