@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID, uuid4
 
@@ -154,6 +156,29 @@ async def test_a_cancelled_transaction_rolls_back_and_gives_its_connection_back(
             await task
     async with database.read(Actor.system()) as tx:
         assert (await tx.execute(sa.select(sa.func.count()).select_from(schema.owner))).scalar_one() == 0
+
+
+async def test_closing_waits_for_who_was_cancelled_twice(database_urls: tuple[str, str]) -> None:
+    """Else the connection is nobody's, and stays open until the collector finds it."""
+    db = await Database.open(*database_urls)
+    engines = [db._readers, db._writers, db._side]
+    for begin in (lambda: db.read(Actor.system()), lambda: db.write(Actor.system()), db.watch):
+        entered = asyncio.Event()
+
+        async def stay(begin: Callable[[], AbstractAsyncContextManager[object]], entered: asyncio.Event) -> None:
+            async with begin():
+                entered.set()
+                await asyncio.Event().wait()
+
+        staying = asyncio.create_task(stay(begin, entered))
+        await entered.wait()
+        staying.cancel()
+        await asyncio.sleep(0)
+        staying.cancel()
+        await asyncio.wait({staying})
+    pools = [engine.sync_engine.pool for engine in engines]
+    await db.close()
+    assert [pool.checkedout() for pool in pools if isinstance(pool, sa.QueuePool)] == [0] * len(pools)
 
 
 async def test_times_come_back_as_they_were(database: Database) -> None:

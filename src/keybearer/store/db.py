@@ -29,6 +29,8 @@ ORDER_LOCK = 0x6B62_6F72_6465_7231
 """Advisory lock under which changes and management records get their numbers ("kborder1")."""
 
 _SQLITE_READERS = 4
+_RELEASE_LIMIT_S = 5.0
+"""How long closing waits for transactions that are being rolled back: a server that hangs does not hold up the end."""
 
 # One round trip for all of it. `true`: for this transaction only, as a pooler hands the connection to others afterwards.
 _BEGIN = sa.text(
@@ -94,6 +96,8 @@ class Database:
         self._side = side
         self._told: list[Callable[[], None]] = []
         self._noting: set[AsyncConnection] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
+        self._abandoned = 0
 
     @classmethod
     async def open(cls, url: str, direct_url: str = "", *, pool_size: int = 10) -> Self:
@@ -152,6 +156,7 @@ class Database:
 
     async def abandon_watch(self) -> None:
         """Forget the connection of :meth:`watch` as it is, hanging perhaps; the next one is new."""
+        self._abandoned += 1
         await self._side.dispose(close=False)
 
     def on_noted(self, tell: Callable[[], None]) -> None:
@@ -228,12 +233,15 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._releasing:
+            await asyncio.wait(self._releasing, timeout=_RELEASE_LIMIT_S)
         for engine in {id(each): each for each in (self._readers, self._writers, self._side)}.values():
             await engine.dispose()
 
     @asynccontextmanager
     async def _transaction(self, engine: AsyncEngine, actor: Actor, *, writes: bool) -> AsyncIterator[AsyncConnection]:
         with translated():
+            abandoned = self._abandoned
             connection = await self._begin(engine, actor)
             try:
                 yield connection
@@ -244,8 +252,19 @@ class Database:
                             tell()
             finally:
                 self._noting.discard(connection)
-                # Rolls back what was not committed. Shielded: a client that leaves cancels again and again.
-                await asyncio.shield(connection.close())
+                if engine is self._side and abandoned != self._abandoned:
+                    await connection.invalidate()  # its pool is gone
+                await self._release(connection)
+
+    async def _release(self, connection: AsyncConnection) -> None:
+        """Roll back what was not committed, and give the connection back.
+
+        Whoever waits for that may be cancelled, again and again where a client leaves: it goes on, and ``close`` waits for it.
+        """
+        releasing = asyncio.create_task(connection.close())
+        self._releasing.add(releasing)
+        releasing.add_done_callback(self._releasing.discard)
+        await asyncio.shield(releasing)
 
     async def _begin(self, engine: AsyncEngine, actor: Actor) -> AsyncConnection:
         """Return a connection with a transaction begun.
@@ -256,7 +275,8 @@ class Database:
         for attempt in (1, 2):
             try:
                 async with AsyncExitStack() as stack:
-                    connection = await stack.enter_async_context(engine.connect())
+                    connection = await engine.connect()
+                    stack.push_async_callback(self._release, connection)
                     if self.name == "postgresql":
                         await connection.execute(_BEGIN, actor.settings())
                     else:
