@@ -58,6 +58,11 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 def page(context: BrowserContext) -> Iterator[Page]:
     """A page that fails its test on any script error or any breach of the Content-Security-Policy."""
     page = context.new_page()
+    # On a busy machine a page can be seen, clicked and left before its scripts have run.
+    page.add_init_script(
+        "addEventListener('DOMContentLoaded', () => document.documentElement.setAttribute('data-kbtest-ready', ''))"
+    )
+    page.add_locator_handler(page.locator("html:not([data-kbtest-ready])"), lambda: page.wait_for_load_state("domcontentloaded"))
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)

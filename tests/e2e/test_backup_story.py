@@ -82,7 +82,7 @@ def test_from_sqlite_to_postgresql_and_back(provider: Provider, tmp_path: Path, 
         versions = admin.call("GET", f"/secrets/{versioned['id']}/versions")["items"]
         assert [each["version"] for each in versions] == [2, 1]
         admin.call("POST", f"/secrets/{versioned['id']}/rollback")
-        admin.add_key("openai", KEYS["openai"] + "more", name="made there")
+        admin.add_key("openai", KEYS["openai"] + "more", name="made there", priority=500)  # the other one serves
         said = server.cli("backup", str(second)).stdout
         assert "root keys must be there: file" in said
         assert json.loads(server.cli("audit", "verify", "--json").stdout)["ok"]

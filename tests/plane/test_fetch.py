@@ -410,7 +410,8 @@ async def test_a_client_that_left_gets_nothing_and_the_use_says_so(town: Town, m
         await connection.close()
         await until(lambda: waiting[0][1]._is_over)
     town.here.services.journal.depart(*waiting[0])
-    await until(lambda: [line["kind"] for line in town.here.lines()] == ["use", "outcome"] * 2)
+    request_id = waiting[0][1].request_id
+    await until(lambda: [line["kind"] for line in town.here.lines() if line["request_id"] == request_id] == ["use", "outcome"])
     assert (town.here.lines()[-1]["status"], town.here.lines()[-1]["outcome"]) == (499, "aborted")
 
 
