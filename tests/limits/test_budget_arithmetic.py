@@ -217,7 +217,7 @@ TEXTS = (
     | st.lists(st.builds(dict, type=st.sampled_from(["text", "tool_use", "image_url"])), max_size=2)
 )
 NUMBERS = st.sampled_from([0, 1, 3, 10_000, 10_001, 2.5, 4.0, -1, True, None, "5", 1e30])
-FIELDS = {
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "messages": st.lists(st.builds(dict, role=st.just("user"), content=TEXTS), max_size=2) | st.none(),
     "system": TEXTS, "max_tokens": NUMBERS, "max_completion_tokens": NUMBERS, "n": NUMBERS, "model": st.just("m"),
     "tools": st.lists(st.builds(dict, type=st.sampled_from(["function", "web_search"])), max_size=2) | st.none(),
