@@ -211,7 +211,7 @@ def test_a_tier_that_costs_more_has_no_listed_price(tier: bytes, is_listed: bool
     assert not bounds.asked("chat.completions", b"POST", b'{"messages":[],"max_tokens":5,"Service_Tier":"fast"}').is_bounded
 
 
-TEXTS = (
+TEXTS: st.SearchStrategy[Any] = (
     st.text(max_size=6)
     | st.none()
     | st.lists(st.builds(dict, type=st.sampled_from(["text", "tool_use", "image_url"])), max_size=2)
