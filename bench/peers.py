@@ -269,10 +269,20 @@ def keybearer(directory: Path, provider_port: int, **settings: str) -> Peer:
     return Peer("keybearer", _version(), port, {"authorization": f"Bearer {token}"}, process, model_prefix="openai/")
 
 
-def limit(peer: Peer, subject: str, kind: str) -> None:
-    """Set a hard limit at Keybearer's that no benchmark reaches."""
-    token = peer.headers["authorization"].removeprefix("Bearer ")
-    _call(f"http://127.0.0.1:{peer.port}", token, "POST", "/api/v1/budgets", {"subject": subject, "kind": kind, "amount": 10**12})
+def limit(peer: Peer, subject: str, kind: str, *, is_hard: bool = True) -> None:
+    """Set a limit at Keybearer's that no benchmark reaches."""
+    wanted = {"subject": subject, "kind": kind, "amount": 10**12, "is_hard": is_hard}
+    _call(f"http://127.0.0.1:{peer.port}", _token(peer), "POST", "/api/v1/budgets", wanted)
+
+
+def add_key(peer: Peer, name: str) -> None:
+    """Store the provider's key once more at Keybearer's: keys of one priority take turns."""
+    wanted = {"provider": "openai", "name": name, "value": PROVIDER_KEY}
+    _call(f"http://127.0.0.1:{peer.port}", _token(peer), "POST", "/api/v1/secrets", wanted)
+
+
+def _token(peer: Peer) -> str:
+    return peer.headers["authorization"].removeprefix("Bearer ")
 
 
 def valkey(directory: Path) -> tuple[Process, str]:
@@ -290,7 +300,7 @@ def valkey(directory: Path) -> tuple[Process, str]:
 
 def fetch_request(peer: Peer) -> str:
     """Store a value that may be fetched at Keybearer's; the request that fetches it, in base64."""
-    base, token = f"http://127.0.0.1:{peer.port}", peer.headers["authorization"].removeprefix("Bearer ")
+    base, token = f"http://127.0.0.1:{peer.port}", _token(peer)
     secret = {"provider": "postgresql", "secret_type": "connection_string", "name": "bench", "value": VALUE, "fetchable": True}
     _call(base, token, "POST", "/api/v1/secrets", secret)
     return _encoded(peer, "POST", "/api/v1/secrets/resolve", b'{"provider":"postgresql"}')

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import Load, Result
-from bench.peers import MODELS, VALUE, Peer, fetch_request, keybearer, limit, openbao, valkey
+from bench.peers import MODELS, VALUE, Peer, add_key, fetch_request, keybearer, limit, openbao, valkey
 from bench.processes import BIN, OTHER_CORE, ROOT, SERVER_CORE, Process, Unavailable, busy_seconds
 from bench.seal import seal_trail
 
@@ -93,31 +93,38 @@ def chat_20k(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
     return _chats(peers, effort, "chat 20 kB, 32 connections", _chat(20 * _KB, MODELS[1]))
 
 
-def chat_1k_limits(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
-    """Likewise, 1 kB, held to two hard limits (a user's tokens, everybody's requests) that are counted in memory, and in Valkey.
+def with_limits(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
+    """1 kB chats, latency and 500 streams under limits and with several keys; counted in memory, and in Valkey.
 
+    Two limits are hard (a user's tokens, everybody's requests), one is soft (dollars a month), and two keys take turns.
     Needs ``keybearer`` and ``direct`` among the peers. Valkey has the generator's core: its own time is not in the figures.
     """
-    ours = next((peer for peer in peers if peer.name == "keybearer"), None)
-    if ours is None:
+    if all(peer.name != "keybearer" for peer in peers):
         return []
-    provider = next(peer for peer in peers if peer.process is None)
-    body = _chat(_KB, MODELS[0]) | {"max_tokens": 1000}
+    direct = next(peer for peer in peers if peer.process is None)
+    compared = [peer for peer in peers if peer.name in {"direct", "nginx", "keybearer"}]
     with tempfile.TemporaryDirectory(prefix="keybearer-bench-limits-") as directory, contextlib.ExitStack() as ends:
         server, url = valkey(Path(directory))
         ends.callback(server.stop)
-        compared = [ours]
         for name, settings in (("limits in memory", {}), ("limits in Valkey", {"redis_url": url})):
             home = Path(directory) / name.replace(" ", "-")
             home.mkdir()
-            peer = replace(keybearer(home, provider.port, **settings), name=name)
+            peer = replace(keybearer(home, direct.port, **settings), name=name)
             if peer.process is not None:
                 ends.callback(peer.process.stop)
+            add_key(peer, "second")
             limit(peer, "user", "tokens_minute")
             limit(peer, "deployment", "requests_minute")
+            limit(peer, "user", "usd_month", is_hard=False)
             time.sleep(2 * _QUIET)  # the limits' bound, and first counts
             compared.append(peer)
-        return _chats(compared, effort, f"chat 1 kB with two limits, {_CONNECTIONS} connections", body)
+        body = _chat(_KB, MODELS[0]) | {"max_tokens": 1000}
+        metrics = _streams(compared, effort, 500)
+        metrics += _chats(compared, effort, f"chat 1 kB, {_CONNECTIONS} connections", body)
+        metrics += latency(compared, effort)
+    for metric in metrics:
+        metric.name = f"with limits: {metric.name}"
+    return metrics
 
 
 def latency(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
@@ -215,8 +222,8 @@ SCENARIOS: dict[str, Scenario] = {
     "streams-1000": streams_1000,
     "chat-1k": chat_1k,
     "chat-20k": chat_20k,
-    "chat-1k-limits": chat_1k_limits,
     "latency": latency,
+    "with-limits": with_limits,
     "sse": sse_200,
     "fetch": fetch,
     "seal": seal_trail,
