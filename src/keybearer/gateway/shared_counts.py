@@ -39,6 +39,8 @@ from keybearer.usage.limits import Limits, Most, Reserving, alone, part, reached
 
 TOGETHER: Final = 64
 """Wishes in one question: some 100 µs of the server's time."""
+SETTLED_WITHIN: Final = 0.01
+"""Seconds for which a settlement waits for a take to go with, which most do: half the questions are saved."""
 WAITS: Final = 10.0
 """Seconds for which a call waits until an account is filled."""
 SEEN_EVERY: Final = 0.25
@@ -186,6 +188,7 @@ class SharedCounts:
         self._drops: dict[str, None] = {}
         """Keys of accounts that are not right, or not needed any more. Asked before all else."""
         self._wake = asyncio.Event()
+        self._settling: asyncio.TimerHandle | None = None
         self._missing: dict[str, Account] = {}
         self._parked: list[_Take] = []
         """Calls that wait for missing accounts."""
@@ -195,6 +198,8 @@ class SharedCounts:
 
     async def close(self) -> None:
         """See ``Counts``: settles what it can."""
+        if self._settling is not None:
+            self._settling.cancel()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -263,6 +268,11 @@ class SharedCounts:
         self._settles.append(_Settle(request_id, parts))
         if len(self._settles) > UNSENT:
             self._settles.popleft()
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(SETTLED_WITHIN, self._on_settling)
+
+    def _on_settling(self) -> None:
+        self._settling = None
         self._wake.set()
 
     async def _tick(self) -> None:
@@ -296,7 +306,7 @@ class SharedCounts:
         if answer is None:
             return bool(self._takes)
         self._tell(wishes.takes, answer)
-        return bool(self._takes or self._settles or self._drops)
+        return bool(self._takes or self._drops or len(self._settles) >= TOGETHER)
 
     def _next(self, *, takes: bool = True) -> _Wishes | None:
         """What is asked in one question; ``None``: nobody wishes anything."""
