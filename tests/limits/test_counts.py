@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from tests.limits.conftest import early_in_a_minute
@@ -14,9 +15,13 @@ from tests.limits.counting import Call, Person, Process, budget, person, process
 from tests.support import valkey as servers
 from tests.support.valkey import Valkey
 
-from keybearer.domain import BudgetKind
+from keybearer.crypto.keyring import Keyring
+from keybearer.domain import Budget, BudgetKind
 from keybearer.errors import CallUnbounded, KeybearerError, LimitExceeded, LimitReached, LimitTampered
+from keybearer.gateway.counters import Counters
+from keybearer.gateway.own_counts import OwnCounts
 from keybearer.usage.limits import Most
+from keybearer.vault.holders import KeyHolder
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +152,32 @@ async def test_a_thousand_at_once_take_what_there_is(desk: Process) -> None:
     answers = await asyncio.gather(*(call.answer for call in calls), return_exceptions=True)
     assert sum(isinstance(answer, LimitReached) for answer in answers) == 900
     assert (await desk.state(day))[:3] == (0, 700, 3)
+
+
+class Woken(OwnCounts):
+    """Counts that let somebody ask in the very moment in which a reading ends."""
+
+    ended: asyncio.Event
+
+    async def keep(self, budgets: Sequence[Budget], gone: Iterable[UUID]) -> None:
+        await super().keep(budgets, gone)
+        self.ended.set()
+
+
+async def test_who_asks_as_a_reading_ends_holds_up_nobody(database_urls: tuple[str, str], tmp_path: Path) -> None:
+    """The event loop once stood still: the one that asked waited for what was done, and nobody could say that it was."""
+    async with process(database_urls, tmp_path / "journal") as running, asyncio.timeout(10):
+        db = running.records._db
+        counts = Woken(running.records, KeyHolder(db).claim)
+        counts.ended = asyncio.Event()
+        counters = Counters(db, running.feed, keyring=Keyring.__new__(Keyring), counts=counts)
+
+        async def ask() -> None:
+            await counts.ended.wait()
+            await counters.catch_up()
+
+        asking = asyncio.create_task(ask())
+        await counters.catch_up()
+        await asking
+        assert not counters.is_behind
+        await counters.close()

@@ -45,7 +45,7 @@ class Counters:
     @property
     def is_behind(self) -> bool:
         """Whether a limit has changed and was not read yet: then wait with ``catch_up`` before ``limits_of``."""
-        return bool(self._stale) or self._reading is not None
+        return bool(self._stale) or (self._reading is not None and not self._reading.done())
 
     def limits_of(self, grant: Grant, credential: Credential) -> Limits | None:
         """What calls with this token and this key are held to; ``None``: nothing."""
@@ -67,20 +67,16 @@ class Counters:
     async def catch_up(self) -> None:
         """Read what has changed; one reads for all who wait. Raises ``Unavailable``, ``JournalFailed``."""
         while self.is_behind:
-            if self._reading is None:
+            # Asked of the task itself: a callback runs after others that may ask, and to wait for what is done lets nobody run.
+            if self._reading is None or self._reading.done():
                 self._reading = asyncio.get_running_loop().create_task(self._read())
-                self._reading.add_done_callback(self._on_read)
+                self._reading.add_done_callback(_retrieve)
             await asyncio.shield(self._reading)
 
     async def read_now(self) -> None:
         """Read every limit again, also those that the feed has not told of yet."""
         self._stale.add(_ALL)
         await self.catch_up()
-
-    def _on_read(self, task: asyncio.Task[None]) -> None:
-        self._reading = None
-        if not task.cancelled():
-            task.exception()  # every waiter has it
 
     async def _read(self) -> None:
         stale, self._stale = self._stale, set()
@@ -123,10 +119,15 @@ class Counters:
 
     async def close(self) -> None:
         """Stop reading and counting."""
-        if self._reading is not None:
+        if self._reading is not None and not self._reading.done():
             self._reading.cancel()
             await asyncio.wait({self._reading})
         await self._counts.close()
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # every waiter has it
 
 
 def reserve(limits: Limits, planned: Plan, provider: str, body: bytes, call: Reserving) -> None:
