@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Directory of the database, the root key file and the journal (mode 0700).")
     host: str = Field("127.0.0.1", description="Address to bind. Any other than loopback needs TLS or a declared proxy.")
     port: int = Field(8787, ge=0, le=65535, description="Port to bind; 0 picks a free one.")
-    workers: int = Field(1, ge=1, le=64, description="Worker processes. More than one wants PostgreSQL.")
+    workers: int = Field(1, ge=1, le=64, description="Worker processes. More than one is refused without PostgreSQL.")
     database_url: str = Field(
         "", repr=False, description="`postgresql+psycopg://…` for the runtime role; empty: SQLite in the data directory."
     )

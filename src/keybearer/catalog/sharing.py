@@ -1,8 +1,9 @@
-"""What a key of several people may be used for (DESIGN §4): decided from method and path, as the catalogue has them. Pure.
+"""What a key of several people may be used for: decided from method and path, as the catalogue has them. Pure.
 
 A team's or the system's key must not show one user another's files, batches or stored responses. So with such a key a call is
 either harmless to the others (``free``), or makes an object that is then its maker's (``creates``), or names one object, which
-must be its caller's own (``uses``). Everything else is ``refused``, above all lists. The gateway keeps whose object is whose.
+must be its caller's own (``uses``). Everything else is ``refused``, above all lists. The gateway keeps whose object is whose
+(docs/adr/0013-whose-objects.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the hot path finds without a database: token → grant, user → registry, (grant, provider, model) → a key ready to send.
 
-Rules of these caches (DESIGN.md §6):
+Rules of these caches (docs/adr/0003-revocation-bound.md):
 
 * An entry lives at most ``SECONDS``, and never past the expiry of its token or secret.
 * It is dropped, and marked so for whoever holds it, as soon as the change feed names its token, its user, or something of the

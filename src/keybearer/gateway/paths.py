@@ -124,7 +124,7 @@ def dialect_of(target: bytes, headers: Headers = ()) -> str:
 
 
 def _dialect_by_header(headers: Headers) -> str:
-    """DESIGN §1: where paths collide, ``x-goog-api-key`` means Gemini, ``anthropic-version`` Anthropic, else OpenAI."""
+    """Where paths collide: ``x-goog-api-key`` means Gemini, ``anthropic-version`` Anthropic, else OpenAI."""
     names = {name for name, _ in headers}
     if b"x-goog-api-key" in names:
         return GEMINI
