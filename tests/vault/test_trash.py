@@ -15,7 +15,7 @@ from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value
 
 from keybearer.catalog import Catalog
 from keybearer.domain import Caller, Role, Scope, SecretType
-from keybearer.errors import Conflict, Invalid, KeyMissing, KeyUnreadable, NotFound, ScopeMissing
+from keybearer.errors import Conflict, Invalid, KeyFailed, KeyMissing, KeyUnreadable, NotFound, ScopeMissing
 from keybearer.store.db import Actor
 from keybearer.store.schema import secret, secret_version
 from keybearer.vault.retention import Retention
@@ -64,6 +64,18 @@ async def test_a_deleted_secret_is_gone_and_comes_back_as_it_was(world: World) -
     with pytest.raises(NotFound):
         await world.secrets.trash.restore(ada, made.id)
     assert [action for action, outcome in await world.recorded() if outcome == "ok"][-2:] == ["secret.delete", "secret.restore"]
+
+
+async def test_what_its_provider_refused_does_not_come_back_as_good(world: World) -> None:
+    ada = await world.person("ada")
+    made = await world.secrets.create(ada, NEW)
+    await world.secrets.mark(made.id, 1, "failed", "The provider does not know it.")
+    failed = await world.secrets.get(ada, made.id)
+    await world.secrets.delete(ada, made.id)
+    back = await world.secrets.trash.restore(ada, made.id)
+    assert back == replace(failed, updated_at=back.updated_at)
+    with pytest.raises(KeyFailed):
+        await resolve(world, ada)
 
 
 async def test_deleting_frees_the_name(world: World) -> None:

@@ -52,8 +52,8 @@ _log = logging.getLogger(__name__)
 class Change:
     """One change, as it was committed: ids grow in the order of commits.
 
-    ``subject`` is ``token``, ``user``, ``team``, ``secret``, ``provider``, ``model``, ``deployment`` or ``everything``; ``user_id`` tells
-    whose cached keys are concerned, ``None``: everybody's.
+    ``subject`` is ``token``, ``user``, ``team``, ``secret``, ``provider``, ``model``, ``budget``, ``deployment`` or ``everything``;
+    ``user_id`` tells whose cached keys are concerned, ``None``: everybody's.
     """
 
     id: int

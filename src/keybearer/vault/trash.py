@@ -38,8 +38,8 @@ class Trash:
     async def restore(self, caller: Caller, secret_id: UUID, name: str | None = None) -> Secret:
         """Bring a deleted secret back, under its name or another.
 
-        One whose row was edited meanwhile comes back unreadable. Raises ``NotFound`` (purged, or not deleted), ``Conflict`` where
-        another has the name by now, ``Invalid``, ``ScopeMissing``.
+        One that its provider refused comes back as such; one whose row was edited meanwhile, unreadable. Raises ``NotFound``
+        (purged, or not deleted), ``Conflict`` where another has the name by now, ``Invalid``, ``ScopeMissing``.
         """
         async with (
             attempt(self._keeper.db, "secret.restore", caller, str(secret_id)),
@@ -56,8 +56,7 @@ class Trash:
                     "deleted_at": None,
                     "deleted_name": None,
                     "name": back,
-                    "state": "ok",
-                    "failed_at": None,
+                    "state": "ok" if row.failed_at is None else "failed",
                 }
                 columns |= {"updated_at": datetime.now(UTC)}
                 await self._keeper.write(tx, row, columns)
