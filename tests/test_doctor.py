@@ -112,9 +112,11 @@ async def test_what_is_wrong_is_named(tmp_path: Path, broken: Callable[[Path], A
     ("name", "value", "check", "state", "said"),
     [
         ("EGRESS_ALLOW", "10.0.0.0/4", "settings", "ok", ""),
-        ("EGRESS_ALLOW", "0.0.0.0/0", "egress", "warning", "0.0.0.0/0"),
+        ("EGRESS_ALLOW", "0.0.0.0/0", "egress", "warning", "0.0.0.0/0 in KEYBEARER_EGRESS_ALLOW"),
         ("EGRESS_ALLOW", "not a host", "egress", "failed", "KEYBEARER_EGRESS_ALLOW"),
         ("EGRESS_CA_FILE", "nowhere.pem", "settings", "failed", "KEYBEARER_EGRESS_CA_FILE"),
+        ("CONNECTION_ALLOW", "0.0.0.0/0", "egress", "warning", "0.0.0.0/0 in KEYBEARER_CONNECTION_ALLOW"),
+        ("CONNECTION_ALLOW", "not a host", "egress", "failed", "KEYBEARER_CONNECTION_ALLOW"),
         ("CONNECTION_ALLOW", "10.1.0.0/16,db.internal:5432", "egress", "ok", "db.internal:5432"),
         ("HOST", "0.0.0.0", "settings", "failed", "unencrypted"),
         ("WORKERS", "3", "settings", "failed", "PostgreSQL"),

@@ -52,7 +52,7 @@ from keybearer.gateway.counters import Counters
 from keybearer.gateway.counts import Counts, Records
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
-from keybearer.gateway.egress import EgressPolicy
+from keybearer.gateway.egress import CONNECTION_ALLOW, EgressPolicy
 from keybearer.gateway.hooks import HookPoster
 from keybearer.gateway.mailer import Mailer
 from keybearer.gateway.objects import Objects
@@ -67,7 +67,7 @@ from keybearer.gateway.token_endpoint import TokenEndpoint
 from keybearer.gateway.upstream import Upstream
 from keybearer.reference_stores import external_of
 from keybearer.services import ServerOptions, Services
-from keybearer.store.changes import Change, Feed
+from keybearer.store.changes import EVERYTHING, Change, Feed
 from keybearer.store.db import Actor, Database, migrate
 from keybearer.store.queries import budgets
 from keybearer.telemetry import configure_logging
@@ -121,8 +121,8 @@ def make_data_dir(path: Path) -> None:
         raise OperatorError(message, hint="Choose another with --data-dir or KEYBEARER_DATA_DIR.") from None
 
 
-def check_available(settings: Settings) -> None:
-    """Refuse a setting that this version does not honour yet: silence would be a promise. Raises ``SettingsInvalid``."""
+def check_workers(settings: Settings) -> None:
+    """Refuse several workers on SQLite, which is for one process. Raises ``SettingsInvalid``."""
     if settings.workers > 1 and not settings.database_url:
         raise SettingsInvalid("Several workers need PostgreSQL.", hint="Set KEYBEARER_DATABASE_URL, or use one worker.")
 
@@ -132,7 +132,7 @@ async def prepare(settings: Settings) -> Start:
 
     The set-up link comes last: making one ends the one before, which a server that is running may have printed.
     """
-    check_available(settings)
+    check_workers(settings)
     check_bind(settings)
     make_data_dir(settings.data_dir)
     wrappers = await root_keys.providers_of(settings)
@@ -183,7 +183,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         secrets = Secrets(db, keyring, catalog, retention_of(settings), external_of(settings), TokenEndpoint(upstream))
         providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
         resolver = Resolver(db, keyring, secrets, settings.fallback.value)
-        to_users = Upstream(EgressPolicy(settings.connection_allow), ca_file=settings.egress_ca_file)
+        to_users = Upstream(EgressPolicy(settings.connection_allow, CONNECTION_ALLOW), ca_file=settings.egress_ca_file)
         stack.push_async_callback(to_users.close)
         hooks = Hooks(db, keyring, HookPoster(to_users))
         prober = Prober(
@@ -276,7 +276,9 @@ async def check_limits(db: Database, settings: Settings) -> None:
 
 def forget_deleted(keyring: Keyring, change: Change) -> None:
     """Drop the owner keys of a person who was changed, or is gone, from this process's memory; they are read again on need."""
-    if change.subject == "user":
+    if change.subject == EVERYTHING:
+        keyring.forget_owners()
+    elif change.subject == "user":
         keyring.forget_owner(UUID(change.subject_id))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,3 +167,25 @@ def test_a_connection_test_is_a_use_and_keeps_to_the_tokens_and_the_secrets_limi
         answer = person.http.post(f"/api/v1{path}", json=body)
         assert (answer.status_code, answer.json()["code"]) == (403, code), path
     ada.call("DELETE", f"/secrets/{mine['id']}")
+
+
+def test_a_row_edited_by_other_hands_is_shown_beside_the_others(ada: Person) -> None:
+    """SQLite lets anything into any column; what is shown of it must fit the answer, or nobody's list is one."""
+    bad, good = (ada.add_key("openai", KEY, name=name)["id"] for name in ("bad", "good"))
+    held = (
+        "priority = 1.5",
+        "version = 'x'",
+        "secret_type = 'riddle'",
+        "owner_kind = 'king'",
+        "rotation_period = -3",
+        "tags = '[1]'",
+    )
+    for edit in (*held, "check_every = 99999", "usage_count = 'many'", "created_at = 'once'", "oauth = '{\"a\": 1}'"):
+        with sqlite3.connect(ada.server.data_dir / "keybearer.db") as database:
+            database.execute(f"UPDATE secret SET {edit} WHERE name = 'bad'")  # from the table above
+        assert {each["id"] for each in ada.call("GET", "/secrets")["items"]} == {bad, good}, edit
+        for page in ("/", f"/secrets/{bad}", f"/secrets/{good}"):
+            assert ada.http.get(page).status_code == 200, (edit, page)
+    assert ada.call("GET", f"/secrets/{bad}")["state"] == "unreadable"
+    for made in (bad, good):
+        ada.call("DELETE", f"/secrets/{made}")

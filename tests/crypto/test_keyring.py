@@ -8,6 +8,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,12 +19,14 @@ from tests.crypto import make_vectors, reference
 from tests.crypto.vectors import Json, load
 from tests.support.tamper import Tamper
 
+from keybearer.app import forget_deleted
 from keybearer.crypto.envelope import key_id_of
 from keybearer.crypto.keyring import Binding, Keyring, OwnerKey, RecentKeys
 from keybearer.crypto.kms import Wrapper, env
-from keybearer.crypto.rows import encode_row
+from keybearer.crypto.rows import RowField, encode_row
 from keybearer.domain import SYSTEM_OWNER_ID, OwnerKind, SecretBytes
 from keybearer.errors import EnvelopeError, RootKeyError
+from keybearer.store.changes import EVERYTHING, Change
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import keys
 from keybearer.store.schema import deployment, owner_key, root_key
@@ -489,6 +492,18 @@ class TestRecentKeys:
         with pytest.raises(EnvelopeError):  # destroyed: what it sealed is gone
             await opening_key(database, keyring, key.id, owner_id)
 
+    async def test_a_process_that_may_have_missed_a_deletion_reads_keys_anew(
+        self, database: Database, keyring: Keyring, tamper: Tamper
+    ) -> None:
+        owner_id = await new_owner(database)
+        key = await sealing_key(database, keyring, owner_id)
+        await tamper(sa.delete(owner_key).where(owner_key.c.id == key.id))
+        forget_deleted(keyring, Change(1, "secret", "", owner_id))
+        assert (await opening_key(database, keyring, key.id, owner_id)).id == key.id
+        forget_deleted(keyring, Change(2, EVERYTHING, "", None))
+        with pytest.raises(EnvelopeError):
+            await opening_key(database, keyring, key.id, owner_id)
+
     def test_using_a_key_does_not_prolong_its_time(self) -> None:
         now, key = [0.0], some_key()
         recent = RecentKeys(seconds=10, clock=lambda: now[0])
@@ -546,6 +561,21 @@ class TestRowMac:
         for forged in (b"", bytes(32), mac[:-1], mac + b"\x00", make_vectors.flipped(mac, 31, 1)):
             with pytest.raises(EnvelopeError):
                 keyring.check_row_mac(forged, "user_account", "x")
+
+    async def test_a_row_as_it_was_read_fails_with_one_error_whatever_it_holds(self, keyring: Keyring) -> None:
+        def fields(row: Any) -> tuple[RowField, ...]:
+            return (row.id, *row.names)
+
+        row = SimpleNamespace(id=7, names=["a"])
+        mac = keyring.row_mac("model", 7, "a")
+        keyring.check_row(mac, "model", fields, row)
+        naive = datetime(2026, 1, 1)  # noqa: DTZ001  # as a hand may write it
+        for edited in ({"id": 7.5}, {"id": naive}, {"id": "\ud800"}, {"names": None}, {"names": 3}, {"names": [{}]}):
+            with pytest.raises(EnvelopeError):
+                keyring.check_row(mac, "model", fields, SimpleNamespace(**(vars(row) | edited)))
+        for forged in (None, 10**12, 1.5, mac.hex(), b""):
+            with pytest.raises(EnvelopeError):
+                keyring.check_row(forged, "model", fields, row)
 
     async def test_another_deployment_has_another_key(self, keyring: Keyring) -> None:
         vector = load("deployment_v1.json")["row_macs"][0]

@@ -353,6 +353,26 @@ def test_an_exception_that_is_none_stops_the_start(entry: str) -> None:
     with pytest.raises(SettingsInvalid) as caught:
         EgressPolicy((entry,))
     assert "KEYBEARER_EGRESS_ALLOW" in caught.value.message
+    with pytest.raises(SettingsInvalid, match="KEYBEARER_CONNECTION_ALLOW"):
+        EgressPolicy((entry,), "KEYBEARER_CONNECTION_ALLOW")
+
+
+def test_a_refusal_says_what_would_open_the_host() -> None:
+    origin, connections = origin_of("https://db.example"), EgressPolicy(("10.0.0.5",), "KEYBEARER_CONNECTION_ALLOW")
+    both = EgressPolicy.either(connections, EgressPolicy(("10.0.0.6",)))
+
+    def hint(policy: EgressPolicy, address: str = "10.0.0.9", *, admin_defined: bool = True) -> str:
+        with pytest.raises(EgressRefused) as refused:
+            policy.may_connect(origin, address, admin_defined=admin_defined)
+        return refused.value.hint
+
+    assert "KEYBEARER_EGRESS_ALLOW" in hint(EgressPolicy())
+    assert hint(connections).endswith(" KEYBEARER_CONNECTION_ALLOW.")
+    assert hint(both).endswith(" KEYBEARER_CONNECTION_ALLOW or KEYBEARER_EGRESS_ALLOW.")
+    assert "KEYBEARER" not in hint(both, "169.254.169.254")
+    assert "KEYBEARER" not in hint(EgressPolicy(("10.0.0.9",)), admin_defined=False)
+    for address in ("10.0.0.5", "10.0.0.6"):
+        both.may_connect(origin, address, admin_defined=True)
 
 
 def test_origins_compare_by_value() -> None:

@@ -31,7 +31,7 @@ from keybearer.errors import (
     ReferenceWrong,
     SettingsInvalid,
 )
-from keybearer.store.changes import Change
+from keybearer.store.changes import EVERYTHING, Change
 from keybearer.store.schema import secret, secret_version
 from keybearer.vault.drafts import NewSecret
 from keybearer.vault.external import External, Wanted
@@ -305,11 +305,12 @@ async def test_a_value_is_fetched_once_for_all_and_forgotten_on_a_change(stores:
     assert counting.count == 1
     await external.value(key, wanted)
     assert counting.count == 1
-    external.forget(Change(1, "secret", str(key[0]), None))
-    await external.value(key, wanted)
-    assert counting.count == 2
+    for count, told in enumerate((Change(1, "secret", str(key[0]), None), Change(2, EVERYTHING, "", None)), start=2):
+        external.forget(told)
+        await external.value(key, wanted)
+        assert counting.count == count, told.subject
     await external.value((uuid4(), 1), wanted)
-    assert counting.count == 3, "what one secret was given is no other's, whatever it points to"
+    assert counting.count == 4, "what one secret was given is no other's, whatever it points to"
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from tests.support.tamper import Tamper
+from tests.support.tamper import Tamper, tamper_with
 from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value
 
 from keybearer.access import macs
@@ -299,3 +300,62 @@ async def test_a_secret_inserted_for_the_system_serves_nobody(world: World, tamp
     openai = (await world.providers.registry(ada.user_id)).get("openai")
     with pytest.raises(KeyMissing):
         await world.resolver.resolve(ada.user_id, None, openai, "gpt-5")
+
+
+NONSENSE = (
+    ("priority", "1.5", True),
+    ("priority", "'first'", True),
+    ("priority", "x'00'", True),
+    ("version", "1.5", True),
+    ("fallback_version", "'none'", True),
+    ("is_active", "'perhaps'", False),
+    ("expires_at", "'never'", True),
+    ("expires_at", "'2099-01-01'", True),
+    ("deleted_at", "7", None),
+    ("model_id", "'mine'", None),
+    ("allowed_models", "'[\"gpt-5\"'", True),
+    ("allowed_tokens", "3.5", True),
+    ("owner_kind", "'king'", True),
+    ("secret_type", "'riddle'", None),
+    ("mac", "1.5", True),
+    ("mac", "99999999999", True),
+    ("egress", "'{'", False),
+    ("reference", "'[1]'", True),
+    ("tags", "'{\"a\": 1}'", False),
+    ("oauth", "'[1'", False),
+    ("usage_count", "'many'", False),
+    ("rotation_period", "-3.5", False),
+    ("token_expires_at", "'2020-01-01'", False),
+    ("created_by", "'somebody'", False),
+    ("last_used_at", "'yesterday'", False),
+)
+"""A column of a secret, what its row holds there in SQL, whether that makes it unreadable; ``None``: no listing has it, or no call asks."""
+
+
+@pytest.mark.parametrize(("column", "held", "is_unreadable"), NONSENSE)
+async def test_a_row_that_holds_what_no_column_of_ours_does_takes_no_other_along(
+    sqlite_world: World, tmp_path: Path, *, column: str, held: str, is_unreadable: bool | None
+) -> None:
+    """SQLite lets anything into any column."""
+    world = sqlite_world
+    ada = await world.person("ada")
+    bad, good = [await world.secrets.create(ada, replace(NEW, name=name)) for name in ("bad", "good")]
+    await tamper_with(sa.make_url(f"sqlite+aiosqlite:///{tmp_path}/keybearer.db"))(
+        sa.text(f"UPDATE secret SET {column} = {held} WHERE name = 'bad'")  # from the table above
+    )
+    seen = {each.id: each for each in (await world.secrets.list(ada)).items}
+    assert seen[good.id].state == "ok"
+    if is_unreadable is not None:
+        assert (seen[bad.id].state == "unreadable") is is_unreadable
+    openai = (await world.providers.registry(ada.user_id)).get("openai")
+    served = {each.secret_id for each in await world.resolver.resolve(ada.user_id, None, openai, "gpt-5")}
+    assert good.id in served
+    assert bad.id not in served or is_unreadable is False
+    if is_unreadable and column != "expires_at":
+        with pytest.raises(KeyUnreadable):
+            await world.secrets.credential(ada, bad.id)
+        # Entered again it is right again; a row of no kind that there is can still be deleted.
+        if column in {"priority", "fallback_version", "mac"}:
+            assert (await world.secrets.update(ada, bad.id, {"value": value(OTHER_OPENAI_KEY)})).state == "ok"
+    if column != "deleted_at":
+        await world.secrets.delete(ada, bad.id)

@@ -1,7 +1,7 @@
 """Which columns a row MAC covers, in an order kept for ever: a changed column, or a row inserted by other hands, is no way in.
 
-Functions give the arguments of ``Keyring.row_mac`` and ``check_row_mac``. A row comes as it was read, so it may hold anything:
-what cannot have been written here raises ``EnvelopeError``.
+Functions give the arguments of ``Keyring.row_mac``, and are an argument of ``check_row``. A row comes as it was read, so it may hold
+anything: what cannot have been written here raises ``EnvelopeError``, ``TypeError`` or ``ValueError``, and ``check_row`` the first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def token_fields(row: Any) -> tuple[RowField, ...]:
     """All of an access token but its name and last use."""
     return (
         row.id,
-        bytes(row.token_hash),
+        row.token_hash,
         row.user_id,
         strings(row.scopes),
         optional_strings(row.allowed_providers),
@@ -54,7 +54,7 @@ def session_fields(
     session_id: UUID, token_hash: bytes, user_id: UUID, created_at: datetime, expires_at: datetime
 ) -> tuple[RowField, ...]:
     """All of a session but its last use and what the browser says of itself."""
-    return (session_id, bytes(token_hash), user_id, created_at, expires_at)
+    return (session_id, token_hash, user_id, created_at, expires_at)
 
 
 def user_fields(user_id: UUID, role: str, is_active: bool) -> tuple[RowField, ...]:  # noqa: FBT001  # a column's value

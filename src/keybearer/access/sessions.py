@@ -28,9 +28,9 @@ from keybearer.store.queries import users as user_rows
 
 COOKIE_BYTES = 32
 TOUCHED_EVERY = timedelta(seconds=60)
+"""How exact ``last_seen_at`` is: a write for every request would be one too many."""
 FRESH = timedelta(minutes=10)
 """For how long a sign-in counts as proof for what needs more than a session."""
-"""How exact ``last_seen_at`` is: a write for every request would be one too many."""
 _IP_LIMIT, _AGENT_LIMIT = 64, 256
 
 
@@ -129,11 +129,10 @@ class Sessions:
             row = await lookups.session_by_hash(tx, token_hash)
         if row is None or row.expires_at <= now or row.last_seen_at + self.idle <= now:
             raise SessionInvalid
-        fields = macs.session_fields(row.id, token_hash, row.user_id, row.created_at, row.expires_at)
-        user_fields = macs.user_fields(row.user_id, row.user_role, row.user_is_active)
+        fields = (row.id, token_hash, row.user_id, row.created_at, row.expires_at)
         try:
-            self._keyring.check_row_mac(bytes(row.mac), macs.SESSION, *fields)
-            self._keyring.check_row_mac(bytes(row.user_mac), macs.USER, *user_fields)
+            self._keyring.check_row(row.mac, macs.SESSION, macs.session_fields, *fields)
+            self._keyring.check_row(row.user_mac, macs.USER, macs.user_fields, row.user_id, row.user_role, row.user_is_active)
         except EnvelopeError:
             raise SessionInvalid from None
         if not row.user_is_active:
@@ -220,7 +219,7 @@ class Sessions:
     def _check_active(self, row: Any) -> None:
         """Raise ``SignInFailed`` for a disabled account, and for one whose row was edited."""
         try:
-            self._keyring.check_row_mac(bytes(row.mac), macs.USER, *macs.user_fields(row.id, row.role, row.is_active))
+            self._keyring.check_row(row.mac, macs.USER, macs.user_fields, row.id, row.role, row.is_active)
         except EnvelopeError:
             raise SignInFailed from None
         if not row.is_active:

@@ -13,7 +13,7 @@ import re
 import secrets
 import string
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -28,6 +28,7 @@ from keybearer.access.attempts import attempt
 from keybearer.access.fields import NAME_LIMIT, Fields
 from keybearer.audit import management
 from keybearer.crypto.keyring import Keyring
+from keybearer.crypto.rows import RowField
 from keybearer.domain import Caller, Grant, ManagementRecord, Owner, OwnerKind, Role, Scope
 from keybearer.errors import EnvelopeError, Forbidden, NotFound, ScopeMissing, TokenInvalid
 from keybearer.store import changes
@@ -145,11 +146,9 @@ class Tokens:
         async with self._db.read(Actor.lookup()) as tx:
             found = await lookups.token_by_id(tx, token_id)
         row = _NOBODYS if found is None else found
-        is_right = hmac.compare_digest(digest, bytes(row.token_hash))
-        is_right &= self._is_ours(bytes(row.mac), macs.TOKEN, _mac_fields(row))
-        is_right &= self._is_ours(
-            bytes(row.user_mac), macs.USER, macs.user_fields(row.user_id, row.user_role, row.user_is_active)
-        )
+        is_right = self._is_ours(row.mac, macs.TOKEN, macs.token_fields, row)
+        is_right &= isinstance(row.token_hash, bytes) and hmac.compare_digest(digest, row.token_hash)
+        is_right &= self._is_ours(row.user_mac, macs.USER, macs.user_fields, row.user_id, row.user_role, row.user_is_active)
         is_right &= bool(row.is_active) and bool(row.user_is_active)
         is_right &= row.expires_at is None or row.expires_at > datetime.now(UTC)
         if found is None or not is_right:
@@ -214,7 +213,7 @@ class Tokens:
             async with self._db.write(policy.actor_of(caller)) as tx:
                 owner_id = _owner(caller) if given == {"is_active": False} else caller.user_id
                 row = _found(await rows.get(tx, owner_id, _known_form(token_id), lock=True))
-                if not self._is_ours(bytes(row.mac), macs.TOKEN, _mac_fields(row)):
+                if not self._is_ours(row.mac, macs.TOKEN, macs.token_fields, row):
                     raise Forbidden("This token was changed outside Keybearer.", hint="Delete it and create another.")
                 token = _changed(_token(row), given, datetime.now(UTC))
                 if given.keys() - {"name", "is_active"} or given.get("is_active"):
@@ -249,9 +248,9 @@ class Tokens:
         }
         return columns | {"mac": self._keyring.row_mac(macs.TOKEN, *macs.token_fields(SimpleNamespace(**columns)))}
 
-    def _is_ours(self, mac: bytes, table: str, fields: tuple[Any, ...]) -> bool:
+    def _is_ours(self, mac: object, table: str, fields: Callable[..., tuple[RowField, ...]], *of: Any) -> bool:
         try:
-            self._keyring.check_row_mac(mac, table, *fields)
+            self._keyring.check_row(mac, table, fields, *of)
         except EnvelopeError:
             return False
         return True
@@ -292,14 +291,6 @@ class Tokens:
             self._db, tx, ManagementRecord(action, caller, token.id, owner=owner, detail=tuple(detail.items()))
         )
         await changes.note(self._db, tx, "token", token.id, token.user_id)
-
-
-def _mac_fields(row: Any) -> tuple[Any, ...]:
-    """The fields of a row as read; a row that cannot have been written here gives none, whose MAC is nobody's."""
-    try:
-        return macs.token_fields(row)
-    except EnvelopeError:
-        return ()
 
 
 def _known_form(token_id: str) -> str:

@@ -255,7 +255,7 @@ class Users:
     def _is_ours(self, row: Any) -> bool:
         """Whether the row is as it was written here: an edited one must not get a good MAC."""
         try:
-            self._keyring.check_row_mac(bytes(row.mac), macs.USER, *macs.user_fields(row.id, row.role, row.is_active))
+            self._keyring.check_row(row.mac, macs.USER, macs.user_fields, row.id, row.role, row.is_active)
         except EnvelopeError:
             return False
         return True

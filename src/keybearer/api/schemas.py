@@ -231,7 +231,9 @@ class SecretAnswer(BaseModel):
     token_expires_at: Annotated[datetime | None, Field(description="Of an OAuth token that is refreshed; `null`: not known.")]
     refresh_at: Annotated[datetime | None, Field(description="When it is refreshed next; `null`: never.")]
     refresh_problem: Annotated[str, Field(description="What went wrong the last time.")]
-    health_check_every: CheckEvery
+    health_check_every: Annotated[
+        int | None, Field(description="Hours between tests; `0`: never; `null`: as the deployment does.")
+    ]
     next_check_at: datetime | None
     checked_at: Annotated[datetime | None, Field(description="When its value was tested last, by whomever.")]
     check_status: Annotated[str | None, Field(description="What that test found, as a test answers it.")]

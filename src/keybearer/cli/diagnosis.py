@@ -26,7 +26,7 @@ from keybearer.crypto.keyring import Keyring, held_by
 from keybearer.crypto.kms.file import KeyFileMissing
 from keybearer.crypto.kms.providers import Providers
 from keybearer.errors import KeybearerError, SettingsInvalid
-from keybearer.gateway.egress import EgressPolicy
+from keybearer.gateway.egress import CONNECTION_ALLOW, EGRESS_ALLOW, EgressPolicy
 from keybearer.store import engine as engines
 from keybearer.store import guard
 from keybearer.store.db import Actor, Database, translated
@@ -98,7 +98,7 @@ async def diagnose(data_dir: Path | None) -> AsyncIterator[Finding]:
 
 def _settings(settings: Settings) -> Finding:
     """What a start refuses, and parts that are only looked at when they are needed."""
-    app.check_available(settings)
+    app.check_workers(settings)
     app.check_bind(settings)
     app.mailer_of(settings)
     for name in ("tls_certificate", "tls_private_key", "egress_ca_file", "openbao_ca_file"):
@@ -143,10 +143,11 @@ def _data_dir(settings: Settings) -> Finding:
 
 
 def _egress(settings: Settings) -> Finding:
-    entries = (*settings.egress_allow, *settings.connection_allow)
+    lists = {EGRESS_ALLOW: settings.egress_allow, CONNECTION_ALLOW: settings.connection_allow}
+    entries = [entry for allowed in lists.values() for entry in allowed]
     try:
-        EgressPolicy(settings.egress_allow)
-        EgressPolicy(settings.connection_allow)
+        for setting, allowed in lists.items():
+            EgressPolicy(allowed, setting)
         if settings.egress_ca_file is not None:
             ssl.create_default_context(cafile=str(settings.egress_ca_file))
     except KeybearerError as error:
@@ -154,10 +155,11 @@ def _egress(settings: Settings) -> Finding:
     except (ssl.SSLError, OSError) as error:
         message = f"KEYBEARER_EGRESS_CA_FILE names {settings.egress_ca_file}, which holds no certificates: {error}."
         return Finding("egress", "failed", message, "Put PEM certificates there.")
-    wide = [entry for entry in entries if _is_wide(entry)]
-    if wide:
-        message = f"{', '.join(wide)} opens a great many private addresses to keys."
-        return Finding("egress", "warning", message, "Name the hosts, or a narrower network, in KEYBEARER_EGRESS_ALLOW.")
+    wide = {setting: [entry for entry in allowed if _is_wide(entry)] for setting, allowed in lists.items()}
+    found = [f"{', '.join(each)} in {setting}" for setting, each in wide.items() if each]
+    if found:
+        message = f"{' and '.join(found)} opens a great many private addresses to keys."
+        return Finding("egress", "warning", message, "Name the hosts there, or a narrower network.")
     if not entries:
         return Finding("egress", "ok", "Keys go to public addresses by HTTPS alone.")
     return Finding("egress", "ok", f"Beside public addresses keys may go to: {', '.join(entries)}.")

@@ -110,6 +110,10 @@ class RecentKeys:
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forget all keys."""
+        self._kept.clear()
+
     def drop(self, owner_id: UUID) -> None:
         """Forget an owner's keys."""
         for key_id in [key_id for key_id, (_, key) in self._kept.items() if key.owner_id == owner_id]:
@@ -242,6 +246,10 @@ class Keyring:
                 opened[key_id] = await self.opening_key(tx, key_id, owner_id)
         return opened
 
+    def forget_owners(self) -> None:
+        """Drop all owners' keys from memory: nobody knows which of them are gone."""
+        self._recent.clear()
+
     def forget_owner(self, owner_id: UUID) -> None:
         """Drop an owner's keys from memory: the owner is gone."""
         self._recent.drop(owner_id)
@@ -282,6 +290,13 @@ class Keyring:
         state = self._mac.copy()
         state.update(encode_row(table, *fields))
         return state.finalize()
+
+    def check_row(self, mac: object, table: str, fields: Callable[..., tuple[RowField, ...]], *of: Any) -> None:
+        """Raise ``EnvelopeError`` unless ``mac`` was made here over ``fields(*of)``: a row as it was read, which may hold anything."""
+        try:
+            self.check_row_mac(mac if isinstance(mac, bytes) else b"", table, *fields(*of))
+        except (AttributeError, TypeError, ValueError):  # what no column of ours holds
+            raise EnvelopeError from None
 
     def check_row_mac(self, mac: bytes, table: str, *fields: RowField) -> None:
         """Raise ``EnvelopeError`` unless ``mac`` was made here over the same row."""

@@ -75,6 +75,4 @@ class EgressRefused(KeybearerError):
 
     code = "egress_refused"
     status = 403
-    default_hint = (
-        "Keys go only to the hosts bound to them. An administrator may allow private hosts with KEYBEARER_EGRESS_ALLOW."
-    )
+    default_hint = "Keys go only to the hosts bound to them: look at the secret, and at its provider's address."

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from keybearer.errors import UpstreamUnresolved
 from keybearer.gateway import tls
-from keybearer.gateway.egress import EgressPolicy, Origin, deny_reason
+from keybearer.gateway.egress import CONNECTION_ALLOW, EgressPolicy, Origin, deny_reason
 from keybearer.gateway.resolve import Resolver, SystemResolver
 
 _USER_LOOKUPS = 2
@@ -60,8 +60,8 @@ class Dialer:
         resolver: Resolver | None = None,
     ) -> None:
         """``allow``: private hosts that everybody's connection strings may name; ``system_allow``: the system's, too."""
-        self._policy = EgressPolicy(allow)
-        self._system_policy = EgressPolicy((*allow, *system_allow))
+        self._policy = EgressPolicy(allow, CONNECTION_ALLOW)
+        self._system_policy = EgressPolicy.either(self._policy, EgressPolicy(system_allow))
         self._resolver = resolver or SystemResolver(at_once=_USER_LOOKUPS)
         self.ca_file = ca_file
 

@@ -161,7 +161,8 @@ def require_bound(origin: Origin, egress: Iterable[str]) -> None:
         )
 
 
-# Reasons why an address is denied. Those in _OPENABLE an operator may open with KEYBEARER_EGRESS_ALLOW; the others never.
+# Reasons why an address is denied. Those in _OPENABLE an operator may open, in the list for whoever named the host (ADR 21); the others
+# never.
 METADATA = "metadata"
 _OPENABLE = frozenset({"loopback", "private", "shared", "unique-local", "translated", "benchmarking"})
 
@@ -256,7 +257,7 @@ def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:
 
 @dataclass(frozen=True, slots=True)
 class _Exception:
-    """One entry of KEYBEARER_EGRESS_ALLOW: a network, or a host with an optional port."""
+    """One of the operator's exceptions: a network, or a host with an optional port."""
 
     network: IPv4Network | IPv6Network | None = None
     host: str = ""
@@ -268,19 +269,34 @@ class _Exception:
         return self.host == origin.host and self.port in (None, origin.port)
 
 
+EGRESS_ALLOW = "KEYBEARER_EGRESS_ALLOW"
+"""The setting with the exceptions for providers that administrators define (predefined or system-owned)."""
+CONNECTION_ALLOW = "KEYBEARER_CONNECTION_ALLOW"
+"""The setting with those for what everybody names: connection strings and webhooks."""
+
+
 class EgressPolicy:
     """The operator's exceptions to the table: ``host``, ``host:port``, ``[v6]:port``, an address or a CIDR.
 
-    They hold for admin-defined (predefined or system-owned) providers only, and never open metadata, link-local,
-    multicast or reserved addresses. Raises ``SettingsInvalid`` for an entry that is none of these.
+    They never open metadata, link-local, multicast or reserved addresses. ``setting`` is where they stand, for messages. Raises
+    ``SettingsInvalid`` for an entry that is none of these.
     """
 
-    def __init__(self, allow: tuple[str, ...] = ()) -> None:
-        self._exceptions = tuple(_exception_of(entry) for entry in allow)
+    def __init__(self, allow: tuple[str, ...] = (), setting: str = EGRESS_ALLOW) -> None:
+        self._exceptions = tuple(_exception_of(entry, setting) for entry in allow)
+        self._setting = setting
+
+    @classmethod
+    def either(cls, one: EgressPolicy, other: EgressPolicy) -> EgressPolicy:
+        """A policy with the exceptions of both."""
+        made = cls(setting=f"{one._setting} or {other._setting}")
+        made._exceptions = one._exceptions + other._exceptions
+        return made
 
     def may_connect(self, origin: Origin, address: str, *, admin_defined: bool) -> None:
         """Refuse, with ``EgressRefused``, to connect to ``address`` (one answer for ``origin.host``).
 
+        ``admin_defined``: whoever named the host is one for whom the exceptions hold.
         Plain ``http`` goes to private addresses that the operator opened, and nowhere else: a key in clear text on a
         public network is a key given away.
         """
@@ -293,10 +309,20 @@ class EgressPolicy:
             checked = ip_address(address)
             if any(exception.covers(origin, checked) for exception in self._exceptions):
                 return
-        raise EgressRefused(f"The host {origin.host} has an address that keys are not sent to ({reason}).")
+        raise EgressRefused(
+            f"The host {origin.host} has an address that keys are not sent to ({reason}).",
+            hint=self._way_out(reason, admin_defined=admin_defined),
+        )
+
+    def _way_out(self, reason: str, *, admin_defined: bool) -> str:
+        if reason not in _OPENABLE:
+            return "Name a public host: no setting opens addresses of this kind."
+        if admin_defined:
+            return f"The operator may allow private hosts with {self._setting}."
+        return "Private hosts are for providers that an administrator defines."
 
 
-def _exception_of(entry: str) -> _Exception:
+def _exception_of(entry: str, setting: str) -> _Exception:
     text = entry.strip()
     try:
         return _Exception(network=ip_network(text))
@@ -306,7 +332,7 @@ def _exception_of(entry: str) -> _Exception:
         host, port = _host_and_port(text)
     except Invalid as error:
         raise SettingsInvalid(
-            f"KEYBEARER_EGRESS_ALLOW: {entry!r} is not a host, host:port or CIDR.",
+            f"{setting}: {entry!r} is not a host, host:port or CIDR.",
             hint="For example: ollama.internal, 10.0.0.5:8000, [fd12::5]:8000, 10.1.0.0/16.",
         ) from error
     return _Exception(host=host, port=port)

@@ -54,8 +54,8 @@ class Objects:
         mine = set()
         for row in found:
             try:
-                self._keyring.check_row_mac(bytes(row.mac), macs.OBJECT, *macs.object_fields(row))
-            except (EnvelopeError, TypeError, ValueError):
+                self._keyring.check_row(row.mac, macs.OBJECT, macs.object_fields, row)
+            except EnvelopeError:
                 log.warning("a row was changed outside Keybearer and gives no access", table=macs.OBJECT, object=row.object_id)
             else:
                 mine.add((row.kind, row.object_id))

@@ -1,9 +1,15 @@
-"""What the tables' columns are made of: types that mean the same on both databases, and names for what a table has."""
+"""What the tables' columns are made of: types that mean the same on both databases, and names for what a table has.
+
+SQLite lets anything into any column. What is read from one that cannot have been written there becomes a value of the column's
+type that nothing here writes: no row MAC covers it, and the rows beside it are read as ever.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -19,6 +25,12 @@ metadata = sa.MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+NO_TIME = datetime.fromtimestamp(0, UTC)
+NO_NUMBER = -1
+NO_ID = UUID(int=2**128 - 1)
+"""What is read from a column that holds no time, no whole number, no id (RFC 9562's Max UUID)."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -44,7 +56,46 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002  # the base names it
         if value is None or isinstance(value, datetime):
             return value.astimezone(UTC) if value is not None else None
-        return datetime.fromisoformat(value)
+        try:
+            found = datetime.fromisoformat(value)
+        except (TypeError, ValueError):
+            return NO_TIME
+        return NO_TIME if found.tzinfo is None else found
+
+
+class Whole(sa.Integer):
+    """A whole number; on SQLite nothing else is read from it."""
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        return super().result_processor(dialect, coltype) if dialect.name == "postgresql" else _whole
+
+
+class BigWhole(sa.BigInteger):
+    """A whole number of up to 63 bits; on SQLite nothing else is read from it."""
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        return super().result_processor(dialect, coltype) if dialect.name == "postgresql" else _whole
+
+
+class Id(sa.Uuid[UUID]):
+    """A UUID; on SQLite nothing else is read from it."""
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        process = super().result_processor(dialect, coltype)
+        if process is None or dialect.name == "postgresql":
+            return process
+
+        def read(value: Any) -> Any:
+            try:
+                return process(value)
+            except (AttributeError, TypeError, ValueError):
+                return NO_ID
+
+        return read
+
+
+def _whole(value: Any) -> int | None:
+    return value if value is None or type(value) is int else NO_NUMBER
 
 
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
@@ -54,7 +105,7 @@ NullableJson = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_
 
 def id_column(name: str = "id") -> sa.Column[Any]:
     """A UUID that is the key of its table."""
-    return sa.Column(name, sa.Uuid(), primary_key=True)
+    return sa.Column(name, Id(), primary_key=True)
 
 
 def created_at() -> sa.Column[Any]:

@@ -6,6 +6,7 @@ SQLite runs in WAL mode with ``secure_delete``, so that deleted ciphertext is ov
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from contextlib import suppress
@@ -87,7 +88,12 @@ def sqlite(url: sa.URL, *, pool_size: int, begin: Literal["BEGIN", "BEGIN IMMEDI
     # At level debug the driver logs every parameter: addresses, password hashes, what people typed into the wrong field.
     logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     engine = create_async_engine(
-        url, pool_size=pool_size, max_overflow=0, pool_timeout=POOL_TIMEOUT_S + BUSY_TIMEOUT_MS / 1000, hide_parameters=True
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_S + BUSY_TIMEOUT_MS / 1000,
+        hide_parameters=True,
+        json_deserializer=_json,
     )
 
     @sa.event.listens_for(engine.sync_engine, "connect")
@@ -115,6 +121,14 @@ def sqlite(url: sa.URL, *, pool_size: int, begin: Literal["BEGIN", "BEGIN IMMEDI
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _json(text: str) -> Any:
+    """What a JSON column holds; where that is no JSON, an empty text, which none of ours holds (see ``columns``)."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return ""
 
 
 def secure_file(url: sa.URL) -> None:

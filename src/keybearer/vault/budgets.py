@@ -50,6 +50,7 @@ MICRO = 10**6
 MOST = 10**15
 """A thousand million dollars, or as many tokens as nobody uses."""
 _READ = (Scope.BUDGETS_WRITE, Scope.USAGE_READ)
+_SUBJECTS, _KINDS = frozenset(BudgetSubject), frozenset(BudgetKind)
 _TOKEN_ID = re.compile(r"[0-9A-Za-z]{12}")
 _PROVIDER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -259,9 +260,9 @@ class Budgets:
 def budget_of(keyring: Keyring, row: Any) -> Budget:
     """A limit's row; one that was not written here refuses what it concerns."""
     try:
-        keyring.check_row_mac(bytes(row.mac), macs.BUDGET, *macs.budget_fields(row))
+        keyring.check_row(row.mac, macs.BUDGET, macs.budget_fields, row)
         is_tampered = False
-    except (EnvelopeError, TypeError, ValueError):  # the latter: what no column of ours holds, which SQLite lets in
+    except EnvelopeError:
         log.warning(
             "a limit was changed outside Keybearer and refuses all calls: look at the database's logs", budget=str(row.id)
         )
@@ -269,9 +270,9 @@ def budget_of(keyring: Keyring, row: Any) -> Budget:
     return Budget(
         id=row.id,
         owner_id=row.owner_id,
-        subject=BudgetSubject(row.subject),
+        subject=BudgetSubject(row.subject) if row.subject in _SUBJECTS else BudgetSubject.DEPLOYMENT,
         subject_id=row.subject_id,
-        kind=BudgetKind(row.kind),
+        kind=BudgetKind(row.kind) if row.kind in _KINDS else BudgetKind.USD_DAY,
         amount=row.amount,
         is_hard=bool(row.is_hard),
         by_admin=bool(row.by_admin),

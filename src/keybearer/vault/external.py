@@ -19,7 +19,7 @@ import structlog
 from keybearer.access.fields import has_control
 from keybearer.domain import Caller, SecretBytes, SecretType
 from keybearer.errors import Invalid, KeybearerError, ReferenceUnreachable, ReferenceWrong
-from keybearer.store.changes import Change
+from keybearer.store.changes import EVERYTHING, Change
 from keybearer.vault.references import Leaves, Reference
 from keybearer.vault.stores import Store
 from keybearer.vault.values import text_of
@@ -96,7 +96,9 @@ class External:
 
     def forget(self, change: Change) -> None:
         """Drop what a changed secret pointed to, and everything where the change says no more than that there was one."""
-        if change.subject == "secret":
+        if change.subject == EVERYTHING:
+            self._known.clear()
+        elif change.subject == "secret":
             for key in [key for key in self._known if str(key[0]) == change.subject_id]:
                 del self._known[key]
 

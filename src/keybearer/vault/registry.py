@@ -56,7 +56,7 @@ def written_here(keyring: Keyring, provider_rows: Iterable[Any]) -> list[Any]:
 
 def _is_ours(keyring: Keyring, row: Any) -> bool:
     try:
-        keyring.check_row_mac(bytes(row.mac), macs.PROVIDER, *macs.provider_fields(row))
+        keyring.check_row(row.mac, macs.PROVIDER, macs.provider_fields, row)
     except EnvelopeError:
         log.warning("a provider was changed outside Keybearer and is not used: look at the database's own logs", id=str(row.id))
         return False
@@ -75,7 +75,7 @@ def _is_bare(row: Any) -> bool:
 
 def _is_our_model(keyring: Keyring, row: Any) -> bool:
     try:
-        keyring.check_row_mac(bytes(row.mac or b""), macs.MODEL, *macs.model_fields(row))
+        keyring.check_row(row.mac, macs.MODEL, macs.model_fields, row)
     except EnvelopeError:
         log.warning("a model was changed outside Keybearer and is not used: look at the database's own logs", id=str(row.id))
         return False

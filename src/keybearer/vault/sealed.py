@@ -19,7 +19,7 @@ from keybearer.access import macs
 from keybearer.catalog import Provider, places
 from keybearer.crypto.keyring import Binding, Keyring
 from keybearer.crypto.rows import RowField
-from keybearer.domain import Credential, KeySource, Owner, OwnerKind, Secret, SecretBytes, SecretType
+from keybearer.domain import SYSTEM_OWNER_ID, Credential, KeySource, Owner, OwnerKind, Secret, SecretBytes, SecretType
 from keybearer.errors import EnvelopeError, FieldError, Invalid, KeyUnreadable
 from keybearer.gateway.egress import egress_set, placed
 from keybearer.vault import oauth, references
@@ -27,6 +27,7 @@ from keybearer.vault.oauth import OAuth
 from keybearer.vault.references import Reference
 
 FIELD, OAUTH_FIELD = "value", "oauth"
+_KINDS, _TYPES = frozenset(OwnerKind), frozenset(SecretType)
 _MARKED = 7
 """The version of ids (RFC 9562) of secrets that carry a MAC."""
 
@@ -138,7 +139,7 @@ class Sealer:
 
     def _is_mac_of(self, row: Any, fields: Callable[[Any], tuple[RowField, ...]]) -> bool:
         try:
-            self._keyring.check_row_mac(bytes(row.mac), macs.SECRET, *fields(row))
+            self._keyring.check_row(row.mac, macs.SECRET, fields, row)
         except EnvelopeError:
             return False
         return True
@@ -206,27 +207,29 @@ def console_path(secret_id: UUID) -> str:
 
 
 def owner_of(row: Any) -> Owner:
-    """Whose secret the row is."""
-    return Owner(OwnerKind(row.owner_kind), row.owner_id)
+    """Whose secret the row is. A row that says no kind is an edited one, and yet to be shown and to be deleted."""
+    if row.owner_kind in _KINDS:
+        return Owner(OwnerKind(row.owner_kind), row.owner_id)
+    return Owner(OwnerKind.SYSTEM if row.owner_id == SYSTEM_OWNER_ID else OwnerKind.USER, row.owner_id)
 
 
 def secret_of(row: Any) -> Secret:
-    """The row as listings show it."""
+    """The row as listings show it: an edited one too, as far as it has what a secret has."""
     return Secret(
         id=row.id,
         owner=owner_of(row),
         provider=row.provider,
-        secret_type=SecretType(row.secret_type),
+        secret_type=SecretType(row.secret_type) if row.secret_type in _TYPES else SecretType.CUSTOM,
         name=row.name if row.deleted_name is None else row.deleted_name,
         preview=row.preview,
         description=row.description,
-        tags=tuple(row.tags),
+        tags=_texts(row.tags),
         is_active=row.is_active,
         priority=row.priority,
-        allowed_models=None if row.allowed_models is None else tuple(row.allowed_models),
-        allowed_tokens=None if row.allowed_tokens is None else tuple(row.allowed_tokens),
+        allowed_models=None if row.allowed_models is None else _texts(row.allowed_models),
+        allowed_tokens=None if row.allowed_tokens is None else _texts(row.allowed_tokens),
         fetchable=row.fetchable,
-        egress=tuple(row.egress),
+        egress=_texts(row.egress),
         expires_at=row.expires_at,
         state=row.state,
         state_reason=row.state_reason,
@@ -241,7 +244,7 @@ def secret_of(row: Any) -> Secret:
         fallback_allowed=row.fallback_allowed,
         rotation_period=row.rotation_period,
         rotate_at=row.rotate_at,
-        oauth=None if row.oauth is None else tuple(row.oauth.items()),
+        oauth=None if row.oauth is None else _pairs(row.oauth),
         fallback_version=row.fallback_version,
         fallback_until=row.fallback_until,
         deleted_at=row.deleted_at,
@@ -249,7 +252,7 @@ def secret_of(row: Any) -> Secret:
         token_expires_at=row.token_expires_at,
         refresh_at=row.refresh_at,
         refresh_problem=row.refresh_problem or "",
-        reference=None if row.reference is None else tuple(row.reference.items()),
+        reference=None if row.reference is None else _pairs(row.reference),
         health_check_every=row.check_every,
         next_check_at=row.check_at,
         checked_at=row.checked_at,
@@ -257,6 +260,14 @@ def secret_of(row: Any) -> Secret:
         check_reason=row.check_reason or "",
         failed_at=row.failed_at,
     )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((name, text) for name, text in value.items() if isinstance(text, str)) if isinstance(value, dict) else ()
 
 
 def credential_of(row: Any, value: SecretBytes, source: KeySource, *, is_fallback: bool = False) -> Credential:
