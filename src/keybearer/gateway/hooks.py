@@ -8,7 +8,7 @@ from uuid import UUID
 from keybearer import __version__
 from keybearer.domain import SecretBytes
 from keybearer.errors import UpstreamError, UpstreamGone
-from keybearer.gateway.probe import ask
+from keybearer.gateway.asking import ask
 from keybearer.gateway.probe_webhook import address_of
 from keybearer.gateway.standard_webhook import signed_headers
 from keybearer.gateway.upstream import Target, Upstream, build_request
@@ -39,9 +39,7 @@ class HookPoster:
         request = build_request(b"POST", path, origin.authority, headers, body)
         # Whether this is a private host that may be reached is this upstream's policy; nobody else shares the connection.
         answer = await ask(self._upstream, Target(origin, owner_id, admin_defined=True), request, self._seconds)
-        if answer.failure is not None:
-            raise answer.failure
-        if answer.status == _GONE:
+        if answer.whole().status == _GONE:
             raise UpstreamGone
         if not 200 <= answer.status < 300:  # noqa: PLR2004  # the class of success
             raise UpstreamError(f"{origin.host} answered with status {answer.status}.", hint="")

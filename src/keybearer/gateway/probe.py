@@ -7,10 +7,8 @@ Sources for the codes: the error pages of OpenAI (``invalid_api_key``, ``insuffi
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Iterator
-from time import monotonic
 from typing import Any
 
 import msgspec
@@ -27,12 +25,13 @@ from keybearer.errors import (
     UpstreamTls,
     UpstreamUnresolved,
 )
+from keybearer.gateway.asking import ask
 from keybearer.gateway.egress import Origin, origin_of, require_bound
 from keybearer.gateway.scrubber import Scrubber
-from keybearer.gateway.upstream import Request, Target, Upstream, build_request
+from keybearer.gateway.upstream import Target, Upstream, build_request
 from keybearer.gateway.verdict import ProbeResult, ProbeStatus
 
-__all__ = ["PROBE_SECONDS", "Answer", "ProbeResult", "ProbeStatus", "ask", "failed", "probe", "redacted"]
+__all__ = ["MAX_BODY_BYTES", "PROBE_SECONDS", "ProbeResult", "ProbeStatus", "failed", "probe", "redacted"]
 
 PROBE_SECONDS = 20.0
 MAX_BODY_BYTES = 4 * 2**20
@@ -94,66 +93,17 @@ async def probe(
     origin = origin_of(test.base_url or provider.base_url)
     require_bound(origin, egress)
     request = _test_request(provider, test, origin, value)
-    answer = await ask(upstream, Target.of_owner(origin, provider.owner_id), request, seconds, is_head=test.method == "HEAD")
+    target = Target.of_owner(origin, provider.owner_id)
+    answer = await ask(upstream, target, request, seconds, most=MAX_BODY_BYTES, is_head=test.method == "HEAD")
     if answer.failure is not None:
         return failed(answer.failure, answer.latency_ms)
     status, models, message = _verdict(answer.status, bytes(answer.body), expects_json=expects_json)
     return ProbeResult(status, answer.latency_ms, models, redacted(message, value), answer.status)
 
 
-async def ask(upstream: Upstream, target: Target, request: Request, seconds: float, *, is_head: bool = False) -> Answer:
-    """Send a request and take its answer in, or what kept it from coming."""
-    answer = Answer(asyncio.get_running_loop().create_future())
-    started = monotonic()
-    call = upstream.send(target, request, answer, head_only=is_head)
-    try:
-        async with asyncio.timeout(seconds):
-            await answer.done
-    except TimeoutError:
-        answer.failure = UpstreamTimeout(f"{target.origin.host} did not answer within {seconds:g} seconds.")
-    except KeybearerError as error:
-        answer.failure = error
-    finally:
-        call.abort()
-    answer.latency_ms = (monotonic() - started) * 1000
-    return answer
-
-
 def failed(error: KeybearerError, latency_ms: float) -> ProbeResult:
     """The verdict where no answer came."""
     return ProbeResult(_failure_status(error), latency_ms, message=f"{error.message} {error.hint}".strip())
-
-
-class Answer:
-    """The sink of a test call: keeps the body, up to a bound."""
-
-    def __init__(self, done: asyncio.Future[None]) -> None:
-        self.done = done
-        self.status = 0
-        self.body = bytearray()
-        self.failure: KeybearerError | None = None
-        self.latency_ms = 0.0
-
-    def may_send(self) -> None:
-        """Whoever tests a key has just been authenticated and has shown or opened it."""
-
-    def on_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:  # noqa: ARG002  # the seam's shape
-        self.status = status
-
-    def on_wait(self) -> None: ...
-
-    def on_data(self, data: bytes, ended: bool) -> None:  # noqa: ARG002, FBT001  # the seam's shape
-        self.body += data
-        if len(self.body) > MAX_BODY_BYTES and not self.done.done():
-            self.done.set_exception(UpstreamMalformed(f"The provider's answer is longer than {MAX_BODY_BYTES} bytes."))
-
-    def on_complete(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: ARG002, FBT001  # the seam's shape
-        if not self.done.done():
-            self.done.set_exception(error)
 
 
 def _test_request(provider: Provider, test: TestCall, origin: Origin, value: SecretBytes) -> bytes:

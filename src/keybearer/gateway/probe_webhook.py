@@ -16,8 +16,9 @@ from uuid import UUID, uuid4
 from keybearer import __version__
 from keybearer.domain import SecretBytes
 from keybearer.errors import FieldError, Invalid
+from keybearer.gateway.asking import ask
 from keybearer.gateway.egress import Origin, origin_of
-from keybearer.gateway.probe import ask, failed, plain_text, redacted, refusal_status
+from keybearer.gateway.probe import MAX_BODY_BYTES, failed, plain_text, redacted, refusal_status
 from keybearer.gateway.standard_webhook import signed_headers
 from keybearer.gateway.upstream import Target, Upstream, build_request
 from keybearer.gateway.verdict import ProbeResult
@@ -72,7 +73,7 @@ async def probe_webhook(
     request = build_request(method.encode(), path, origin.authority, headers, body)
     # Whether this is a private host that may be reached is this upstream's policy; nobody shares the connection.
     target = Target(origin, owner or uuid4(), admin_defined=True)
-    answer = await ask(upstream, target, request, seconds, is_head=method == "HEAD")
+    answer = await ask(upstream, target, request, seconds, most=MAX_BODY_BYTES, is_head=method == "HEAD")
     if answer.failure is not None:
         return failed(answer.failure, answer.latency_ms)
     if 200 <= answer.status < 300:  # noqa: PLR2004  # the class of success

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from keybearer import __version__
 from keybearer.domain import SecretBytes
-from keybearer.errors import KeybearerError, UpstreamMalformed, UpstreamTimeout
+from keybearer.gateway.asking import ask
 from keybearer.gateway.egress import origin_of
 from keybearer.gateway.upstream import Target, Upstream, build_request
 
@@ -38,45 +37,5 @@ class TokenEndpoint:
             headers.append((b"authorization", authorization.reveal()))
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         request = build_request(b"POST", path.encode("ascii"), origin.authority, headers, form.reveal())
-        answer = _Answer(asyncio.get_running_loop().create_future())
-        call = self._upstream.send(Target.of_owner(origin, owner_id), request, answer)
-        try:
-            async with asyncio.timeout(self._seconds):
-                await answer.done
-        except TimeoutError:
-            raise UpstreamTimeout(f"{origin.host} did not answer within {self._seconds:g} seconds.") from None
-        finally:
-            call.abort()
-        return answer.status, bytes(answer.body)
-
-
-class _Answer:
-    """The sink of such a call: keeps the body, up to a bound."""
-
-    def __init__(self, done: asyncio.Future[None]) -> None:
-        self.done = done
-        self.status = 0
-        self.body = bytearray()
-
-    def may_send(self) -> None:
-        """The lease was just taken, from a row that is not revoked."""
-
-    def on_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:  # noqa: ARG002  # the seam's shape
-        self.status = status
-
-    def on_wait(self) -> None: ...
-
-    def on_data(self, data: bytes, ended: bool) -> None:  # noqa: ARG002, FBT001  # the seam's shape
-        if self.done.done():
-            return
-        self.body += data
-        if len(self.body) > MOST_BYTES:
-            self.done.set_exception(UpstreamMalformed(f"The token endpoint's answer is longer than {MOST_BYTES} bytes."))
-
-    def on_complete(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: ARG002, FBT001  # the seam's shape
-        if not self.done.done():
-            self.done.set_exception(error)
+        answer = await ask(self._upstream, Target.of_owner(origin, owner_id), request, self._seconds, most=MOST_BYTES)
+        return answer.whole().status, bytes(answer.body)
