@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from tests.support.postgresql import Server
 
-from keybearer.crypto.keyring import Keyring, has_root_key
+from keybearer.crypto.keyring import Keyring, held_by
 from keybearer.crypto.kms import file
 from keybearer.errors import DatabaseError, RootKeyError
 from keybearer.store.db import Database, migrate
@@ -17,7 +17,7 @@ from keybearer.store.db import Database, migrate
 
 async def start(url: str, direct_url: str, path: Path) -> Keyring:
     """What the server does with key and database, in this order."""
-    wrapper = file.obtain(path, may_create=not await has_root_key(url))
+    wrapper = file.obtain(path, may_create=await held_by(url) is None)
     await migrate(url, direct_url)
     db = await Database.open(url, direct_url)
     try:
@@ -33,10 +33,10 @@ def listed(directory: Path) -> list[str]:
 class TestOnEitherDatabase:
     async def test_first_and_second_start(self, database_urls: tuple[str, str], tmp_path: Path) -> None:
         path = tmp_path / "root.key"
-        assert not await has_root_key(database_urls[0])
+        assert await held_by(database_urls[0]) is None
         first = await start(*database_urls, path)
         made = path.read_bytes()
-        assert await has_root_key(database_urls[0])
+        assert await held_by(database_urls[0]) is not None
         assert (await start(*database_urls, path)).deployment == first.deployment
         assert path.read_bytes() == made
 
@@ -73,7 +73,7 @@ class TestOnEitherDatabase:
 
 class TestOnSqlite:
     async def test_asking_makes_no_file(self, tmp_path: Path) -> None:
-        assert not await has_root_key(f"sqlite+aiosqlite:///{tmp_path}/keybearer.db")
+        assert await held_by(f"sqlite+aiosqlite:///{tmp_path}/keybearer.db") is None
         assert listed(tmp_path) == []
 
     async def test_from_nothing(self, tmp_path: Path) -> None:
@@ -83,16 +83,16 @@ class TestOnSqlite:
 
     async def test_an_empty_file_holds_no_key(self, tmp_path: Path) -> None:
         (tmp_path / "keybearer.db").touch()
-        assert not await has_root_key(f"sqlite+aiosqlite:///{tmp_path}/keybearer.db")
+        assert await held_by(f"sqlite+aiosqlite:///{tmp_path}/keybearer.db") is None
 
     async def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
         (tmp_path / "keybearer.db").write_bytes(b"kbtest: no database at all\n" * 100)
         with pytest.raises(DatabaseError, match="cannot be read"):
-            await has_root_key(f"sqlite+aiosqlite:///{tmp_path}/keybearer.db")
+            await held_by(f"sqlite+aiosqlite:///{tmp_path}/keybearer.db")
 
     async def test_a_malformed_url(self) -> None:
         with pytest.raises(DatabaseError):
-            await has_root_key("not a url")
+            await held_by("not a url")
 
 
 class TestOnPostgresql:
@@ -105,15 +105,15 @@ class TestOnPostgresql:
 
     async def test_from_nothing(self, empty: tuple[str, str, str], tmp_path: Path) -> None:
         _, url, direct_url = empty
-        assert not await has_root_key(url)
+        assert await held_by(url) is None
         first = await start(url, direct_url, tmp_path / "root.key")
-        assert await has_root_key(url)
+        assert await held_by(url) is not None
         assert (await start(url, direct_url, tmp_path / "root.key")).deployment == first.deployment
 
     async def test_migrated_and_not_founded(self, empty: tuple[str, str, str], tmp_path: Path) -> None:
         _, url, direct_url = empty
         await migrate(url, direct_url)
-        assert not await has_root_key(url)
+        assert await held_by(url) is None
 
     async def test_tables_that_cannot_be_read_may_hold_a_key(
         self, empty: tuple[str, str, str], postgresql_server: Server, tmp_path: Path
@@ -125,6 +125,6 @@ class TestOnPostgresql:
         with postgresql_server.connect(name) as connection:
             connection.execute(f"CREATE ROLE {stranger} LOGIN PASSWORD 'kbtest-password'")
             try:
-                assert await has_root_key(postgresql_server.url(name, stranger))
+                assert await held_by(postgresql_server.url(name, stranger)) is not None
             finally:
                 connection.execute(f"DROP ROLE {stranger}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 
 from keybearer.domain import MEMBER_SCOPES, Caller, Client, Grant, Role, Scope
-from keybearer.errors import AddressRefused, Forbidden, ProviderNotAllowed, ScopeMissing
+from keybearer.errors import Forbidden, ProviderNotAllowed, ScopeMissing
+from keybearer.gateway import allowance
 from keybearer.store.db import Actor
 
 READ_SECRETS = (Scope.SECRETS_USE, Scope.SECRETS_READ, Scope.SECRETS_WRITE)
@@ -52,7 +53,8 @@ def require_among(caller: Caller, tokens: Collection[str] | None) -> None:
 
 def caller_of_grant(grant: Grant, client: Client) -> Caller:
     """The caller behind a verified token. Raises ``AddressRefused`` where it may not be used from ``client``."""
-    check_address(grant, client.ip)
+    if grant.ip_allowlist:
+        allowance.check_address(tuple(ip_network(network, strict=False) for network in grant.ip_allowlist), client.ip)
     return Caller(
         grant.user_id,
         grant.role,
@@ -61,19 +63,6 @@ def caller_of_grant(grant: Grant, client: Client) -> Caller:
         client=client,
         allowed_providers=grant.allowed_providers,
     )
-
-
-def check_address(grant: Grant, ip: str) -> None:
-    """Raise ``AddressRefused`` unless the token may be used from ``ip``."""
-    if not grant.ip_allowlist:
-        return
-    try:
-        address = ip_address(ip)
-    except ValueError:
-        raise AddressRefused from None
-    address = getattr(address, "ipv4_mapped", None) or address
-    if not any(address in ip_network(network) for network in grant.ip_allowlist):
-        raise AddressRefused
 
 
 def actor_of(caller: Caller) -> Actor:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from keybearer.api.authentication import CurrentCaller, CurrentServices
 from keybearer.api.schemas import Answer, Request
-from keybearer.errors import FieldError, Invalid
+from keybearer.errors import Invalid
 
 router = APIRouter(prefix="/admin/keys", tags=["admin"])
 
@@ -102,7 +102,7 @@ async def rotate_keys(body: NewRotation, caller: CurrentCaller, services: Curren
     if (body.to is not None and body.kind != "root") or ((body.owner_id is not None) != (body.kind == "owner")):
         wrong = "to" if body.to is not None and body.kind != "root" else "owner_id"
         message = "does not go with this kind" if getattr(body, wrong) is not None else "is missing"
-        raise Invalid(f"{wrong} {message}.", fields=(FieldError(wrong, message),))
+        raise Invalid.of(wrong, message)
     if body.kind == "root":
         return RotationAnswer.model_validate(await services.rotations.begin_root(caller, body.to))
     return RotationAnswer.model_validate(await services.rotations.begin_owners(caller, body.owner_id))

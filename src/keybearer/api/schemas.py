@@ -5,7 +5,6 @@ An answer about a secret has no field that could hold its value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
@@ -47,11 +46,6 @@ class Page(BaseModel, Generic[Item]):
 
     items: list[Item]
     next_cursor: str | None
-
-
-def values_of(answer: BaseModel) -> Mapping[str, Any]:
-    """The fields of an answer, JSON-ready."""
-    return answer.model_dump(mode="json")
 
 
 # ---- secrets ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from pydantic import SecretStr
 
 from keybearer.access import policy
+from keybearer.access.fields import secret_value
 from keybearer.api.authentication import CurrentCaller, CurrentServices
 from keybearer.api.records import AuditAnswer, UsageAnswer, audit_answer, usage_answer
 from keybearer.api.schemas import (
@@ -108,7 +109,7 @@ async def create_secret(body: NewSecretRequest, caller: CurrentCaller, services:
 
 def secret_bytes(value: SecretStr) -> SecretBytes:
     """Take a value as it came; the vault refuses what is no text."""
-    return SecretBytes(value.get_secret_value().encode("utf-8", "surrogatepass"))
+    return secret_value(value.get_secret_value())
 
 
 def value_of(value: SecretStr | None) -> dict[str, Any]:

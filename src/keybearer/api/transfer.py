@@ -10,9 +10,10 @@ from pydantic import Field, SecretStr
 
 from keybearer.api.authentication import CurrentCaller, CurrentServices
 from keybearer.api.schemas import Answer, Request
+from keybearer.api.secrets import secret_bytes
 from keybearer.crypto import legacy
-from keybearer.domain import Caller, SecretBytes
-from keybearer.errors import FieldError, Invalid
+from keybearer.domain import Caller
+from keybearer.errors import Invalid
 from keybearer.vault.transfer.imports import Imports, Options, Outcome, Report
 from keybearer.vault.transfer.items import CONTENT_LIMIT, Format
 
@@ -97,10 +98,10 @@ def reader_of(wanted: Encryption | None) -> legacy.Reader | None:
     if wanted is None:
         return None
     if wanted.scheme == "fernet":
-        return legacy.Fernet([_bytes(key) for key in wanted.keys])
+        return legacy.Fernet([secret_bytes(key) for key in wanted.keys])
     if wanted.passphrase is None:
-        raise Invalid("encryption.passphrase is required.", fields=(FieldError("encryption.passphrase", "is required"),))
-    how = legacy.Derivation(_bytes(wanted.passphrase), wanted.salt, wanted.salt_encoding, wanted.iterations, wanted.digest)
+        raise Invalid.of("encryption.passphrase", "is required")
+    how = legacy.Derivation(secret_bytes(wanted.passphrase), wanted.salt, wanted.salt_encoding, wanted.iterations, wanted.digest)
     if wanted.scheme == "pbkdf2-fernet":
         return legacy.UserFernet(how)
     return legacy.AesGcm(
@@ -111,10 +112,6 @@ def reader_of(wanted: Encryption | None) -> legacy.Reader | None:
         iv_bytes=wanted.iv_bytes,
         salt_bytes=wanted.salt_bytes,
     )
-
-
-def _bytes(value: SecretStr) -> SecretBytes:
-    return SecretBytes(value.get_secret_value().encode("utf-8", "surrogatepass"))
 
 
 async def run(imports: Imports, caller: Caller, body: ImportRequest) -> ImportAnswer:

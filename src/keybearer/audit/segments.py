@@ -170,11 +170,6 @@ class Tail:
                 raise
         return found
 
-    @property
-    def ends_before(self) -> int | None:
-        """The last entry present, if the journal ends before the entry known when it was opened."""
-        return self._skipped
-
     def close(self) -> None:
         """Give the file back."""
         if self._descriptor >= 0:

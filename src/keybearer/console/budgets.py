@@ -15,7 +15,7 @@ from keybearer.api.budgets import shown
 from keybearer.console.forms import Text
 from keybearer.console.pages import CurrentVisitor, Visitor, go, render
 from keybearer.domain import BudgetKind, BudgetSubject
-from keybearer.errors import FieldError, Invalid, KeybearerError
+from keybearer.errors import Invalid, KeybearerError
 from keybearer.services import Services
 from keybearer.vault.budgets import NewBudget
 
@@ -107,11 +107,11 @@ def _one(kind: Any, text: str, field: str) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise Invalid(f"{field} is not one of the list.", fields=(FieldError(field, "is not one of the list"),)) from None
+        raise Invalid.of(field, "is not one of the list") from None
 
 
 def _number(text: str) -> Decimal:
     try:
         return Decimal(text.strip()[:40])
     except InvalidOperation:
-        raise Invalid("amount is no number.", fields=(FieldError("amount", "is no number"),)) from None
+        raise Invalid.of("amount", "is no number") from None

@@ -28,7 +28,7 @@ def an_id(text: str, field: str) -> UUID | None:
     try:
         return UUID(text) if text else None
     except ValueError:
-        raise Invalid(f"{field} is no id.", fields=(FieldError(field, "is no id"),)) from None
+        raise Invalid.of(field, "is no id") from None
 
 
 def named_texts(text: str) -> dict[str, str]:

@@ -106,7 +106,7 @@ async def priority(team_id: UUID, visitor: CurrentVisitor, services: CurrentServ
     """Say when a team's keys serve oneself."""
     try:
         if not priority.strip().isdecimal():
-            raise Invalid("priority is not a number.", fields=(FieldError("priority", "is not a number"),))
+            raise Invalid.of("priority", "is not a number")
         await services.teams.set_priority(visitor.caller, team_id, int(priority))
     except KeybearerError as error:
         return await _team_page(services, visitor, team_id, error)

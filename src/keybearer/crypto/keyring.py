@@ -364,13 +364,10 @@ class Keyring:
         self._mac = hmac.HMAC(mac_key.reveal(), hashes.SHA256())
 
 
-async def has_root_key(url: str) -> bool:
-    """Tell whether the database at ``url`` holds a root key: then a missing key file must not be made anew. See ``held_by``."""
-    return await held_by(url) is not None
-
-
 async def held_by(url: str) -> str | None:
     """Return the provider that holds the root key of the database at ``url``, migrated or not; ``None``: it has no root key yet.
+
+    Where it has one, a missing key file must not be made anew.
 
     Empty where the database has one, but which provider's cannot be told. Changes nothing, and makes no SQLite file. Raises
     ``DatabaseError`` for a malformed URL or a file that is no database, ``Unavailable`` if nobody answers.

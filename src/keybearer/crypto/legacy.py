@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 
 from keybearer.domain import SecretBytes
-from keybearer.errors import FieldError, Invalid, TooLarge
+from keybearer.errors import Invalid, TooLarge
 
 Encoding = Literal["base64", "hex", "utf8"]
 Digest = Literal["sha256", "sha512", "sha1"]
@@ -69,11 +69,11 @@ class Derivation:
     def check(self) -> None:
         """Raise ``Invalid`` for what cannot be meant."""
         if not 1 <= self.iterations <= MOST_ITERATIONS:
-            raise _invalid("iterations", f"is not between 1 and {MOST_ITERATIONS}")
+            raise Invalid.of("encryption.iterations", f"is not between 1 and {MOST_ITERATIONS}")
         if "{user_id}" in self.salt and self.salt_encoding != "utf8":
-            raise _invalid("salt", "with {user_id} in it is text: its encoding is utf8")
+            raise Invalid.of("encryption.salt", "with {user_id} in it is text: its encoding is utf8")
         if not self.passphrase.reveal():
-            raise _invalid("passphrase", "is required")
+            raise Invalid.of("encryption.passphrase", "is required")
 
 
 class _Derived:
@@ -116,9 +116,9 @@ class Fernet:
             try:
                 self._keys.append(fernet.Fernet(key.reveal().strip()))
             except (ValueError, Base64Error):
-                raise _invalid(f"keys.{number}", "is no Fernet key: 32 bytes as base64url") from None
+                raise Invalid.of(f"encryption.keys.{number}", "is no Fernet key: 32 bytes as base64url") from None
         if not self._keys:
-            raise _invalid("keys", "are required")
+            raise Invalid.of("encryption.keys", "are required")
 
     def open(self, text: str, facts: Mapping[str, str]) -> SecretBytes:
         """See ``Reader``."""
@@ -155,9 +155,9 @@ class AesGcm:
         salt_bytes: int = 16,
     ) -> None:
         if not {"iv", "tag", "ciphertext"} <= set(layout) <= set(_PARTS) or len(set(layout)) != len(layout):
-            raise _invalid("layout", "names iv, tag and ciphertext once each, and salt if it lies beside them")
+            raise Invalid.of("encryption.layout", "names iv, tag and ciphertext once each, and salt if it lies beside them")
         if not LEAST_IV <= iv_bytes <= MOST_IV or not 1 <= salt_bytes <= MOST_IV:
-            raise _invalid("iv_bytes", f"is not between {LEAST_IV} and {MOST_IV}")
+            raise Invalid.of("encryption.iv_bytes", f"is not between {LEAST_IV} and {MOST_IV}")
         self._derived = _Derived(how)
         self._layout = tuple(layout)
         self._encoding: Encoding = encoding
@@ -236,7 +236,3 @@ def _required(facts: Mapping[str, str], name: str) -> str:
     if not found:
         raise NotOpened
     return found
-
-
-def _invalid(field: str, message: str) -> Invalid:
-    return Invalid(f"encryption.{field} {message}.", fields=(FieldError(f"encryption.{field}", message),))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from keybearer.errors.base import KeybearerError
+from typing import Self
+
+from keybearer.errors.base import FieldError, KeybearerError
 
 
 class Unauthenticated(KeybearerError):
@@ -195,6 +197,11 @@ class Invalid(KeybearerError):
     code = "invalid"
     status = 422
     default_hint = "Correct the fields listed."
+
+    @classmethod
+    def of(cls, field: str, message: str) -> Self:
+        """The error of one wrong field; ``message`` goes on where its name ends: "is required"."""
+        return cls(f"{field} {message}.", fields=(FieldError(field, message),))
 
 
 class InvalidJson(Invalid):

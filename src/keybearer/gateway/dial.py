@@ -9,16 +9,12 @@ from __future__ import annotations
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 from keybearer.errors import UpstreamUnresolved
 from keybearer.gateway import tls
 from keybearer.gateway.egress import CONNECTION_ALLOW, EgressPolicy, Origin, deny_reason
-from keybearer.gateway.resolve import Resolver, SystemResolver
-
-_USER_LOOKUPS = 2
-"""Lookups at once, of names that users chose: they must not occupy every thread of the loop."""
+from keybearer.gateway.resolve import OF_USERS, Resolver, SystemResolver, is_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ class Dialer:
         """``allow``: private hosts that everybody's connection strings may name; ``system_allow``: the system's, too."""
         self._policy = EgressPolicy(allow, CONNECTION_ALLOW)
         self._system_policy = EgressPolicy.either(self._policy, EgressPolicy(system_allow))
-        self._resolver = resolver or SystemResolver(at_once=_USER_LOOKUPS)
+        self._resolver = resolver or SystemResolver(at_once=OF_USERS)
         self.ca_file = ca_file
 
     async def find(self, host: str, port: int, *, is_systems: bool = False) -> Place:
@@ -70,7 +66,7 @@ class Dialer:
 
         Raises ``UpstreamUnresolved``, and ``EgressRefused`` if *any* answer is denied: a mixed one is how a name is rebound.
         """
-        addresses: Sequence[str] = [host] if _is_address(host) else await self._resolver.resolve(host, port)
+        addresses: Sequence[str] = [host] if is_address(host) else await self._resolver.resolve(host, port)
         if not addresses:
             raise UpstreamUnresolved(f"The name {host} has no address.")
         policy = self._system_policy if is_systems else self._policy
@@ -91,11 +87,3 @@ class Dialer:
         context.check_hostname = verify and check_name
         context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
         return context
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
+from ipaddress import ip_address
 from time import monotonic
 from typing import Protocol
 
@@ -15,11 +16,24 @@ MAX_NAMES = 1024
 """Names remembered, and names being looked up."""
 
 
+OF_USERS = 2
+"""Lookups at once of names that users chose: they must not occupy every thread of the loop."""
+
+
 class Resolver(Protocol):
     """Where addresses come from; tests bring their own."""
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
         """List the addresses of a name as text, in the order to try them. Raises ``UpstreamUnresolved``."""
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an address already, and needs no looking up."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class SystemResolver:

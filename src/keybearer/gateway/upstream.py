@@ -12,7 +12,6 @@ import asyncio
 import errno
 import ssl
 from collections.abc import Sequence
-from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
 from uuid import UUID
@@ -32,13 +31,12 @@ from keybearer.gateway.connection import Call, Connection, Request, Sink
 from keybearer.gateway.egress import EgressPolicy, Origin
 from keybearer.gateway.outgoing import build_head, build_request
 from keybearer.gateway.pool import Limits, Pool
-from keybearer.gateway.resolve import Resolver, SystemResolver
+from keybearer.gateway.resolve import OF_USERS, Resolver, SystemResolver, is_address
 
 __all__ = ["Call", "Limits", "Request", "Sink", "Target", "Upstream", "build_head", "build_request"]
 
 _SWEEPS_PER_TIMEOUT = 8
 _SLOWEST_SWEEP = 1.0
-_USER_LOOKUPS = 2
 _CLOSING_TURNS = 200
 _MAX_ATTEMPTS = 4
 """Addresses of one name that are tried."""
@@ -85,7 +83,7 @@ class Upstream:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._resolver: Resolver = resolver or SystemResolver()
-        self._resolver_of_users: Resolver = resolver or SystemResolver(at_once=_USER_LOOKUPS)
+        self._resolver_of_users: Resolver = resolver or SystemResolver(at_once=OF_USERS)
         self._limits = limits or Limits()
         self._tls = tls.for_http(ca_file)
         self._pools: dict[str, Pool] = {}
@@ -212,7 +210,7 @@ class Upstream:
         """Resolve once; refuse if any answer is denied, for a mixed answer is how a name is rebound."""
         host, port = target.origin.host, target.origin.port
         resolver = self._resolver if target.admin_defined else self._resolver_of_users
-        addresses = [host] if _is_address(host) else await resolver.resolve(host, port)
+        addresses = [host] if is_address(host) else await resolver.resolve(host, port)
         for address in addresses:
             self._policy.may_connect(target.origin, address, admin_defined=target.admin_defined)
         return addresses[:_MAX_ATTEMPTS]
@@ -279,11 +277,3 @@ def _connect_failure(origin: Origin, error: OSError) -> KeybearerError:
     else:
         problem = "connecting failed"
     return UpstreamUnreachable(f"{origin.host} could not be connected to: {problem}.")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

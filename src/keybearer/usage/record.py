@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from keybearer.access.policy import actor_of
 from keybearer.domain import Caller
-from keybearer.store.db import Actor, Database
+from keybearer.store.db import Database
 from keybearer.store.queries import usage as queries
 from keybearer.store.queries.usage import Filter, GroupBy, UsageRecord, UsageSum
 
@@ -34,17 +35,13 @@ class UsageRecords:
 
         Raises ``Invalid`` for a cursor that is none of ours.
         """
-        async with self._db.read(_eyes(caller)) as tx:
+        async with self._db.read(actor_of(caller)) as tx:
             return await queries.records(tx, _seen(caller, wanted), cursor, max(1, min(limit, MOST)))
 
     async def summary(self, caller: Caller, group_by: Sequence[GroupBy], wanted: Filter) -> list[UsageSum]:
         """Return sums by one thing or several (``("day", "provider")``), in their order; by nothing: one sum of all."""
-        async with self._db.read(_eyes(caller)) as tx:
+        async with self._db.read(actor_of(caller)) as tx:
             return await queries.summary(tx, _seen(caller, wanted), group_by, MOST_GROUPS)
-
-
-def _eyes(caller: Caller) -> Actor:
-    return Actor.user(caller.user_id, admin=caller.is_admin)
 
 
 def _seen(caller: Caller, wanted: Filter) -> Filter:

@@ -36,7 +36,7 @@ from keybearer.domain import (
     OwnerKind,
     Scope,
 )
-from keybearer.errors import EnvelopeError, FieldError, Forbidden, Invalid, NotFound
+from keybearer.errors import EnvelopeError, Forbidden, Invalid, NotFound
 from keybearer.store import changes
 from keybearer.store.db import Database
 from keybearer.store.queries import budgets as rows
@@ -215,7 +215,7 @@ class Budgets:
     async def _of_everybody(self, tx: AsyncConnection, subject: BudgetSubject, given: str) -> str:
         if subject is BudgetSubject.DEPLOYMENT:
             if given:
-                raise _invalid("subject_id", "must be empty for the deployment")
+                raise Invalid.of("subject_id", "must be empty for the deployment")
             return ""
         if not _PROVIDER.fullmatch(given):
             raise _no_subject("provider")
@@ -291,9 +291,9 @@ def _amount(kind: BudgetKind, amount: Decimal) -> int:
     except (InvalidOperation, OverflowError):
         whole, exact = -1, Decimal(0)
     if whole < 0:
-        raise _invalid("amount", "is not between 0 and what anybody could use")
+        raise Invalid.of("amount", "is not between 0 and what anybody could use")
     if whole != exact:
-        raise _invalid("amount", "has more than six decimals" if is_usd(kind) else "is no whole number")
+        raise Invalid.of("amount", "has more than six decimals" if is_usd(kind) else "is no whole number")
     return whole
 
 
@@ -301,12 +301,8 @@ def _id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise _invalid("subject_id", "is no id") from None
+        raise Invalid.of("subject_id", "is no id") from None
 
 
 def _no_subject(noun: str) -> Exception:
     return NotFound(f"There is no such {noun}, or it is not yours to limit.", hint="Look at 'subject_id'.")
-
-
-def _invalid(field: str, message: str) -> Invalid:
-    return Invalid(f"{field} {message}.", fields=(FieldError(field, message),))

@@ -7,8 +7,6 @@ everybody's (the system's).
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,14 +126,10 @@ class Models:
     ) -> tuple[tuple[ModelView, ...], str | None]:
         """One page of the models that the caller's calls can name, and where the next begins. Raises ``Invalid`` (cursor, limit)."""
         if not 1 <= limit <= PAGE_LIMIT:
-            raise _invalid("limit", f"is not between 1 and {PAGE_LIMIT}")
-        after = None if cursor is None else _place(cursor)
+            raise Invalid.of("limit", f"is not between 1 and {PAGE_LIMIT}")
         async with self._db.read(policy.actor_of(caller)) as tx:
-            found = await rows.page(tx, await self._seen_owners(tx, caller), provider, after, limit + 1)
-        known = registry.models_written_here(self._keyring, found[:limit])
-        last = found[limit - 1] if len(found) > limit else None
-        more = None if last is None else _cursor(last.provider, last.name, last.id)
-        return tuple(_view(row, caller) for row in known), more
+            found, following = await rows.page(tx, await self._seen_owners(tx, caller), provider, cursor, limit)
+        return tuple(_view(row, caller) for row in registry.models_written_here(self._keyring, found)), following
 
     async def get(self, caller: Caller, model_id: UUID) -> ModelView:
         """One model. Raises ``NotFound``, for those of others as for unknown ones."""
@@ -316,7 +310,7 @@ class Models:
         """Each alias means one model of an owner's, and none looks like another provider's model. Raises ``Conflict``."""
         others = [other for other in await rows.of_owner(tx, owner_id) if other.id != row["id"]]
         if len(others) >= MODELS_LIMIT:
-            raise _invalid("name", f"would be one too many; at most {MODELS_LIMIT} models are allowed")
+            raise Invalid.of("name", f"would be one too many; at most {MODELS_LIMIT} models are allowed")
         taken_names = {alias for other in others for alias in (other.aliases or ())}
         for number, alias in enumerate(row["aliases"] or ()):
             if alias in taken_names:
@@ -340,7 +334,7 @@ class Models:
             return secret_id
         policy.require(caller, Scope.SECRETS_WRITE)
         if provider.parameters and not row["base_url"]:
-            raise _invalid("base_url", f"is required with a key of its own: an address of {provider.display_name}")
+            raise Invalid.of("base_url", f"is required with a key of its own: an address of {provider.display_name}")
         called = with_registered(provider, _registered(row["id"], owner, secret_id, row))
         return await self._secrets.put_for_model(tx, caller, called, row["name"], value, save_anyway=anyway)
 
@@ -390,12 +384,12 @@ def _columns(egress: EgressPolicy, provider: Provider, owner: Owner, given: Mapp
     with_registered(provider, _registered(uuid4(), owner, None, columns))
     if columns["base_url"]:
         if not provider.apis:
-            raise _invalid("base_url", f"does not fit: {provider.display_name} is not reached by HTTP")
+            raise Invalid.of("base_url", f"does not fit: {provider.display_name} is not reached by HTTP")
         if owner.kind is OwnerKind.TEAM and provider.owner_id != owner.id:
-            raise _invalid("base_url", "of a team's model is that of a provider of the team's; make one")
+            raise Invalid.of("base_url", "of a team's model is that of a provider of the team's; make one")
         check_base_url(egress, columns["base_url"], admin_defined=owner == SYSTEM_OWNER)
     elif columns["auth_style"] == "none":
-        raise _invalid("auth_style", "is none only at an address of its own")
+        raise Invalid.of("auth_style", "is none only at an address of its own")
     return columns
 
 
@@ -409,7 +403,7 @@ def _model_name(name: str) -> str:
     try:
         check_model_name(name)
     except Invalid as error:
-        raise _invalid("name", error.fields[0].message) from None
+        raise Invalid.of("name", error.fields[0].message) from None
     return name
 
 
@@ -458,22 +452,3 @@ def _view(row: Any, caller: Caller) -> ModelView:
         created_at=row.created_at,
         updated_at=row.updated_at or row.created_at,
     )
-
-
-def _cursor(*place: object) -> str:
-    return base64.urlsafe_b64encode(json.dumps([str(part) for part in place]).encode()).decode().rstrip("=")
-
-
-def _place(cursor: str) -> tuple[str, str, UUID]:
-    """The place a cursor names. Raises ``Invalid`` for what is no cursor of this listing."""
-    try:
-        provider, name, model_id = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
-        check_model_name(name)
-        check_model_name(provider)
-        return provider, name, UUID(model_id)
-    except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error, Invalid):
-        raise _invalid("cursor", "is not one of this listing") from None
-
-
-def _invalid(name: str, message: str) -> Invalid:
-    return Invalid(f"{name} {message}.", fields=(FieldError(name, message),))

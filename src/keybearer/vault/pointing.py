@@ -16,7 +16,7 @@ from keybearer.access.attempts import attempt
 from keybearer.audit import management
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import SYSTEM_OWNER, Caller, ManagementRecord, Owner, OwnerKind, Scope, SecretBytes, SecretType
-from keybearer.errors import FieldError, Invalid
+from keybearer.errors import Invalid
 from keybearer.vault import reach
 from keybearer.vault.drafts import NewSecret, Pointed, require_alone
 from keybearer.vault.external import Wanted
@@ -54,7 +54,7 @@ class Pointing:
             pointed = await self.of_new(caller, new)
             if pointed is None:
                 if not new.value.reveal().strip():
-                    raise Invalid("value is required.", fields=(FieldError("value", "is required"),))
+                    raise Invalid.of("value", "is required")
                 return new.value
             record = ManagementRecord("secret.test", caller, "", detail=(("reference", str(pointed.reference)),))
             async with self._keeper.db.write(actor_of(caller)) as tx:

@@ -33,7 +33,7 @@ from keybearer.domain import (
     Scope,
     SecretBytes,
 )
-from keybearer.errors import Conflict, Forbidden, Invalid, NotFound
+from keybearer.errors import Conflict, Forbidden, Invalid
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import providers as rows
@@ -52,7 +52,6 @@ MODELS_LIMIT = 500
 CHANGEABLE = frozenset(
     {"name", "display_name", "base_url", "auth_style", "auth_header", "models", "api_key", "parameters", "save_anyway"}
 )
-_DISPLAY_LIMIT = 200
 _SUBJECT = re.compile(r"[a-z0-9._-]+")
 _SUBJECT_LIMIT = 36
 """Characters of an id; keys are longer."""
@@ -408,11 +407,3 @@ def _differences(provider: Provider, given: Mapping[str, Any]) -> dict[str, Any]
         fields.wrong("name", "cannot be changed")
         fields.check()
     return changed
-
-
-def _uuid(text: str) -> UUID:
-    """An id, or one of nothing."""
-    try:
-        return UUID(text)
-    except ValueError:
-        raise NotFound from None

@@ -35,7 +35,7 @@ from keybearer.domain import (
     SecretBytes,
     SecretType,
 )
-from keybearer.errors import FieldError, Invalid, NotFetchable, NotFound, ProviderUnknown, RateLimited
+from keybearer.errors import Invalid, NotFetchable, NotFound, ProviderUnknown, RateLimited
 from keybearer.gateway.egress import egress_set
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import cursors, versions
@@ -151,7 +151,7 @@ class Secrets:
         policy.require(caller, *policy.READ_SECRETS)
         wanted = wanted or SecretFilter()
         if not 1 <= limit <= PAGE_LIMIT:
-            raise _invalid("limit", f"is not between 1 and {PAGE_LIMIT}")
+            raise Invalid.of("limit", f"is not between 1 and {PAGE_LIMIT}")
         if wanted.owner in {"system", "everyone"}:
             policy.require_admin(caller)
         after = None if cursor is None else cursors.decode(cursor, tuple[UUID])[0]
@@ -234,12 +234,12 @@ class Secrets:
             async with self._keeper.db.write(actor_of(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id)
                 if row.model_id is not None:
-                    raise _invalid("secret", "belongs to a model; enter the key there again")
+                    raise Invalid.of("secret", "belongs to a model; enter the key there again")
                 known = provider_named(await registry.load(tx, self._keeper.keyring, self._catalog, row.owner_id), row.provider)
                 content = await self._keeper.sealer.open(tx, row)
                 require_power(caller, content.reference)
                 if content.reference is not None and known.places:
-                    raise _invalid("reference", "must be given again: the value itself says where it goes")
+                    raise Invalid.of("reference", "must be given again: the value itself says where it goes")
                 egress = with_endpoint(egress_now(known, content.value, egress_of(row)), content.oauth)
                 await self._keeper.reseal(tx, row, content, now, egress, fetchable=row.fetchable)
                 await self._keeper.write(tx, row, {"egress": list(egress), "updated_at": now, **refreshing(content, now)})
@@ -503,7 +503,7 @@ def _search(mine: Reach, wanted: SecretFilter, now: datetime, expiring: timedelt
     owners, shared = mine.searched(wanted.owner, wanted.team_id)
     for field in ("provider", "name", "tag", "text"):
         if has_control(getattr(wanted, field) or ""):
-            raise _invalid(field, "has control or other invisible characters")
+            raise Invalid.of(field, "has control or other invisible characters")
     return rows.Search(
         owners=owners,
         shared=shared,
@@ -518,7 +518,3 @@ def _search(mine: Reach, wanted: SecretFilter, now: datetime, expiring: timedelt
         now=now,
         soon=now + expiring,
     )
-
-
-def _invalid(field: str, message: str) -> Invalid:
-    return Invalid(f"{field} {message}.", fields=(FieldError(field, message),))

@@ -24,7 +24,7 @@ from keybearer.audit import management
 from keybearer.catalog import Catalog
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Caller, ManagementRecord, Owner, OwnerKind, Scope, TeamRole
-from keybearer.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RateLimited
+from keybearer.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import lookups
 from keybearer.store.queries import teams as rows
@@ -186,7 +186,7 @@ class Teams:
         async with attempt(self._db, "team.set_priority", caller, str(team_id)):
             policy.require(caller, Scope.TEAMS_WRITE)
             if not 0 <= priority <= PRIORITY_LIMIT:
-                raise _invalid("priority", f"is not between 0 and {PRIORITY_LIMIT}")
+                raise Invalid.of("priority", f"is not between 0 and {PRIORITY_LIMIT}")
             return await self._change_own(caller, team_id, "team.set_priority", {"priority": priority})
 
     async def set_role(self, caller: Caller, team_id: UUID, user_id: UUID, role: TeamRole) -> Member:
@@ -255,7 +255,7 @@ class Teams:
             raise RateLimited("Too many invitations.", retry_after=error.retry_after) from None
         person = await lookups.user_by_email(tx, address)
         if person is None or not person.is_active:
-            raise _invalid("email", "belongs to no account here")
+            raise Invalid.of("email", "belongs to no account here")
         self._limiter.give_back(*counted)
         return person
 
@@ -354,7 +354,3 @@ def _check_not_last(there: Iterable[Any], user_id: UUID) -> None:
 
 def _member(row: Any, person: Any) -> Member:
     return Member(row.user_id, person.email, person.name, TeamRole(row.role), row.accepted_at, row.created_at)
-
-
-def _invalid(field: str, message: str) -> Invalid:
-    return Invalid(f"{field} {message}.", fields=(FieldError(field, message),))

@@ -23,11 +23,11 @@ def text_of(value: SecretBytes, secret_type: SecretType) -> str:
     """
     raw = value.reveal()
     if len(raw) > VALUE_LIMIT:
-        raise _wrong(f"has {len(raw)} bytes; at most {VALUE_LIMIT} are allowed")
+        raise Invalid.of("value", f"has {len(raw)} bytes; at most {VALUE_LIMIT} are allowed")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise _wrong("is not valid Unicode text") from None
+        raise Invalid.of("value", "is not valid Unicode text") from None
     return text if secret_type is SecretType.CUSTOM else text.strip()
 
 
@@ -39,7 +39,7 @@ def check(
     Raises ``KeyRefused`` for what is surely wrong, ``KeyDoubtful`` for what looks wrong unless ``save_anyway``, ``Invalid``.
     """
     if not text.strip():
-        raise _wrong("is required")
+        raise Invalid.of("value", "is required")
     if is_masked(text, secret_type, shown):
         raise KeyRefused(
             "This is a masked value, not the value itself.",
@@ -70,7 +70,3 @@ def is_masked(text: str, secret_type: SecretType, shown: str) -> bool:
     if secret_type is SecretType.CUSTOM:
         return _MASKED_WHOLE.fullmatch(text) is not None
     return _MASKED_ANYWHERE.search(text) is not None or _MASKED_WHOLE.fullmatch(text) is not None
-
-
-def _wrong(message: str) -> Invalid:
-    return Invalid(f"value {message}.", fields=(FieldError("value", message),))

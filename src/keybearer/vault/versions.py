@@ -16,7 +16,7 @@ from keybearer.access.attempts import attempt
 from keybearer.audit import management
 from keybearer.catalog import Catalog, Provider
 from keybearer.domain import Caller, ManagementRecord, Scope, Secret, SecretBytes, SecretVersion
-from keybearer.errors import FieldError, Invalid, NotFound
+from keybearer.errors import Invalid, NotFound
 from keybearer.store.db import Actor
 from keybearer.store.queries import cursors
 from keybearer.store.queries import versions as rows
@@ -65,7 +65,7 @@ class Versions:
         async with attempt(self._keeper.db, "secret.rotate", caller, str(secret_id)):
             policy.require(caller, Scope.SECRETS_WRITE)
             if not timedelta() <= overlap <= OVERLAP_LIMIT:
-                raise _invalid("overlap_seconds", f"is not between 0 and {int(OVERLAP_LIMIT.total_seconds())}")
+                raise Invalid.of("overlap_seconds", f"is not between 0 and {int(OVERLAP_LIMIT.total_seconds())}")
             async with self._keeper.db.write(actor_of(caller)) as tx:
                 now = datetime.now(UTC)
                 row = await self._keeper.own(tx, caller, secret_id)
@@ -73,7 +73,7 @@ class Versions:
                 before = await self._keeper.current(tx, row)
                 change = checked_changes(known, self._catalog, row, before, {"value": value, "save_anyway": save_anyway}, now)
                 if change.content is None:
-                    raise _invalid("value", "is required")
+                    raise Invalid.of("value", "is required")
                 bound = await self._agreed(tx, row, known, change.content)
                 columns = await self._keeper.put_version(
                     tx, caller, row, change.content, now, bound=bound, overlap=overlap or None
@@ -97,7 +97,7 @@ class Versions:
                 self._keeper.sealer.check(row)
                 wanted = await rows.before(tx, row.owner_id, row.id, row.version) if version is None else version
                 if wanted == row.version:
-                    raise _invalid("version", "is in force already")
+                    raise Invalid.of("version", "is in force already")
                 earlier = None if wanted is None else await rows.get(tx, row.owner_id, row.id, wanted)
                 if earlier is None:
                     raise NotFound("There is no such earlier version.", hint="See which are kept: /secrets/{id}/versions.")
@@ -142,7 +142,3 @@ def _view(version: Any, row: Any, now: datetime) -> SecretVersion:
     return SecretVersion(
         version.version, state, preview, version.owner_key_id, version.created_by, version.created_at, version.retired_at
     )
-
-
-def _invalid(field: str, message: str) -> Invalid:
-    return Invalid(f"{field} {message}.", fields=(FieldError(field, message),))

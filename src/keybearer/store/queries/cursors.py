@@ -27,9 +27,14 @@ def decode(cursor: str, kind: Any) -> tuple[Any, ...]:
         place: tuple[Any, ...] = msgspec.json.decode(text, type=kind)
     except ValueError:
         place = ()
-    if not place or any(isinstance(part, datetime) and part.tzinfo is None for part in place):
+    if not place or any(map(_is_foreign, place)):
         raise Invalid("The cursor is not one of ours.", fields=(FieldError("cursor", "Use next_cursor as it was given."),))
     return place
+
+
+def _is_foreign(part: Any) -> bool:
+    """A time without its zone, or a text that no column holds."""
+    return (isinstance(part, datetime) and part.tzinfo is None) or (isinstance(part, str) and not part.isprintable())
 
 
 async def page(

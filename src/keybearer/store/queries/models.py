@@ -9,23 +9,20 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keybearer.store.queries import cursors
 from keybearer.store.schema import model
 
 Row = sa.Row[Any]
 
 
 async def page(
-    tx: AsyncConnection, owners: Iterable[UUID], provider: str | None, after: tuple[str, str, UUID] | None, limit: int
-) -> Sequence[Row]:
-    """The models of these owners by provider and name, after a place in that order."""
-    order = (model.c.provider, model.c.name, model.c.id)
+    tx: AsyncConnection, owners: Iterable[UUID], provider: str | None, cursor: str | None, limit: int
+) -> tuple[Sequence[Row], str | None]:
+    """A page of the models of these owners, by provider and name, and the cursor of the next. Raises ``Invalid`` for a foreign one."""
     query = sa.select(model).where(model.c.owner_id.in_(list(owners)))
     if provider is not None:
         query = query.where(model.c.provider == provider)
-    if after is not None:
-        place = (sa.literal(value, column.type) for value, column in zip(after, order, strict=True))
-        query = query.where(sa.tuple_(*order) > sa.tuple_(*place))
-    return (await tx.execute(query.order_by(*order).limit(limit))).all()
+    return await cursors.page(tx, query, {model.c.provider: str, model.c.name: str, model.c.id: UUID}, cursor, limit)
 
 
 async def get(tx: AsyncConnection, owners: Iterable[UUID], model_id: UUID) -> Row | None:
