@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from tests.support import provider as mock
 from tests.support import server as servers
 from tests.support.postgresql import Server as PostgreSQL
+from tests.support.postgresql import database_settings, new_database
 from tests.support.provider import Provider
 from tests.support.server import Person, Server
 
@@ -61,9 +61,15 @@ def settle(server: Server, provider: Provider) -> World:
 @pytest.fixture(scope="module")
 def postgresql_urls(postgresql_server: PostgreSQL) -> Iterator[tuple[str, str]]:
     """``(url, direct_url)`` of a new PostgreSQL database with nothing in it: the server migrates it."""
-    name = f"kbtest_e2e_{secrets.token_hex(6)}"
-    yield postgresql_server.create(name)
-    postgresql_server.drop(name)
+    with new_database(postgresql_server) as urls:
+        yield urls
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Settings that name an empty database."""
+    with database_settings(request) as settings:
+        yield settings
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,25 +11,11 @@ import httpx2
 import pytest
 from tests.e2e.conftest import World, settle
 from tests.support import server as servers
-from tests.support.postgresql import Server as PostgreSQL
 from tests.support.provider import Provider
 from tests.support.server import PASSWORD
 
 CHAT = {"model": "openai/gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
 PHRASE = "kbtest correct horse battery staple"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """Settings that name an empty database."""
-    if request.param == "sqlite":
-        yield {}
-        return
-    server: PostgreSQL = request.getfixturevalue("postgresql_server")
-    name = f"kbtest_rotation_{secrets.token_hex(6)}"
-    url, direct_url = server.create(name)
-    yield {"database_url": url, "database_direct_url": direct_url}
-    server.drop(name)
 
 
 class Callers:

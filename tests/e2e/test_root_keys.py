@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -12,23 +11,9 @@ from uuid import uuid4
 import pytest
 from tests.support import aws, cloud_kms, openbao
 from tests.support import server as servers
-from tests.support.postgresql import Server as PostgreSQL
 from tests.support.server import Server
 
 VALUE = "sk-proj-kbtest-root-0123456789abcdefghijklmnop"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """Settings that name an empty database."""
-    if request.param == "sqlite":
-        yield {}
-        return
-    server: PostgreSQL = request.getfixturevalue("postgresql_server")
-    name = f"kbtest_root_{secrets.token_hex(6)}"
-    url, direct_url = server.create(name)
-    yield {"database_url": url, "database_direct_url": direct_url}
-    server.drop(name)
 
 
 class Service:

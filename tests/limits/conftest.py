@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import httpx2
 import pytest
 from tests.support import provider as mock
 from tests.support import server as servers
-from tests.support.postgresql import Server as PostgreSQL
+from tests.support.postgresql import database_settings
 from tests.support.provider import Provider
 from tests.support.server import PASSWORD, Person, Server
 
@@ -85,16 +84,11 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def world(request: pytest.FixtureRequest, provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    settings = {"egress_allow": "127.0.0.1"}
-    if request.param == "postgresql":
-        postgresql: PostgreSQL = request.getfixturevalue("postgresql_server")
-        name = f"kbtest_limits_{secrets.token_hex(6)}"
-        settings["database_url"], settings["database_direct_url"] = postgresql.create(name)
-    with servers.running(tmp_path_factory.mktemp("limits") / "data", **settings) as server:
+    data_dir = tmp_path_factory.mktemp("limits") / "data"
+    with database_settings(request) as database, servers.running(data_dir, egress_allow="127.0.0.1", **database) as server:
+        settings = {"egress_allow": "127.0.0.1"} | database
         world = World(server, provider, servers.set_up(server), settings)
         for each in ("openai", "anthropic"):
             world.admin.call("PUT", f"/providers/{each}", json={"base_url": provider.base_url(each)})
         servers.heard(world.admin)
         yield world
-    if request.param == "postgresql":
-        postgresql.drop(name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,7 @@ import pytest
 import trustme
 import uvicorn
 from tests.plane.wire import Answer, Connection, Provider, connect, fixed, until
-from tests.support.vault import World
+from tests.support.vault import World, world_on
 
 from keybearer.access.tokens import generate
 from keybearer.audit.journal import Durability, Journal
@@ -27,7 +29,7 @@ from keybearer.audit.ship import Shipper
 from keybearer.catalog import Catalog, Registry, places, with_base_url
 from keybearer.catalog.openrouter import StandIn
 from keybearer.crypto.keyring import Keyring
-from keybearer.domain import Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
+from keybearer.domain import Caller, Credential, Grant, KeySource, Owner, OwnerKind, Role, Scope, SecretBytes
 from keybearer.errors import KeyMissing, TokenInvalid
 from keybearer.gateway.counters import Counters
 from keybearer.gateway.counts import Records
@@ -233,6 +235,57 @@ class House:
         assert all(line["outcome"] == "refused" for line in stayed if line["kind"] == "outcome")
         assert use["request_id"] == outcome["request_id"]
         return outcome
+
+
+@dataclass
+class TwoProcesses:
+    """A deployment of two processes before one provider, with real vaults; ``root`` is its administrator."""
+
+    here: House
+    there: House
+    vault: World
+    root: Caller
+
+    async def ask(self, house: House) -> tuple[int, str]:
+        """One call: its status, and the key that the provider got or the error's code."""
+        return self.told(house, await house.ask(house.request()))
+
+    @staticmethod
+    def told(house: House, answer: Answer) -> tuple[int, str]:
+        """What an answer says; see ``ask``."""
+        if answer.status == 200:
+            return 200, str(house.provider.received[-1]["authorization"]).removeprefix("Bearer ")
+        return answer.status, json.loads(answer.body)["error"]["code"]
+
+    async def asks_until(self, house: House, expected: tuple[int, str]) -> float:
+        """Ask again and again until the answer is ``expected``; the age, in seconds, at which the last other one was asked for."""
+        began = asked = time.monotonic()
+        last = 0.0
+        while (found := await self.ask(house)) != expected:
+            last = asked - began
+            assert last < 5, found
+            await asyncio.sleep(0.01)
+            asked = time.monotonic()
+        return last
+
+
+@asynccontextmanager
+async def two_processes(database_urls: tuple[str, str], open_house: Opener) -> AsyncIterator[TwoProcesses]:
+    """Open a house for each of two processes on one database; ``token`` of both is to be set."""
+    root_key = os.urandom(32)
+    first, second = await Database.open(*database_urls), await Database.open(*database_urls)
+    vault, other = await world_on(first, root_key), await world_on(second, root_key)
+    async with (
+        open_house(world=vault.allowing("127.0.0.1"), interval=0.25) as here,
+        open_house(world=other, interval=0.25) as there,
+    ):
+        root = await vault.person("root", Role.ADMIN)
+        there.provider.script = here.provider.script
+        await vault.allowing("127.0.0.1").providers.update(root, "openai", {"base_url": f"http://127.0.0.1:{here.provider.port}"})
+        there.provider = here.provider
+        yield TwoProcesses(here, there, vault, root)
+    await first.close()
+    await second.close()
 
 
 def credential(provider: Any, key: str = KEY, **changed: Any) -> Credential:

@@ -3,62 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.plane.conftest import House, Opener
+from tests.plane.conftest import House, Opener, TwoProcesses, two_processes
 from tests.plane.wire import Connection
-from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value, world_on
+from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, value
 
 from keybearer.access.freeze import freeze, unfreeze
 from keybearer.access.tokens import AccessToken, NewToken
-from keybearer.domain import Caller, Role, Secret
-from keybearer.store.db import Database
+from keybearer.domain import Caller, Secret
 from keybearer.vault.secrets import NewSecret
 
 
 @dataclass
-class Town:
+class Town(TwoProcesses):
     """A deployment of two processes, and a person with a key and a token."""
 
-    here: House
-    there: House
-    vault: World
     person: Caller
-    admin: Caller
     token: AccessToken
     secret: Secret
     kept: dict[int, Connection] = field(default_factory=dict)
     """By house, connections that send the same head over and over; houses without one are asked on new connections."""
 
     async def ask(self, house: House) -> tuple[int, str]:
-        """One call: its status, and the key that the provider got or the error's code."""
         kept = self.kept.get(id(house))
         if kept is None:
-            answer = await house.ask(house.request())
-        else:
-            await kept.send(house.request())
-            answer = await kept.answer()
-        if answer.status == 200:
-            return 200, str(house.provider.received[-1]["authorization"]).removeprefix("Bearer ")
-        return answer.status, json.loads(answer.body)["error"]["code"]
-
-    async def asks_until(self, house: House, expected: tuple[int, str]) -> float:
-        """Ask again and again until the answer is ``expected``; the age, in seconds, at which the last other one was asked for."""
-        began = asked = time.monotonic()
-        last = 0.0
-        while (found := await self.ask(house)) != expected:
-            last = asked - began
-            assert last < 5, found
-            await asyncio.sleep(0.01)
-            asked = time.monotonic()
-        return last
+            return await super().ask(house)
+        await kept.send(house.request())
+        return self.told(house, await kept.answer())
 
 
 @pytest.fixture(scope="session")
@@ -68,25 +44,12 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture
 async def town(database_urls: tuple[str, str], open_house: Opener) -> AsyncIterator[Town]:
-    root_key = os.urandom(32)
-    first, second = await Database.open(*database_urls), await Database.open(*database_urls)
-    vault, other = await world_on(first, root_key), await world_on(second, root_key)
-    async with (
-        open_house(world=vault.allowing("127.0.0.1"), interval=0.25) as here,
-        open_house(world=other, interval=0.25) as there,
-    ):
-        admin, person = await vault.person("root", Role.ADMIN), await vault.person("alice")
-        there.provider.script = here.provider.script
-        await vault.allowing("127.0.0.1").providers.update(
-            admin, "openai", {"base_url": f"http://127.0.0.1:{here.provider.port}"}
-        )
-        secret = await vault.secrets.create(person, NewSecret("openai", value(OPENAI_KEY), save_anyway=True))
-        token, text = await vault.tokens.create(person, NewToken("test"))
-        here.token = there.token = text
-        there.provider = here.provider
-        yield Town(here, there, vault, person, admin, token, secret)
-    await first.close()
-    await second.close()
+    async with two_processes(database_urls, open_house) as two:
+        person = await two.vault.person("alice")
+        secret = await two.vault.secrets.create(person, NewSecret("openai", value(OPENAI_KEY), save_anyway=True))
+        token, two.here.token = await two.vault.tokens.create(person, NewToken("test"))
+        two.there.token = two.here.token
+        yield Town(two.here, two.there, two.vault, two.root, person, token, secret)
 
 
 async def test_a_persons_own_key_serves_in_both_processes(town: Town) -> None:
@@ -129,7 +92,7 @@ async def take_away(town: Town, what: str) -> None:
         "token deleted": lambda: vault.tokens.delete(person, token.id),
         "token expired": lambda: vault.tokens.update(person, token.id, expires_at=in_a_moment),
         "token restricted": lambda: vault.tokens.update(person, token.id, allowed_models=frozenset({"openai/gpt-4o"})),
-        "user disabled": lambda: vault.users.set_active(person.user_id, False, town.admin),
+        "user disabled": lambda: vault.users.set_active(person.user_id, False, town.root),
         "secret deactivated": lambda: vault.secrets.update(person, secret.id, {"is_active": False}),
         "secret deleted": lambda: vault.secrets.delete(person, secret.id),
         "secret replaced": lambda: vault.secrets.update(
@@ -137,7 +100,7 @@ async def take_away(town: Town, what: str) -> None:
         ),
         "secret not for this token": lambda: vault.secrets.update(person, secret.id, {"allowed_tokens": ("0" * 12,)}),
         "secret not for this model": lambda: vault.secrets.update(person, secret.id, {"allowed_models": ("gpt-4o",)}),
-        "frozen": lambda: freeze(vault.db, town.admin),
+        "frozen": lambda: freeze(vault.db, town.root),
     }
     await actions[what]()
 
@@ -147,17 +110,17 @@ async def test_what_is_given_back_works_again(town: Town) -> None:
     assert await town.ask(town.there) == (403, "key_inactive")
     await town.vault.secrets.update(town.person, town.secret.id, {"is_active": True})
     await town.asks_until(town.there, (200, OPENAI_KEY))
-    assert await freeze(town.vault.db, town.admin)
-    assert not await freeze(town.vault.db, town.admin)
+    assert await freeze(town.vault.db, town.root)
+    assert not await freeze(town.vault.db, town.root)
     await town.asks_until(town.there, (503, "frozen"))
-    assert await unfreeze(town.vault.db, town.admin)
+    assert await unfreeze(town.vault.db, town.root)
     await town.asks_until(town.there, (200, OPENAI_KEY))
 
 
 async def test_a_providers_new_address_gets_no_key_that_is_not_bound_to_it(town: Town) -> None:
     assert await town.ask(town.here) == (200, OPENAI_KEY)
     received = len(town.here.provider.received)
-    await town.vault.allowing("127.0.0.1").providers.update(town.admin, "openai", {"base_url": "http://127.0.0.1:1"})
+    await town.vault.allowing("127.0.0.1").providers.update(town.root, "openai", {"base_url": "http://127.0.0.1:1"})
     await town.asks_until(town.there, (403, "egress_refused"))
     await town.asks_until(town.here, (403, "egress_refused"))
     assert len(town.here.provider.received) >= received

@@ -3,54 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import pytest
-from tests.plane.conftest import House, Opener
-from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value, world_on
+from tests.plane.conftest import House, Opener, TwoProcesses, two_processes
+from tests.plane.wire import Answer
+from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, value
 
 from keybearer.access.tokens import NewToken
-from keybearer.domain import Caller, Grade, Role, Secret, TeamRole
-from keybearer.store.db import Database
+from keybearer.domain import Caller, Grade, Secret, TeamRole
 from keybearer.vault.secrets import NewSecret
 
 
 @dataclass
-class Yard:
+class Yard(TwoProcesses):
     """A deployment of two processes; ada leads a team that bob is in. Bob calls."""
 
-    here: House
-    there: House
-    vault: World
     ada: Caller
     bob: Caller
     team: UUID
     lent: Secret
 
-    async def ask(self, house: House) -> tuple[int, str]:
-        """One call of bob's: its status, and the key that the provider got or the error's code."""
-        answer = await house.ask(house.request())
-        if answer.status == 200:
-            assert answer["x-keybearer-key-source"] == "team"
-            return 200, str(house.provider.received[-1]["authorization"]).removeprefix("Bearer ")
-        return answer.status, json.loads(answer.body)["error"]["code"]
-
-    async def asks_until(self, house: House, expected: tuple[int, str]) -> float:
-        """Ask until the answer is ``expected``; the age, in seconds, at which the last other one was asked for."""
-        began = asked = time.monotonic()
-        last = 0.0
-        while (found := await self.ask(house)) != expected:
-            last = asked - began
-            assert last < 5, found
-            await asyncio.sleep(0.01)
-            asked = time.monotonic()
-        return last
+    @staticmethod
+    def told(house: House, answer: Answer) -> tuple[int, str]:
+        assert answer.status != 200 or answer["x-keybearer-key-source"] == "team"
+        return TwoProcesses.told(house, answer)
 
 
 @pytest.fixture(scope="session")
@@ -60,27 +40,17 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture
 async def yard(database_urls: tuple[str, str], open_house: Opener) -> AsyncIterator[Yard]:
-    root_key = os.urandom(32)
-    first, second = await Database.open(*database_urls), await Database.open(*database_urls)
-    vault, other = await world_on(first, root_key), await world_on(second, root_key)
-    async with (
-        open_house(world=vault.allowing("127.0.0.1"), interval=0.25) as here,
-        open_house(world=other, interval=0.25) as there,
-    ):
-        root, ada, bob = await vault.person("root", Role.ADMIN), await vault.person("ada"), await vault.person("bob")
-        there.provider.script = here.provider.script
-        await vault.allowing("127.0.0.1").providers.update(root, "openai", {"base_url": f"http://127.0.0.1:{here.provider.port}"})
+    async with two_processes(database_urls, open_house) as two:
+        vault = two.vault
+        ada, bob = await vault.person("ada"), await vault.person("bob")
         team = (await vault.teams.create(ada, "Research")).team_id
         await vault.teams.invite(ada, team, "bob@example.com")
         await vault.teams.accept(bob, team)
         lent = await vault.secrets.create(ada, NewSecret("openai", value(OPENAI_KEY), save_anyway=True))
         await vault.shares.share(ada, lent.id, team, Grade.MANAGE)
-        _, text = await vault.tokens.create(bob, NewToken("bob's"))
-        here.token = there.token = text
-        there.provider = here.provider
-        yield Yard(here, there, vault, ada, bob, team, lent)
-    await first.close()
-    await second.close()
+        _, two.here.token = await vault.tokens.create(bob, NewToken("bob's"))
+        two.there.token = two.here.token
+        yield Yard(two.here, two.there, vault, two.root, ada, bob, team, lent)
 
 
 NONE = (404, "key_missing")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ import httpx2
 import pytest
 from tests.support import provider as mock
 from tests.support import server as servers
-from tests.support.postgresql import Server as PostgreSQL
+from tests.support.postgresql import database_settings
 from tests.support.provider import Provider
 from tests.support.server import PASSWORD, Person, Server
 
@@ -67,12 +66,6 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def world(request: pytest.FixtureRequest, provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    settings = {"egress_allow": "127.0.0.1"}
-    if request.param == "postgresql":
-        postgresql: PostgreSQL = request.getfixturevalue("postgresql_server")
-        name = f"kbtest_registry_{secrets.token_hex(6)}"
-        settings["database_url"], settings["database_direct_url"] = postgresql.create(name)
-    with servers.running(tmp_path_factory.mktemp("registry") / "data", **settings) as server:
+    data_dir = tmp_path_factory.mktemp("registry") / "data"
+    with database_settings(request) as database, servers.running(data_dir, egress_allow="127.0.0.1", **database) as server:
         yield World(server, provider, servers.set_up(server))
-    if request.param == "postgresql":
-        postgresql.drop(name)

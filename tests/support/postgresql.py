@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import secrets
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 import sqlalchemy as sa
 
 OWNER, RUNTIME = "kbtest_owner", "kbtest_runtime"
@@ -88,6 +90,25 @@ def shared_server(directory: Path, keeper: int) -> Server:
             # Not ours to wait for: it outlives this worker.
             process.returncode = 0
         return Server(note.read_text())
+
+
+@contextlib.contextmanager
+def new_database(server: Server) -> Iterator[tuple[str, str]]:
+    """``(url, direct_url)`` of a database with nothing in it, dropped at the end."""
+    name = f"kbtest_{secrets.token_hex(8)}"
+    urls = server.create(name)
+    yield urls
+    server.drop(name)
+
+
+@contextlib.contextmanager
+def database_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Settings of a server that name an empty database of the kind that a fixture's parameter says."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    with new_database(request.getfixturevalue("postgresql_server")) as (url, direct_url):
+        yield {"database_url": url, "database_direct_url": direct_url}
 
 
 @contextlib.contextmanager
