@@ -106,9 +106,9 @@ async def test_a_secret_serves_with_what_openbao_holds_and_nothing_of_it_is_stor
 
 
 def pointing_actor(caller: Caller) -> Any:
-    from keybearer.vault.keeper import actor_of
+    from keybearer.vault.keeper import sealing_actor
 
-    return actor_of(caller)
+    return sealing_actor(caller)
 
 
 async def test_aws_gives_the_text_or_one_key_of_its_json(pointing: World, aws: Aws) -> None:

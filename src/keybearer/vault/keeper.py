@@ -232,8 +232,8 @@ def require_owner(caller: Caller, row: Any) -> None:
         raise Forbidden("Only whose secret it is may do this.", hint="Ask the person who shared it.")
 
 
-def actor_of(caller: Caller) -> Actor:
-    """Whose eyes: an administrator's see the system's keys, to seal under them."""
+def sealing_actor(caller: Caller) -> Actor:
+    """Whose eyes a transaction has that opens or seals values: an administrator's see the system's keys (``policy.actor_of``'s do not)."""
     return Actor.user(caller.user_id, admin=caller.is_admin, system_keys=caller.is_admin)
 
 

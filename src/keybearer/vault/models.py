@@ -31,8 +31,9 @@ from keybearer.store.db import Database
 from keybearer.store.queries import models as rows
 from keybearer.vault import audience, reach, registry
 from keybearer.vault.addresses import check_base_url
+from keybearer.vault.keeper import sealing_actor
 from keybearer.vault.refresh import owners_eyes
-from keybearer.vault.secrets import Put, Secrets, actor_of
+from keybearer.vault.secrets import Put, Secrets
 
 PAGE_LIMIT = 200
 MODELS_LIMIT = 5_000
@@ -186,7 +187,7 @@ class Models:
             policy.require(caller, Scope.MODELS_WRITE)
             if new.system:
                 policy.require_admin(caller)
-            async with self._db.write(actor_of(caller)) as tx:
+            async with self._db.write(sealing_actor(caller)) as tx:
                 return await self._insert(tx, caller, await self._owner_of_new(tx, caller, new), new)
 
     async def put(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewModel) -> Put:
@@ -235,7 +236,7 @@ class Models:
             checked.unknown(fields.keys() - CHANGEABLE)
             checked.check()
             given = {name: value for name, value in fields.items() if value is not None or name in _LIFTED_BY_NONE}
-            async with self._db.write(actor_of(caller)) as tx:
+            async with self._db.write(sealing_actor(caller)) as tx:
                 owners = await self._managed_owners(tx, caller)
                 found = self._ours(await rows.lock(tx, owners, model_id))
                 owner = owners[found.owner_id]
@@ -262,7 +263,7 @@ class Models:
         """Delete a model with its own key: one's own, or (administrators) everybody's. Raises ``NotFound``, ``ScopeMissing``."""
         async with attempt(self._db, "model.delete", caller, str(model_id)):
             policy.require(caller, Scope.MODELS_WRITE)
-            async with self._db.write(actor_of(caller)) as tx:
+            async with self._db.write(sealing_actor(caller)) as tx:
                 owners = await self._managed_owners(tx, caller)
                 row = await rows.lock(tx, owners, model_id)
                 if row is None:

@@ -20,7 +20,7 @@ from keybearer.errors import Invalid
 from keybearer.vault import reach
 from keybearer.vault.drafts import NewSecret, Pointed, require_alone
 from keybearer.vault.external import Wanted
-from keybearer.vault.keeper import Keeper, actor_of
+from keybearer.vault.keeper import Keeper, sealing_actor
 
 
 class Pointing:
@@ -34,14 +34,14 @@ class Pointing:
         if not new.reference:
             return None
         require_alone(new.value)
-        async with self._keeper.db.read(actor_of(caller)) as tx:
+        async with self._keeper.db.read(sealing_actor(caller)) as tx:
             owner = await owner_of_new(tx, self._keeper.keyring, caller, new)
         return await self._pointed(caller, owner.id, new.secret_type, new.reference)
 
     async def anew(self, caller: Caller, secret_id: UUID, fields: Mapping[str, Any]) -> Pointed:
         """The same for a change of a secret that is there. Raises ``NotFound``, ``Forbidden``."""
         require_alone(fields.get("value"))
-        async with self._keeper.db.write(actor_of(caller)) as tx:
+        async with self._keeper.db.write(sealing_actor(caller)) as tx:
             row = await self._keeper.own(tx, caller, secret_id)
         return await self._pointed(caller, row.owner_id, SecretType(row.secret_type), fields["reference"])
 
@@ -57,7 +57,7 @@ class Pointing:
                     raise Invalid.of("value", "is required")
                 return new.value
             record = ManagementRecord("secret.test", caller, "", detail=(("reference", str(pointed.reference)),))
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 await management.record(self._keeper.db, tx, record)
             return pointed.value
 

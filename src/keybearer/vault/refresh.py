@@ -26,7 +26,7 @@ from keybearer.store.db import Actor
 from keybearer.store.queries import deployment, versions
 from keybearer.store.queries import secrets as rows
 from keybearer.vault import registry
-from keybearer.vault.keeper import LAST_CHECK, Keeper, actor_of
+from keybearer.vault.keeper import LAST_CHECK, Keeper, sealing_actor
 from keybearer.vault.oauth import OAuth
 from keybearer.vault.sealed import Content, Unreadable, console_path, egress_of, owner_of
 from keybearer.vault.token_answer import Refused, Tokens, can_refresh, pause, read, request_of
@@ -106,13 +106,13 @@ class Refresher:
         """
         async with attempt(self._keeper.db, "secret.refresh", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_WRITE)
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id)
                 if not can_refresh((await self._keeper.sealer.open(tx, row)).oauth):
                     raise Invalid("This secret has no refresh token and token endpoint.", hint="Give both, in 'oauth'.")
                 await self._keeper.write(tx, row, {"refresh_at": datetime.now(UTC)})
             await self.refresh(secret_id, row.owner_id)
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 return await self._keeper.shown(tx, caller, row)
 
     async def refresh(self, secret_id: UUID, owner_id: UUID) -> bool:

@@ -53,7 +53,7 @@ from keybearer.vault.drafts import (
     provider_named,
 )
 from keybearer.vault.external import External
-from keybearer.vault.keeper import Keeper, State, actor_of, refreshing, require_owner, rotate_at
+from keybearer.vault.keeper import Keeper, State, refreshing, require_owner, rotate_at, sealing_actor
 from keybearer.vault.pointing import Pointing, owner_of_new
 from keybearer.vault.reach import Reach
 from keybearer.vault.references import require_power
@@ -64,7 +64,7 @@ from keybearer.vault.standing import Standing, standing_of, stopped_by
 from keybearer.vault.trash import Trash
 from keybearer.vault.versions import Versions
 
-__all__ = ["NewSecret", "Page", "SecretFilter", "Secrets", "Standing", "State", "actor_of"]
+__all__ = ["NewSecret", "Page", "SecretFilter", "Secrets", "Standing", "State"]
 
 PAGE_LIMIT = 200
 REVEALS = Rate(20, 6.0)
@@ -141,7 +141,7 @@ class Secrets:
             if new.system:
                 policy.require_admin(caller)
             pointed = await self.pointing.of_new(caller, new)
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 return await self._insert(
                     tx, caller, await owner_of_new(tx, self._keeper.keyring, caller, new), new, pointed=pointed
                 )
@@ -155,7 +155,7 @@ class Secrets:
         if wanted.owner in {"system", "everyone"}:
             policy.require_admin(caller)
         after = None if cursor is None else cursors.decode(cursor, tuple[UUID])[0]
-        async with self._keeper.db.read(actor_of(caller)) as tx:
+        async with self._keeper.db.read(sealing_actor(caller)) as tx:
             mine = await reach.load(tx, self._keeper.keyring, caller.user_id)
             search = _search(mine, wanted, datetime.now(UTC), self.retention.expiring)
             found = await rows.page(tx, search, after, limit + 1)
@@ -174,7 +174,7 @@ class Secrets:
         """
         async with attempt(self._keeper.db, "secret.read", caller, str(secret_id)):
             policy.require(caller, *policy.READ_SECRETS)
-            async with self._keeper.db.read(actor_of(caller)) as tx:
+            async with self._keeper.db.read(sealing_actor(caller)) as tx:
                 mine = await reach.load(tx, self._keeper.keyring, caller.user_id)
                 row = await rows.get(tx, secret_id, None if caller.is_admin else mine.seen_owners(secret_id))
             if row is None:
@@ -197,7 +197,7 @@ class Secrets:
             policy.require(caller, Scope.SECRETS_WRITE)
             if fields.get("reference"):
                 fields = {**fields, "reference": await self.pointing.anew(caller, secret_id, fields)}
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 return await self._update(tx, caller, await self._keeper.own(tx, caller, secret_id), fields)
 
     async def delete(self, caller: Caller, secret_id: UUID) -> None:
@@ -207,7 +207,7 @@ class Secrets:
         """
         async with attempt(self._keeper.db, "secret.delete", caller, str(secret_id)):
             policy.require(caller, Scope.SECRETS_WRITE)
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id)
                 now = datetime.now(UTC)
                 # Under its id nobody misses the name; to the version before this one, which knows of no deletion, it is failed.
@@ -231,7 +231,7 @@ class Secrets:
         async with attempt(self._keeper.db, "secret.confirm_egress", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_WRITE)
             now = datetime.now(UTC)
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id)
                 if row.model_id is not None:
                     raise Invalid.of("secret", "belongs to a model; enter the key there again")
@@ -254,7 +254,7 @@ class Secrets:
         """
         async with attempt(self._keeper.db, "secret.test", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_USE, Scope.SECRETS_WRITE)
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id)
                 content = await self._keeper.sealer.open(tx, row)
                 await self._keeper.record(tx, caller, "secret.test", row, provider=row.provider)
@@ -270,7 +270,7 @@ class Secrets:
         await self._count_reveal(caller, secret_id)
         async with attempt(self._keeper.db, "secret.reveal", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_READ)
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id)
                 require_owner(caller, row)
                 policy.require_provider(caller, row.provider)
@@ -302,7 +302,7 @@ class Secrets:
         """
         detail = (("provider", credential.provider),)
         record = ManagementRecord("secret.test", caller, str(credential.secret_id), owner=credential.owner, detail=detail)
-        async with self._keeper.db.write(Actor.system() if caller is None else actor_of(caller)) as tx:
+        async with self._keeper.db.write(Actor.system() if caller is None else sealing_actor(caller)) as tx:
             await management.record(self._keeper.db, tx, record)
 
     async def is_replaced(self, credential: Credential) -> bool:

@@ -18,7 +18,7 @@ from keybearer.domain import Caller, Scope, Secret
 from keybearer.store.db import Actor
 from keybearer.store.queries import secrets, versions
 from keybearer.store.queries import trash as rows
-from keybearer.vault.keeper import Keeper, actor_of, require_owner
+from keybearer.vault.keeper import Keeper, require_owner, sealing_actor
 
 BATCH = 500
 
@@ -32,7 +32,7 @@ class Trash:
     async def get(self, caller: Caller, secret_id: UUID) -> Secret:
         """One deleted secret that the caller may bring back. Raises ``NotFound``, ``Forbidden``, ``ScopeMissing``."""
         policy.require(caller, *policy.READ_SECRETS)
-        async with self._keeper.db.write(actor_of(caller)) as tx:
+        async with self._keeper.db.write(sealing_actor(caller)) as tx:
             return self._keeper.secret(await self._keeper.own(tx, caller, secret_id, deleted=True))
 
     async def restore(self, caller: Caller, secret_id: UUID, name: str | None = None) -> Secret:
@@ -49,7 +49,7 @@ class Trash:
             fields = Fields()
             wanted = None if name is None else fields.name("name", name, NAME_LIMIT)
             fields.check()
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id, deleted=True)
                 back = wanted or str(row.deleted_name)
                 columns: dict[str, Any] = {
@@ -70,7 +70,7 @@ class Trash:
         """
         async with attempt(self._keeper.db, "secret.purge", caller, str(secret_id)):
             policy.require(caller, Scope.SECRETS_WRITE)
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id, deleted=None)
                 require_owner(caller, row)
                 name = row.deleted_name or row.name

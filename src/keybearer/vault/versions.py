@@ -22,7 +22,7 @@ from keybearer.store.queries import cursors
 from keybearer.store.queries import versions as rows
 from keybearer.vault import registry
 from keybearer.vault.drafts import checked_changes
-from keybearer.vault.keeper import Keeper, actor_of
+from keybearer.vault.keeper import Keeper, sealing_actor
 from keybearer.vault.references import require_power
 from keybearer.vault.sealed import Content, egress_for, egress_of
 
@@ -43,7 +43,7 @@ class Versions:
         async with attempt(self._keeper.db, "secret.read", caller, str(secret_id)):
             policy.require(caller, *policy.READ_SECRETS)
             below = None if cursor is None else cursors.decode(cursor, tuple[int])[0]
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id)
                 found = await rows.page(tx, row.owner_id, row.id, below, limit + 1)
         more = cursors.encode((found[limit - 1].version,)) if len(found) > limit else None
@@ -66,7 +66,7 @@ class Versions:
             policy.require(caller, Scope.SECRETS_WRITE)
             if not timedelta() <= overlap <= OVERLAP_LIMIT:
                 raise Invalid.of("overlap_seconds", f"is not between 0 and {int(OVERLAP_LIMIT.total_seconds())}")
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 now = datetime.now(UTC)
                 row = await self._keeper.own(tx, caller, secret_id)
                 known = (await registry.load(tx, self._keeper.keyring, self._catalog, row.owner_id)).providers.get(row.provider)
@@ -91,7 +91,7 @@ class Versions:
         """
         async with attempt(self._keeper.db, "secret.rollback", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_WRITE)
-            async with self._keeper.db.write(actor_of(caller)) as tx:
+            async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 now = datetime.now(UTC)
                 row = await self._keeper.own(tx, caller, secret_id)
                 self._keeper.sealer.check(row)

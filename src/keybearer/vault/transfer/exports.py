@@ -29,7 +29,7 @@ from keybearer.store.queries import models as model_rows
 from keybearer.store.queries import secrets as rows
 from keybearer.vault import registry
 from keybearer.vault.drafts import DEFAULT_NAME
-from keybearer.vault.keeper import actor_of
+from keybearer.vault.keeper import sealing_actor
 from keybearer.vault.oauth import PARTS
 from keybearer.vault.sealed import Content, Sealer, Unreadable, egress_of, owner_of
 from keybearer.vault.transfer.items import Format
@@ -82,7 +82,7 @@ class Exports:
             if system and (caller.token_id is not None or caller.session_id is not None or not caller.is_admin):
                 raise Forbidden("The system's secrets are exported on the server alone.", hint="keybearer export FILE --system")
             owner_id = SYSTEM_OWNER_ID if system else caller.user_id
-            actor = Actor.user(caller.user_id, admin=True, system_keys=True) if system else actor_of(caller)
+            actor = Actor.user(caller.user_id, admin=True, system_keys=True) if system else sealing_actor(caller)
             entries, models, left_out = [], [], []
             async with self._db.write(actor) as tx:
                 known = (await registry.load(tx, self._keyring, self._catalog, owner_id)).providers

@@ -28,9 +28,10 @@ from keybearer.errors import Conflict, FieldError, Invalid, KeybearerError, Prov
 from keybearer.store.db import Database
 from keybearer.vault import registry
 from keybearer.vault.drafts import NewSecret
+from keybearer.vault.keeper import sealing_actor
 from keybearer.vault.models import Models, NewModel
 from keybearer.vault.pointing import owner_of_new
-from keybearer.vault.secrets import Secrets, actor_of
+from keybearer.vault.secrets import Secrets
 from keybearer.vault.transfer import documents, dotenv
 from keybearer.vault.transfer.items import CONTENT_LIMIT, ITEMS_LIMIT, Format, Item, Target, shown, target_of
 from keybearer.vault.values import preview_of, text_of
@@ -155,7 +156,7 @@ class Imports:
 
     async def _transaction(self, caller: Caller, items: list[Item], form: str, options: Options) -> Report:
         """Store the items; raise ``_Undone`` where they are not to be."""
-        async with self._db.write(actor_of(caller)) as tx:
+        async with self._db.write(sealing_actor(caller)) as tx:
             whose = NewSecret("", secret_value(""), system=options.system, team_id=options.team_id)
             owner = await owner_of_new(tx, self._keyring, caller, whose)
             known = await registry.load(tx, self._keyring, self._catalog, owner.id)
