@@ -16,6 +16,7 @@ from tests.support.server import Person, Server, program, running, set_up, sign_
 
 from keybearer.audit import archive as archives
 from keybearer.audit import merkle, notes
+from keybearer.audit import proof as proofs
 from keybearer.audit.notes import Verifier
 
 
@@ -51,6 +52,7 @@ def test_checkpoints_proofs_and_exports(server: Server, tmp_path: Path) -> None:
     verifier = Verifier.parse(first["public_key"])
     assert notes.opened(first["checkpoint"], verifier).size == first["size"]
     _proves(ada, verifier)
+    _proves_alone(server, ada, first, tmp_path)
     _exports(ada, ben, hostile)
     ben.call("GET", "/audit/export?format=archive", status=403)
     archive = tmp_path / "archive.jsonl"
@@ -81,6 +83,38 @@ def _proves(ada: Person, verifier: Verifier) -> None:
     assert between["hashes"]
     ada.call("GET", "/audit/consistency?from=5&to=1", status=422)
     ada.call("GET", f"/audit/{row['writer_id']}/999999/proof", status=404)
+
+
+def _proves_alone(server: Server, ada: Person, first: dict[str, Any], tmp_path: Path) -> None:
+    """The same by the command line, with answers in files: against a checkpoint kept earlier, of the log as it has grown since."""
+    kept, proof, between = (tmp_path / name for name in ("kept", "proof.json", "between.json"))
+    kept.write_text(first["checkpoint"])
+    ada.token("later", ("secrets:use",))
+    later = sealed(ada)
+    row = ada.call("GET", "/audit?limit=1&action=secret.create")["items"][0]
+    proof.write_bytes(ada.http.get(f"/api/v1/audit/{row['writer_id']}/{row['seq']}/proof").content)
+    size = notes.Checkpoint.parse(json.loads(proof.read_bytes())["checkpoint"]).size
+    assert size >= later["size"] > first["size"]
+    between.write_bytes(ada.http.get(f"/api/v1/audit/consistency?from={first['size']}&to={size}").content)
+    alone = ("audit", "verify", "--proof", str(proof), "--checkpoint", str(kept), "--public-key", first["public_key"])
+    said = json.loads(server.cli(*alone, "--json").stdout)
+    assert (said["seq"], said["size"], said["compared"], len(said["notes"])) == (row["seq"], size, 0, 1)
+    assert "same log: 1" in server.cli(*alone, "--consistency", str(between)).stdout
+    verifier = Verifier.parse(first["public_key"])
+    # What was changed proves nothing: another record, another log, another key, no answer at all.
+    answer, steps = json.loads(proof.read_bytes()), json.loads(between.read_bytes())
+    for changed, told, wrong in (
+        (answer | {"seq": row["seq"] + 1}, steps, "not in the tree"),
+        (answer | {"checkpoint": answer["checkpoint"].replace(f"\n{size}\n", f"\n{size + 1}\n")}, steps, "signature is wrong"),
+        (answer, steps | {"hashes": steps["hashes"][::-1]}, "contradicts a checkpoint"),
+        ([], steps, "Expected `object`"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            proofs.check(json.dumps(changed).encode(), verifier, [first["checkpoint"]], json.dumps(told).encode())
+    proof.write_text(json.dumps(answer | {"index": answer["index"] + 1}))
+    assert "not in the tree" in server.cli(*alone, check=False).stderr
+    proof.write_text("[]")
+    assert "no answer of the API" in server.cli(*alone, check=False).stderr
 
 
 def _exports(ada: Person, ben: Person, hostile: str) -> None:

@@ -24,6 +24,7 @@ Terms
 ``seal``        appending to it, signing its sizes, pushing what was signed
 ``publish``     checkpoints in a file
 ``sealed``      proving records, tree, checkpoints and what was pushed against each other
+``proof``       checking a record's proof with nothing but the public key (pure)
 ``archive``     the whole sealed log in a file that proves itself
 ``export``      the access log as JSON lines and CSV
 ``retention``   emptying old records, so that proofs stay valid

@@ -42,23 +42,44 @@ def audit_verify(
     archive: Annotated[
         Path | None, typer.Option(help="Verify this file, made by 'audit export', instead of the server's data.")
     ] = None,
+    proof: Annotated[
+        Path | None, typer.Option(help="Verify this proof of one record: what GET /api/v1/audit/{writer_id}/{seq}/proof answers.")
+    ] = None,
+    consistency: Annotated[
+        Path | None,
+        typer.Option(help="With --proof: what GET /api/v1/audit/consistency answers for its size and a kept checkpoint's."),
+    ] = None,
     checkpoint: Checkpoints = None,
     public_key: PublicKey = "",
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that no record is missing, changed or reordered; exits 1 and names the first wrong one otherwise."""
-    report = (
-        _verify_archive(archive, checkpoint or [], public_key)
-        if archive
-        else operate(data_dir, lambda operator: _verify(operator, checkpoint or [], public_key))
-    )
+    """Prove that no record is missing, changed or reordered; exits 1 and names the first wrong one otherwise.
+
+    With --archive or --proof nothing but these files is looked at: no server, no database.
+    """
+    kept = checkpoint or []
+    if proof is not None:
+        report = _verify_proof(proof, consistency, kept, public_key)
+    elif archive is not None:
+        report = _verify_archive(archive, kept, public_key)
+    else:
+        report = operate(data_dir, lambda operator: _verify(operator, kept, public_key))
     if as_json:
         print_json(report)
+    elif proof is not None:
+        _say_proved(report)
     else:
         _say_report(report)
     if not report["ok"]:
         raise AuditBroken(str(report["problem"]))
+
+
+def _say_proved(report: dict[str, Any]) -> None:
+    say(f"Record {report['seq']} of writer {report['writer']} is in the log of {report['size']} records.")
+    say(f"checkpoints kept elsewhere that tell of the same log: {report['compared']}")
+    for note in report["notes"]:
+        say(f"note: {note}")
 
 
 def _say_report(report: dict[str, Any]) -> None:
@@ -132,6 +153,42 @@ def _verify_archive(archive: Path, files: Sequence[Path], public_key: str) -> di
         "notes": notes,
         "tree": tree.as_dict(),
     }
+
+
+def _verify_proof(path: Path, consistency: Path | None, files: Sequence[Path], public_key: str) -> dict[str, Any]:
+    try:
+        from keybearer.audit import proof  # noqa: PLC0415  # the server extra
+        from keybearer.audit.merkle import ProofError  # noqa: PLC0415  # likewise
+        from keybearer.audit.notes import NoteError  # noqa: PLC0415  # likewise
+    except ImportError as error:
+        raise need_server_extra(error) from error
+
+    if not public_key:
+        raise Invalid.of("--public-key", "is required with --proof")
+    contents = [_content(each) for each in (path, consistency) if each is not None]
+    try:
+        found = proof.check(contents[0], _verifier(public_key), _notes(files), contents[1] if consistency else None)
+    except (ProofError, NoteError) as error:
+        raise AuditBroken(f"{path}: {error}.") from None
+    except ValueError:
+        raise OperatorError(
+            f"{path} or its --consistency is no answer of the API.", hint="Keep the answers as they came."
+        ) from None
+    left = f"{found.uncompared} of the checkpoints kept elsewhere are of other sizes: ask for the consistency with theirs"
+    return {
+        "ok": True,
+        "problem": None,
+        "writer": str(found.proof.writer_id),
+        "seq": found.proof.seq,
+        "size": found.size,
+        "compared": found.compared,
+        "notes": [left] if found.uncompared else [],
+    }
+
+
+def _content(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
 
 
 def _verifier(public_key: str) -> Verifier:
