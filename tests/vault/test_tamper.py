@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,13 +15,14 @@ from tests.support.tamper import Tamper, tamper_with
 from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value
 
 from keybearer.access import macs
-from keybearer.catalog import with_base_url
-from keybearer.domain import SYSTEM_OWNER_ID, Caller, Role, Secret
+from keybearer.catalog import Catalog, with_base_url
+from keybearer.domain import SYSTEM_OWNER_ID, BudgetKind, BudgetSubject, Caller, Role, Secret
 from keybearer.errors import EgressRefused, KeybearerError, KeyMissing, KeyUnreadable, NotFound, ProviderUnknown
 from keybearer.store.db import Actor
 from keybearer.store.queries import secrets as rows
 from keybearer.store.schema import owner_key, provider, secret, secret_version
 from keybearer.vault.adoption import Adoption
+from keybearer.vault.budgets import Budgets, NewBudget
 from keybearer.vault.models import NewModel
 from keybearer.vault.providers import NewProvider
 from keybearer.vault.sealed import binding
@@ -359,3 +361,25 @@ async def test_a_row_that_holds_what_no_column_of_ours_does_takes_no_other_along
             assert (await world.secrets.update(ada, bad.id, {"value": value(OTHER_OPENAI_KEY)})).state == "ok"
     if column != "deleted_at":
         await world.secrets.delete(ada, bad.id)
+
+
+@pytest.mark.parametrize(
+    "edit", ["subject = 'everything'", "kind = 'many'", "amount = 1.5", "amount = 'x'", "created_at = 'once'"]
+)
+async def test_an_edited_limit_leaves_the_others_as_they_are(world: World, tamper: Tamper, edit: str) -> None:
+    """All limits are read at once, at the start too."""
+
+    async def alone() -> None:
+        return None
+
+    budgets = Budgets(world.db, world.keyring, Catalog.load(), alone)
+    ada = await world.person("ada")
+    for kind in (BudgetKind.USD_DAY, BudgetKind.USD_MONTH):
+        await budgets.create(ada, NewBudget(BudgetSubject.USER, kind, Decimal(5)))
+    edited = sa.text(f"UPDATE budget SET {edit} WHERE kind = 'usd_day'")  # from the table above
+    if world.db.name == "postgresql" and ("1.5" in edit or "'x'" in edit or "'once'" in edit):
+        edited = sa.text("UPDATE budget SET amount = 1 WHERE kind = 'usd_day'")  # it holds columns to their types
+    await tamper(edited)
+    found, _ = await budgets.page(ada)
+    assert sorted(limit.is_tampered for limit in found) == [False, True]
+    assert [limit.amount for limit in found if not limit.is_tampered] == [5_000_000]
