@@ -570,7 +570,15 @@ class TestRowMac:
         mac = keyring.row_mac("model", 7, "a")
         keyring.check_row(mac, "model", fields, row)
         naive = datetime(2026, 1, 1)  # noqa: DTZ001  # as a hand may write it
-        for edited in ({"id": 7.5}, {"id": naive}, {"id": "\ud800"}, {"names": None}, {"names": 3}, {"names": [{}]}):
+        wrong: list[dict[str, Any]] = [
+            {"id": 7.5},
+            {"id": naive},
+            {"id": "\ud800"},
+            {"names": None},
+            {"names": 3},
+            {"names": [{}]},
+        ]
+        for edited in wrong:
             with pytest.raises(EnvelopeError):
                 keyring.check_row(mac, "model", fields, SimpleNamespace(**(vars(row) | edited)))
         for forged in (None, 10**12, 1.5, mac.hex(), b""):

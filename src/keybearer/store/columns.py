@@ -81,7 +81,7 @@ class Id(sa.Uuid[UUID]):
     """A UUID; on SQLite nothing else is read from it."""
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        process = super().result_processor(dialect, coltype)
+        process: Callable[[Any], Any] | None = super().result_processor(dialect, coltype)  # type: ignore[no-untyped-call]
         if process is None or dialect.name == "postgresql":
             return process
 
