@@ -174,14 +174,16 @@ _UPDATED = {
 _PLAIN: Mapping[type, Any] = {
     sa.Uuid: UUID(int=9),
     sa.String: "",
-    sa.Text: "",
     sa.Integer: 1,
-    sa.BigInteger: 1,
     sa.Boolean: True,
     sa.LargeBinary: b"x",
     sa.JSON: Jsonb([]),
     UtcDateTime: datetime(2026, 1, 1, tzinfo=UTC),
 }
+
+
+def _plain(kind: sa.types.TypeEngine[Any]) -> Any:
+    return next(value for each, value in _PLAIN.items() if isinstance(kind, each))
 
 
 def row(table: str, label: str) -> Row:
@@ -205,7 +207,7 @@ def row(table: str, label: str) -> Row:
         **dict.fromkeys(("name", "display_name", "email"), label),
     }
     columns = metadata.tables[table].columns
-    plain = {column.name: _PLAIN[type(column.type)] for column in columns if not column.nullable}
+    plain = {column.name: _plain(column.type) for column in columns if not column.nullable}
     return plain | {name: value for name, value in said.items() if name in columns} | key_of(table, label)
 
 
