@@ -271,7 +271,7 @@ def keybearer(directory: Path, provider_port: int, **settings: str) -> Peer:
 
 def limit(peer: Peer, subject: str, kind: str, *, is_hard: bool = True) -> None:
     """Set a limit at Keybearer's that no benchmark reaches."""
-    wanted = {"subject": subject, "kind": kind, "amount": 10**12, "is_hard": is_hard}
+    wanted = {"subject": subject, "kind": kind, "amount": 10**9, "is_hard": is_hard}
     _call(f"http://127.0.0.1:{peer.port}", _token(peer), "POST", "/api/v1/budgets", wanted)
 
 
