@@ -206,13 +206,21 @@ async def test_in_busy_times_a_job_ships_once_a_second_and_at_other_times_at_onc
     assert await shipper.ship_in_turn() == 1
 
 
-@pytest.mark.parametrize(("case", "rests"), [("idle", 1), ("saturated", 5), ("hurried", 1), ("behind", 1)])
+class Starved:
+    """What the kernel says of a thread that always waits for the processor: others have it."""
+
+    def read_bytes(self) -> bytes:
+        return b"0 %d 0" % time.monotonic_ns()
+
+
+@pytest.mark.parametrize(("case", "rests"), [("idle", 1), ("saturated", 5), ("starved", 5), ("hurried", 1), ("behind", 1)])
 async def test_between_batches_it_waits_for_an_idle_loop_unless_somebody_waits_for_it_or_too_much_does(
     journal: Journal, shipper: Shipper, monkeypatch: pytest.MonkeyPatch, case: str, rests: int
 ) -> None:
     monkeypatch.setattr(ship, "PATIENCE", 5)
     monkeypatch.setattr(ship, "BACKLOG", -1 if case == "behind" else 1000)
-    monkeypatch.setattr(time, "thread_time", (lambda: 0.0) if case == "idle" else time.monotonic)
+    monkeypatch.setattr(time, "thread_time", (lambda: 0.0) if case in {"idle", "starved"} else time.monotonic)
+    monkeypatch.setattr(ship, "_SCHEDSTAT", Starved() if case == "starved" else Path("/none"))
     if case == "hurried":
         shipper._hurried = 1
     began = time.monotonic()

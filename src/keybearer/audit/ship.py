@@ -59,6 +59,8 @@ KEEP = 7 * 86400.0
 LOOK_AGAIN = 60.0
 """Seconds until a journal that is done with is looked at again."""
 
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")
+
 _log = structlog.get_logger(__name__)
 
 
@@ -263,10 +265,10 @@ class Shipper:
         """
         idle, until = 0.0, time.monotonic() + PATIENCE * worked
         while True:
-            began, used = time.monotonic(), time.thread_time()
+            began, used = time.monotonic(), _wanted()
             await asyncio.sleep(worked)
             now = time.monotonic()
-            idle += now - began - (time.thread_time() - used)
+            idle += now - began - (_wanted() - used)
             if idle > worked / 2 or now > until or self._hurried or self._waiting() > BACKLOG:
                 return
 
@@ -349,6 +351,15 @@ class Shipper:
         async with self._db.read(Actor.system()) as tx:
             seq, _ = await tree.sealed(tx, writer)
         return seq
+
+
+def _wanted() -> float:
+    """Seconds for which this thread ran, or would have, had others not had the processor (Linux says so, ``schedstat``)."""
+    try:
+        delayed = int(_SCHEDSTAT.read_bytes().split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):
+        delayed = 0.0
+    return time.thread_time() + delayed
 
 
 def _fresh(row: queries.Writer | None, entries: Sequence[Entry], before: bytes) -> Sequence[Entry]:
