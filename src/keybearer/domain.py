@@ -151,6 +151,8 @@ class Caller:
     client: Client = Client()
     allowed_providers: frozenset[str] | None = None
     """Providers that the token may use; ``None``: all."""
+    allowed_models: frozenset[str] | None = None
+    """``provider/model`` names that the token may use; ``None``: all."""
 
     @property
     def is_admin(self) -> bool:

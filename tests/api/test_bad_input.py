@@ -153,6 +153,21 @@ def test_a_token_may_do_what_its_scopes_say_and_no_more(ada: Person) -> None:
     assert answer.status_code == 403
 
 
+def test_a_token_that_is_limited_to_models_gets_no_value_at_any_door(ada: Person) -> None:
+    mine = ada.add_key("openai", KEY, name="fetchable", fetchable=True)
+    token = ada.token("models", ("secrets:read",), allowed_models=["openai/gpt-5"])
+    limited = servers.program(ada.server, token)
+    for path, body in (
+        ("/secrets/resolve", {"id": mine["id"]}),
+        (f"/secrets/{mine['id']}/reveal", None),
+        ("/export", {"format": "json"}),
+    ):
+        answer = limited.http.post(f"/api/v1{path}", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "model_not_allowed"), path
+        assert KEY not in answer.text
+    ada.call("DELETE", f"/secrets/{mine['id']}")
+
+
 def test_a_connection_test_is_a_use_and_keeps_to_the_tokens_and_the_secrets_limits(ada: Person) -> None:
     mine = ada.add_key("openai", KEY, name="limited", allowed_tokens=["aaaaaaaaaaaa"])
     scopes = ("secrets:use", "secrets:write")

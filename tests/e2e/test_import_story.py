@@ -197,7 +197,7 @@ def test_an_export_takes_the_password_again(world: World, tmp_path: Path) -> Non
     token = kim.token("cli", ("secrets:read",))
     remote = servers.environment(world.server.data_dir, url=world.server.url, token=token)
     file = tmp_path / "export.json"
-    assert "not made it fetchable" in shell(remote, "export", str(file)).stdout.replace("\n", " ")
+    assert "may be used, but not read" in shell(remote, "export", str(file)).stdout.replace("\n", " ")
     assert [each["value"] for each in json.loads(file.read_text())["secrets"]] == [KEYS["gemini"]]
     assert file.stat().st_mode & 0o777 == 0o600
     assert "cannot be written" in shell(remote, "export", str(file), code=1).stderr

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from keybearer.audit import management
 from keybearer.domain import Caller, ManagementRecord
+from keybearer.errors import Frozen
 from keybearer.store import changes
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import deployment
@@ -28,6 +31,12 @@ async def is_frozen(db: Database) -> bool:
     """Whether all use of keys is stopped."""
     async with db.read(Actor.system()) as tx:
         return await deployment.is_frozen(tx)
+
+
+async def require_thawed(tx: AsyncConnection, caller: Caller) -> None:
+    """Raise ``Frozen`` for access tokens while all use is stopped. A person may still look at what is theirs: that is no use."""
+    if caller.token_id is not None and await deployment.is_frozen(tx):
+        raise Frozen
 
 
 async def _set(db: Database, caller: Caller, *, frozen: bool) -> bool:

@@ -62,6 +62,7 @@ def caller_of_grant(grant: Grant, client: Client) -> Caller:
         token_id=grant.token_id,
         client=client,
         allowed_providers=grant.allowed_providers,
+        allowed_models=grant.allowed_models,
     )
 
 

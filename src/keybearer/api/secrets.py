@@ -230,7 +230,7 @@ async def roll_back_secret(
 
 @router.post("/{secret_id}/reveal")
 async def reveal_secret(secret_id: UUID, caller: CurrentCaller, services: CurrentServices) -> RevealAnswer:
-    """Hand out the value of a secret that is `fetchable`: to a person who has just signed in, or a token with `secrets:read`."""
+    """Hand out the value of a secret that is `fetchable`: to a person who has just signed in, or a token that could fetch it."""
     await services.sessions.require_fresh(caller, "secret.reveal", str(secret_id))
     found = await services.secrets.reveal(caller, secret_id)
     shown = found.secret

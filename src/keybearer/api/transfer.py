@@ -158,7 +158,7 @@ class ExportAnswer(Answer):
 
 @router.post("/export")
 async def export_secrets(body: ExportRequest, caller: CurrentCaller, services: CurrentServices) -> ExportAnswer:
-    """Hand out all of one's own secrets, on record one by one; to a token only those that are `fetchable`."""
+    """Hand out all of one's own secrets, on record one by one; to a token only those that it could fetch."""
     if caller.session_id is not None:
         await services.users.prove(caller, "secret.export", body.password.get_secret_value())
     made = await services.exports.run(caller, body.format)

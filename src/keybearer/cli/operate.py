@@ -201,7 +201,7 @@ def token_revoke(
 
 
 def freeze(*, data_dir: DataDir = None) -> None:
-    """Stop all use of keys, in every process within a second, until 'keybearer unfreeze'."""
+    """Stop all use of keys, and values for access tokens, in every process within a second, until 'keybearer unfreeze'."""
     is_new = operate(data_dir, lambda operator: operator.freeze(OPERATOR))
     say("Frozen: no key is used any more. 'keybearer unfreeze' takes it back." if is_new else "It is frozen already.")
 

@@ -45,14 +45,3 @@ def check_one_model(document: Document | Form | None) -> None:
             "The access token or key is limited to certain models, and the body lets the provider choose others.",
             hint="Leave out 'models', 'fallbacks', 'route' and 'preset'.",
         )
-
-
-def check_fetch(grant: Grant, provider: str) -> None:
-    """The value of a secret for ``provider`` may be handed to the token. Raises ``ProviderNotAllowed`` or ``ModelNotAllowed``.
-
-    A token that is limited to models gets no value: with that, its program could call any.
-    """
-    if grant.allowed_providers is not None and provider not in grant.allowed_providers:
-        raise ProviderNotAllowed
-    if grant.allowed_models is not None:
-        raise ModelNotAllowed("The access token is limited to certain models, and a value would serve for all.")

@@ -35,7 +35,6 @@ from keybearer.errors import (
     Overloaded,
     Unavailable,
 )
-from keybearer.gateway.allowance import check_fetch
 from keybearer.gateway.fields import Headers
 from keybearer.gateway.handout import Handout
 from keybearer.gateway.health import KEY_REFUSED, TOO_MANY, Health, Healths, Report, stated_wait
@@ -285,9 +284,7 @@ class Credentials:
             if asked.id is None and asked.secret_type is None:
                 registry = await self._providers.registry(grant.user_id)
                 wanted = asked._replace(secret_type=provider_named(registry, asked.provider).secret_type)
-            found = await self._resolver.fetch(grant.user_id, grant.token_id, wanted)
-            check_fetch(grant, found.credential.provider)
-            return found
+            return await self._resolver.fetch(grant, wanted)
 
         def install(found: Fetched, started: float) -> None:
             if admission.is_dropped:

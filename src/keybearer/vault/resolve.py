@@ -25,18 +25,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keybearer.catalog import Provider, Registered
 from keybearer.catalog.openrouter import StandIn
 from keybearer.crypto.keyring import Keyring
-from keybearer.domain import SYSTEM_OWNER_ID, Asked, Credential, Fetched, KeySource, OwnerKind, SecretBytes, SecretType
+from keybearer.domain import SYSTEM_OWNER_ID, Asked, Credential, Fetched, KeySource, SecretBytes, SecretType
 from keybearer.errors import (
     EgressRefused,
     EnvelopeError,
-    Forbidden,
     KeybearerError,
     KeyExpired,
     KeyFailed,
     KeyMissing,
     KeyUnusable,
-    ModelNotAllowed,
-    NotFetchable,
     NotFound,
 )
 from keybearer.gateway.egress import egress_set, placed
@@ -44,12 +41,13 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
 from keybearer.store.queries import users, versions
 from keybearer.vault import reach
+from keybearer.vault.disclosure import Recipient, why_not_handed_out, why_not_to
 from keybearer.vault.external import External, Found, Key, Wanted
 from keybearer.vault.keeper import State
 from keybearer.vault.reach import Alarms, Membership, Reach
 from keybearer.vault.refresh import Refresher
 from keybearer.vault.sealed import Content, Sealer, Unreadable, console_path, credential_of, egress_of, with_value
-from keybearer.vault.standing import named, stopped_by
+from keybearer.vault.standing import named, not_allowed, stopped_by
 from keybearer.vault.token_answer import can_refresh
 
 NO_FALLBACK = "none"
@@ -103,7 +101,7 @@ class _Search:
 class _Hunt:
     """The search for one value to be fetched."""
 
-    token_id: str
+    to: Recipient
     now: datetime
     found: Fetched | None = None
     expired: dict[Key, UUID] = field(default_factory=dict)
@@ -202,17 +200,20 @@ class Resolver:
             return tuple(search.usable)
         raise search.problems[0] if search.problems else _missing(provider)
 
-    async def fetch(self, user_id: UUID, token_id: str, asked: Asked) -> Fetched:
-        """The secret asked for, with its value, for this token's program.
+    async def fetch(self, to: Recipient, asked: Asked) -> Fetched:
+        """The secret asked for, with its value, for the program of this token.
 
         Where ``asked`` names a provider it names a type, too. Raises ``NotFound`` (no such id among what is the caller's),
         ``KeyMissing``; what is wrong with what was found: ``NotFetchable``, ``Forbidden`` (lent), ``KeyInactive``, ``KeyExpired``,
-        ``KeyFailed``, ``KeyUnreadable``, ``KeyUnusable`` (not with this token), ``ModelNotAllowed`` (for certain models only);
-        for what is kept elsewhere what ``External.value`` does.
+        ``KeyFailed``, ``KeyUnreadable``, ``KeyUnusable`` (not with this token), ``ProviderNotAllowed``, ``ModelNotAllowed`` (token or
+        secret for certain models only); for what is kept elsewhere what ``External.value`` does.
         """
-        hunt = _Hunt(token_id, datetime.now(UTC))
-        async with self._db.read(Actor.user(user_id, system_keys=self._falls_back)) as tx:
-            mine = await reach.load(tx, self._keyring, user_id)
+        refused = why_not_to(to, asked.provider)
+        if refused is not None:
+            raise refused
+        hunt = _Hunt(to, datetime.now(UTC))
+        async with self._db.read(Actor.user(to.user_id, system_keys=self._falls_back)) as tx:
+            mine = await reach.load(tx, self._keyring, to.user_id)
             if asked.id is not None:
                 await self._fetch_one(tx, hunt, mine, asked.id)
             else:
@@ -234,30 +235,30 @@ class Resolver:
         row = await rows.get(tx, secret_id, mine.seen_owners(secret_id))
         if row is not None:
             whose = "" if row.owner_id == mine.user_id else " of your team"
-            await self._try(tx, hunt, (row,), mine.user_id, whose)
+            await self._try(tx, hunt, (row,), whose)
         elif await self._allows_system(tx, mine.user_id):
             row = await rows.get(tx, secret_id, (SYSTEM_OWNER_ID,))
-            await self._try(tx, hunt, () if row is None else (row,), mine.user_id)
+            await self._try(tx, hunt, () if row is None else (row,))
             hunt.hide()
 
     async def _fetch_first(self, tx: AsyncConnection, hunt: _Hunt, mine: Reach, asked: Asked) -> None:
         """As a call's keys are found: one's own that cannot serve stop the search, unless others may serve instead of them."""
         own = await _asked_of(tx, mine.user_id, asked)
-        if await self._try(tx, hunt, own, mine.user_id) or any(not row.fallback_allowed for row in own):
+        if await self._try(tx, hunt, own) or any(not row.fallback_allowed for row in own):
             return
         for team in mine.teams:
-            if await self._try(tx, hunt, await _asked_of(tx, team.team_id, asked), mine.user_id, f" of your team {team.name}"):
+            if await self._try(tx, hunt, await _asked_of(tx, team.team_id, asked), f" of your team {team.name}"):
                 return
         if await self._allows_system(tx, mine.user_id):
             told, hunt.problems = hunt.problems, []
-            await self._try(tx, hunt, await _asked_of(tx, SYSTEM_OWNER_ID, asked), mine.user_id)
+            await self._try(tx, hunt, await _asked_of(tx, SYSTEM_OWNER_ID, asked))
             hunt.hide()
             hunt.problems = told
 
-    async def _try(self, tx: AsyncConnection, hunt: _Hunt, found: Iterable[Any], user_id: UUID, whose: str = "") -> bool:
+    async def _try(self, tx: AsyncConnection, hunt: _Hunt, found: Iterable[Any], whose: str = "") -> bool:
         """Open the first that can be fetched; whether there was one."""
         for row in found:
-            problem = _unfetchable(row, hunt, user_id, whose) if self._sealer.is_intact(row) else Unreadable(row)
+            problem = why_not_handed_out(hunt.to, row, hunt.now, whose) if self._sealer.is_intact(row) else Unreadable(row)
             if problem is None:
                 try:
                     value = _value(row, await self._sealer.open(tx, row), hunt)
@@ -360,7 +361,7 @@ class Resolver:
         if (
             row.fallback_until is None
             or row.fallback_until <= call.now
-            or _not_allowed(row, call.token_id, call.model) is not None
+            or not_allowed(row, call.token_id, call.model) is not None
         ):
             return []
         earlier = await versions.get(tx, row.owner_id, row.id, row.fallback_version)
@@ -393,7 +394,7 @@ def _is_for_team(provider: Provider, team_id: UUID) -> bool:
 
 def _problem(row: Any, call: _Call, whose: str) -> KeybearerError | None:
     """Why a secret cannot serve the call, as far as its row tells; ``whose``: it is another's than the user's."""
-    problem = stopped_by(row, call.now, whose) or _not_allowed(row, call.token_id, call.model, whose)
+    problem = stopped_by(row, call.now, whose) or not_allowed(row, call.token_id, call.model, whose)
     if problem is not None:
         return problem
     try:
@@ -411,16 +412,6 @@ def _problem(row: Any, call: _Call, whose: str) -> KeybearerError | None:
     return None
 
 
-def _unfetchable(row: Any, hunt: _Hunt, user_id: UUID, whose: str) -> KeybearerError | None:
-    """Why a secret's value is not given out, as far as its row tells."""
-    if row.owner_kind == OwnerKind.USER.value and row.owner_id != user_id:
-        hint = "Use it through the gateway, or ask whose it is to store it as the team's own."
-        return Forbidden("What was lent to your team may be used; its value is not given out.", hint=hint)
-    if not row.fetchable:
-        return NotFetchable(hint=f"Its owner can allow that: set 'fetchable' at {console_path(row.id)}.")
-    return stopped_by(row, hunt.now, whose) or _not_allowed(row, hunt.token_id, "", whose)
-
-
 async def _asked_of(tx: AsyncConnection, owner_id: UUID, asked: Asked) -> list[Any]:
     """An owner's secrets that are asked for, by priority."""
     secret_type = "" if asked.secret_type is None else asked.secret_type.value
@@ -430,17 +421,6 @@ async def _asked_of(tx: AsyncConnection, owner_id: UUID, asked: Asked) -> list[A
 
 def _source_of(row: Any) -> KeySource:
     return KeySource.MODEL if row.model_id is not None else KeySource(row.owner_kind)
-
-
-def _not_allowed(row: Any, token_id: str | None, model: str, whose: str = "") -> KeybearerError | None:
-    """Why the token or the model may not use a secret."""
-    look = f"Look at it at {console_path(row.id)}."
-    if row.allowed_tokens is not None and token_id not in row.allowed_tokens:
-        return KeyUnusable(f"{named(row, whose)} may not be used with this access token.", hint=look)
-    if row.allowed_models is not None and not {model, f"{row.provider}/{model}"} & set(row.allowed_models):
-        wanted = "this model" if model else "calls that name no model"
-        return ModelNotAllowed(f"{named(row, whose)} is not allowed for {wanted}.", hint=look)
-    return None
 
 
 def _missing(provider: Provider) -> KeyMissing:

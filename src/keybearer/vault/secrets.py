@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keybearer.access import policy
 from keybearer.access.attempts import attempt, taken
 from keybearer.access.fields import NAME_LIMIT, has_control
+from keybearer.access.freeze import require_thawed
 from keybearer.access.limiter import Limiter, Rate, Refused
 from keybearer.audit import management
 from keybearer.catalog import Catalog, Provider, Registry
@@ -43,6 +44,7 @@ from keybearer.store.queries import secrets as rows
 from keybearer.vault import audience, reach, registry
 from keybearer.vault.adoption import Adoption
 from keybearer.vault.checks import Checks, scheduled
+from keybearer.vault.disclosure import why_not_handed_out
 from keybearer.vault.drafts import (
     DEFAULT_NAME,
     PRIORITY_LIMIT,
@@ -60,7 +62,7 @@ from keybearer.vault.references import require_power
 from keybearer.vault.refresh import Endpoint, Refresher, endpoint_of, with_endpoint
 from keybearer.vault.retention import Retention
 from keybearer.vault.sealed import binding, credential_of, egress_for, egress_now, egress_of, new_id
-from keybearer.vault.standing import Standing, standing_of, stopped_by
+from keybearer.vault.standing import Standing, standing_of
 from keybearer.vault.trash import Trash
 from keybearer.vault.versions import Versions
 
@@ -263,23 +265,21 @@ class Secrets:
     async def reveal(self, caller: Caller, secret_id: UUID) -> Revealed:
         """The value of a ``fetchable`` secret, on record before it is handed over.
 
-        For a signed-in person (the API asks for a fresh sign-in), and for tokens with ``secrets:read`` that may use this secret now.
-        Raises ``NotFound``, ``NotFetchable``, ``KeyInactive``, ``KeyExpired``, ``KeyFailed``, ``KeyUnreadable``, ``Forbidden``,
-        ``ProviderNotAllowed``, ``ScopeMissing``, ``RateLimited``.
+        For a signed-in person (the API asks for a fresh sign-in), and for tokens with ``secrets:read`` to which it is handed out
+        (``disclosure``), while the deployment is not frozen. Raises ``NotFound``, ``NotFetchable``, ``ScopeMissing``, ``RateLimited``,
+        ``Frozen``, and the rest of what ``why_not_handed_out`` says.
         """
         await self._count_reveal(caller, secret_id)
         async with attempt(self._keeper.db, "secret.reveal", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_READ)
             async with self._keeper.db.write(sealing_actor(caller)) as tx:
                 row = await self._keeper.own(tx, caller, secret_id)
-                require_owner(caller, row)
-                policy.require_provider(caller, row.provider)
-                policy.require_among(caller, row.allowed_tokens)
-                if not row.fetchable:
+                await require_thawed(tx, caller)
+                refused = why_not_handed_out(caller, row, datetime.now(UTC))
+                if refused is not None:
+                    raise refused
+                if not row.fetchable:  # be it by a person
                     raise NotFetchable
-                stopped = stopped_by(row, datetime.now(UTC)) if caller.token_id is not None else None
-                if stopped is not None:
-                    raise stopped
                 content = await self._keeper.sealer.open(tx, row)
                 await self._keeper.record(tx, caller, "secret.reveal", row, provider=row.provider)
             return Revealed(self._keeper.secret(row), await self._keeper.value(row, content))

@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from keybearer.domain import Secret
-from keybearer.errors import KeybearerError, KeyExpired, KeyFailed, KeyInactive
+from keybearer.errors import KeybearerError, KeyExpired, KeyFailed, KeyInactive, KeyUnusable, ModelNotAllowed
 from keybearer.store.queries.secrets import Standing
 from keybearer.vault.sealed import Unreadable, console_path
 
-__all__ = ["Standing", "named", "standing_of", "stopped_by"]
+__all__ = ["Standing", "named", "not_allowed", "standing_of", "stopped_by"]
 
 
 def standing_of(secret: Secret, now: datetime, soon: datetime) -> Standing:
@@ -52,3 +52,14 @@ def stopped_by(row: Any, now: datetime, whose: str = "") -> KeybearerError | Non
 def named(row: Any, whose: str = "") -> str:
     """A secret at the beginning of a message."""
     return f"{'The' if whose else 'Your'} key '{row.name}'{whose} for {row.provider}"
+
+
+def not_allowed(row: Any, token_id: str | None, model: str, whose: str = "") -> KeybearerError | None:
+    """Why the token or the model may not use a secret."""
+    look = f"Look at it at {console_path(row.id)}."
+    if row.allowed_tokens is not None and token_id not in row.allowed_tokens:
+        return KeyUnusable(f"{named(row, whose)} may not be used with this access token.", hint=look)
+    if row.allowed_models is not None and not {model, f"{row.provider}/{model}"} & set(row.allowed_models):
+        wanted = "this model" if model else "calls that name no model"
+        return ModelNotAllowed(f"{named(row, whose)} is not allowed for {wanted}.", hint=look)
+    return None

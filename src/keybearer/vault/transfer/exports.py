@@ -1,7 +1,7 @@
 """All of somebody's secrets as a file, on record one by one. Who may have it is asked before: see ``api.transfer``.
 
-A person who has just proved who they are gets all that is theirs; a token, which is somewhere else by now, only what its owner made
-``fetchable`` and lets it use. What is left out is named with why.
+A person who has just proved who they are gets all that is theirs; a token only what would be handed to it one by one
+(``vault.disclosure``). What is left out is named with why.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import policy
 from keybearer.access.attempts import attempt
+from keybearer.access.freeze import require_thawed
 from keybearer.audit import management
 from keybearer.catalog import Catalog, Provider, places
 from keybearer.crypto.keyring import Keyring
@@ -28,6 +29,7 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import models as model_rows
 from keybearer.store.queries import secrets as rows
 from keybearer.vault import registry
+from keybearer.vault.disclosure import why_not_handed_out, why_not_to
 from keybearer.vault.drafts import DEFAULT_NAME
 from keybearer.vault.keeper import sealing_actor
 from keybearer.vault.oauth import PARTS
@@ -75,31 +77,28 @@ class Exports:
     async def run(self, caller: Caller, form: Format, *, system: bool = False) -> Export:
         """Write out the caller's own secrets, or (operators on the server's machine) the system's.
 
-        Raises ``ScopeMissing``, ``Forbidden``, ``TooLarge``, ``Unavailable``.
+        Raises ``ScopeMissing``, ``Forbidden``, ``ModelNotAllowed`` (a token for certain models), ``Frozen`` (a token), ``TooLarge``,
+        ``Unavailable``.
         """
         async with attempt(self._db, "secret.export", caller):
-            policy.require(caller, Scope.SECRETS_READ)
-            if system and (caller.token_id is not None or caller.session_id is not None or not caller.is_admin):
-                raise Forbidden("The system's secrets are exported on the server alone.", hint="keybearer export FILE --system")
+            _check(caller, system=system)
             owner_id = SYSTEM_OWNER_ID if system else caller.user_id
             actor = Actor.user(caller.user_id, admin=True, system_keys=True) if system else sealing_actor(caller)
-            entries, models, left_out = [], [], []
+            entries, models, left_out, now = [], [], [], datetime.now(UTC)
             async with self._db.write(actor) as tx:
+                await require_thawed(tx, caller)
                 known = (await registry.load(tx, self._keyring, self._catalog, owner_id)).providers
                 after = None
                 while found := await rows.page(tx, rows.Search(owners=(owner_id,)), after, _PAGE):
                     after = found[-1].id
                     for row in found:
-                        reason, content = _refusal(caller, row, form), None
+                        reason = _refusal(caller, row, form, now)
                         model = None if reason or row.model_id is None else await self._model(tx, row)
                         if model is None and row.model_id is not None:
                             reason = reason or "No model says that it is its own."
-                        if not reason:
-                            try:
-                                content = await self._sealer.open(tx, row)
-                            except Unreadable:
-                                reason = "It does not open: enter it again."
+                        content = None if reason else await self._content(tx, row)
                         if content is None:
+                            reason = reason or "It does not open: enter it again."
                             left_out.append(LeftOut(row.provider, row.name, reason))
                             continue
                         if model is None:
@@ -114,6 +113,13 @@ class Exports:
         text = _json(entries, models) if form == "json" else _FORMS[form](entries, known)
         return Export(SecretBytes(text.encode()), len(entries) + len(models), tuple(left_out))
 
+    async def _content(self, tx: AsyncConnection, row: Any) -> Content | None:
+        """What a secret holds; ``None``: it does not open."""
+        try:
+            return await self._sealer.open(tx, row)
+        except Unreadable:
+            return None
+
     async def _model(self, tx: AsyncConnection, row: Any) -> Any | None:
         """The model whose own key a secret is, if its row, as it was written here, says so."""
         model = await model_rows.get(tx, (row.owner_id,), row.model_id)
@@ -122,21 +128,24 @@ class Exports:
         return model
 
 
-def _refusal(caller: Caller, row: Any, form: Format) -> str:
+def _check(caller: Caller, *, system: bool) -> None:
+    """Raise why somebody gets no export at all."""
+    policy.require(caller, Scope.SECRETS_READ)
+    if system and (caller.token_id is not None or caller.session_id is not None or not caller.is_admin):
+        raise Forbidden("The system's secrets are exported on the server alone.", hint="keybearer export FILE --system")
+    refused = why_not_to(caller)
+    if refused is not None:
+        raise refused
+
+
+def _refusal(caller: Caller, row: Any, form: Format, now: datetime) -> str:
     """Why a secret is not in this caller's export; empty: it is."""
     if row.model_id is not None and form != "json":
         return "It is a model's own key: only JSON has models."
     if row.reference is not None:
         return "Its value is kept elsewhere."
-    if caller.token_id is None:
-        return ""
-    if not row.fetchable:
-        return "Its owner has not made it fetchable."
-    if row.allowed_tokens is not None and caller.token_id not in row.allowed_tokens:
-        return "This access token may not use it."
-    if caller.allowed_providers is not None and row.provider not in caller.allowed_providers:
-        return "This access token may not use its provider."
-    return ""
+    refused = why_not_handed_out(caller, row, now)
+    return "" if refused is None else refused.message
 
 
 def _entry(row: Any, content: Content, provider: Provider | None) -> dict[str, Any]:
