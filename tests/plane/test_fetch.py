@@ -17,6 +17,7 @@ from tests.plane.conftest import House, Opener
 from tests.plane.wire import Answer, Connection, until
 from tests.support.tamper import Tamper
 from tests.support.vault import World, value, world_on
+from tests.vault.test_refresh import GRANTED, Scripted, draft, process
 
 from keybearer.access.tokens import NewToken
 from keybearer.domain import Caller, Grade, Role, Scope, Secret, SecretType
@@ -298,6 +299,21 @@ async def test_the_systems_value_only_where_both_sides_allow_it(town: Town, open
         assert await town.got({"id": str(system.id)}, house=house) == (200, OTHER_DSN)
         await town.vault.secrets.update(town.admin, system.id, {"is_active": False})
         assert await town.gets_until(house, (404, "key_missing")) < 1  # what is wrong with it is not the caller's to know
+
+
+async def test_an_expired_oauth_token_is_refreshed_before_it_is_given_out(town: Town, open_house: Opener, tamper: Tamper) -> None:
+    endpoint = Scripted()
+    endpoint.gate.set()
+    async with open_house(world=process(town.vault, endpoint)) as house:
+        house.token = town.here.token
+        made = await town.vault.secrets.create(town.person, draft(fetchable=True))
+        past = datetime.now(UTC) - timedelta(seconds=1)
+        await tamper(sa.update(secret).where(secret.c.id == made.id).values(token_expires_at=past, refresh_at=past))
+        endpoint.answers.append((503, b""))
+        assert await town.got({"id": str(made.id)}, house=house) == (403, "key_expired")
+        await tamper(sa.update(secret).where(secret.c.id == made.id).values(refresh_at=past))
+        endpoint.grants()
+        assert await town.got({"id": str(made.id)}, house=house) == (200, GRANTED["access_token"])
 
 
 # --- for how long -------------------------------------------------------------------------------------------------------

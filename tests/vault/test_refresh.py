@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,10 +17,12 @@ import sqlalchemy as sa
 from tests.support.tamper import Tamper
 from tests.support.vault import World, value
 
+from keybearer.access import freeze
 from keybearer.catalog import Catalog
-from keybearer.domain import Caller, Secret, SecretBytes
-from keybearer.errors import Invalid, KeyExpired, KeyFailed, UpstreamMalformed
+from keybearer.domain import Asked, Caller, Secret, SecretBytes, SecretType
+from keybearer.errors import Frozen, Invalid, KeyExpired, KeyFailed, UpstreamMalformed
 from keybearer.store.schema import secret
+from keybearer.vault.checks import Due
 from keybearer.vault.drafts import NewSecret
 from keybearer.vault.resolve import Resolver
 from keybearer.vault.secrets import Secrets
@@ -209,6 +212,98 @@ async def test_what_passes_is_tried_again_ever_more_slowly_and_recorded_once(
     await tamper(sa.update(secret).values(token_expires_at=datetime.now(UTC)))
     with pytest.raises(KeyExpired):
         await served(here, bob)
+
+
+async def fetched(world: World, caller: Caller, made: Secret) -> str:
+    found = await world.resolver.fetch(a_token_of(caller), Asked(id=made.id))
+    assert found.credential.expires_at is None or found.credential.expires_at > datetime.now(UTC)
+    return found.credential.value.reveal().decode()
+
+
+async def revealed_to_a_token(world: World, caller: Caller, made: Secret) -> str:
+    return (await world.secrets.reveal(a_token_of(caller), made.id)).value.reveal().decode()
+
+
+async def revealed(world: World, caller: Caller, made: Secret) -> str:
+    return (await world.secrets.reveal(caller, made.id)).value.reveal().decode()
+
+
+async def tried(world: World, caller: Caller, made: Secret) -> str:
+    return (await world.secrets.credential(caller, made.id)).value.reveal().decode()
+
+
+async def checked(world: World, caller: Caller, made: Secret) -> str:
+    due = Due(made.id, caller.user_id, made.version, timedelta(hours=1), 0, made.id)
+    opened = await world.secrets.checks.open(due)
+    assert opened is not None
+    return opened[0].value.reveal().decode()
+
+
+def a_token_of(caller: Caller) -> Caller:
+    return replace(caller, token_id="kbtestkbtest", session_id=None)
+
+
+WAYS = (fetched, revealed_to_a_token, revealed, tried, checked)
+"""By which a value leaves beside calls."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_expired_token_is_refreshed_whichever_way_its_value_leaves(
+    world: World, endpoint: Scripted, tamper: Tamper, way: Callable[[World, Caller, Secret], Awaitable[str]]
+) -> None:
+    here = process(world, endpoint)
+    bob = await here.person("bob")
+    made = await here.secrets.create(bob, draft(fetchable=True))
+    endpoint.grants()
+    await here.secrets.refresher.turn()
+    await expire(tamper)
+    endpoint.grants(access_token="kbtest-access-2222222222222222")
+    assert await way(here, bob, made) == "kbtest-access-2222222222222222"
+    assert await way(here, bob, made) == "kbtest-access-2222222222222222"
+    assert len(endpoint.forms) == 2
+    # Its endpoint is away: what has expired does not leave, but that its owner sees what there is.
+    await expire(tamper)
+    endpoint.answers.append((503, b""))
+    if way is revealed:
+        assert await way(here, bob, made) == "kbtest-access-2222222222222222"
+    else:
+        with pytest.raises(KeyExpired, match="has expired"):
+            await way(here, bob, made)
+    assert (await here.secrets.get(bob, made.id)).state == "ok", "nothing is wrong with the grant"
+
+
+async def test_an_owner_sees_an_expired_token_while_frozen_and_its_endpoint_is_not_asked(
+    world: World, endpoint: Scripted, tamper: Tamper
+) -> None:
+    here = process(world, endpoint)
+    bob = await here.person("bob")
+    made = await here.secrets.create(bob, draft(fetchable=True))
+    endpoint.grants()
+    await here.secrets.refresher.turn()
+    await expire(tamper)
+    await freeze.freeze(here.db, bob)
+    assert await revealed(here, bob, made) == GRANTED["access_token"]
+    for way in (revealed_to_a_token, tried):
+        with pytest.raises(Frozen):
+            await way(here, bob, made)
+    assert len(endpoint.forms) == 1
+
+
+async def test_a_value_that_cannot_be_refreshed_is_fetched_from_the_next_secret(
+    world: World, endpoint: Scripted, tamper: Tamper
+) -> None:
+    here = process(world, endpoint)
+    bob = await here.person("bob")
+    await here.secrets.create(bob, draft(fetchable=True))
+    endpoint.grants()
+    await here.secrets.refresher.turn()
+    await expire(tamper)
+    await here.secrets.create(
+        bob, NewSecret("google_drive", value(f"{FIRST}-next"), name="next", fetchable=True, save_anyway=True)
+    )
+    endpoint.answers.append((503, b""))
+    asked = Asked(provider="google_drive", secret_type=SecretType.OAUTH_TOKEN)
+    assert (await here.resolver.fetch(a_token_of(bob), asked)).name == "next"
 
 
 async def test_who_may_change_but_not_read_is_not_sent_the_grant(world: World, endpoint: Scripted) -> None:

@@ -14,8 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from keybearer.domain import Credential, KeySource
-from keybearer.errors import KeyExpired
+from keybearer.errors import NotFound
 from keybearer.store.db import Actor
 from keybearer.store.queries import checks as rows
 from keybearer.store.queries import secrets
@@ -86,16 +88,19 @@ class Checks:
         A token that has expired is refreshed first. Raises ``Unreadable``, ``KeyExpired`` (a token that could not be refreshed),
         ``Frozen``, and for what is kept elsewhere what ``External.fresh`` does.
         """
-        await self._refresher.refresh(due.secret_id, due.owner_id)
+
+        async def find(tx: AsyncConnection) -> Any:
+            row = await secrets.lock(tx, due.secret_id, (due.owner_id,))
+            if row is None or not row.is_active:
+                raise NotFound
+            return row
+
         async with self._keeper.marking():
-            async with self._keeper.db.write(owners_eyes(due.owner_id)) as tx:
-                row = await secrets.lock(tx, due.secret_id, (due.owner_id,))
-                if row is None or not row.is_active:
-                    return None
-                content = await self._keeper.sealer.open(tx, row)
-                if row.token_expires_at is not None and row.token_expires_at <= datetime.now(UTC):
-                    raise KeyExpired("The token has expired and could not be refreshed.", hint="")
-                await self._keeper.record(tx, None, "secret.test", row, provider=row.provider, why="health check")
+            eyes = owners_eyes(due.owner_id)
+            try:
+                row, content = await self._refresher.opened(None, eyes, "secret.test", find, why="health check")
+            except NotFound:
+                return None
             value = await self._keeper.value(row, content)
         return credential_of(row, value, KeySource(row.owner_kind)), row.model_id
 

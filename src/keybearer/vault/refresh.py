@@ -8,12 +8,14 @@ version before any call can use it: calls read it from there.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import policy
 from keybearer.access.attempts import attempt
@@ -40,6 +42,10 @@ AT_ONCE = 4
 _DUE = 50
 
 log = structlog.get_logger(__name__)
+
+
+Find = Callable[[AsyncConnection], Awaitable[Any]]
+"""Finds a secret's row."""
 
 
 class Endpoint(Protocol):
@@ -98,6 +104,30 @@ class Refresher:
                 hint = f"It is tried again by itself; look at it at {console_path(row.id)}."
                 raise KeyExpired(f"The token '{row.name}' for {row.provider} has expired.{problem}", hint=hint)
             await asyncio.sleep(0.2)
+
+    async def opened(
+        self, caller: Caller | None, eyes: Actor, action: str, find: Find, *, even_expired: bool = False, **detail: str
+    ) -> tuple[Any, Content]:
+        """A secret's row and what it holds, on record as ``action``; a token that has expired is refreshed first.
+
+        For what takes a value outside of calls: tests, and showing it. ``find`` locks the row, and raises where it is not to be opened.
+        ``even_expired``: gives what there is where it could not be refreshed, or may not be as the deployment is frozen. Raises what
+        ``find`` does, ``Unreadable``, and ``KeyExpired`` and ``Frozen``.
+        """
+        is_tried = False
+        while True:  # ends: what cannot be refreshed is told, and what was is not due again at once
+            async with self._keeper.db.write(eyes) as tx:
+                row = await find(tx)
+                if is_tried or not has_expired(row, datetime.now(UTC)):
+                    content = await self._keeper.sealer.open(tx, row)
+                    await self._keeper.record(tx, caller, action, row, provider=row.provider, **detail)
+                    return row, content
+            try:
+                await self.at_use(row.id, row.owner_id, row.version)
+            except (KeyExpired, Frozen):
+                if not even_expired:
+                    raise
+                is_tried = True
 
     async def now(self, caller: Caller, secret_id: UUID) -> Secret:
         """Refresh one at once, because somebody asks for it.
@@ -238,6 +268,11 @@ def with_endpoint(egress: tuple[str, ...], oauth: OAuth | None) -> tuple[str, ..
     """An egress set with the token endpoint in it, where there is all that refreshing takes."""
     origin = endpoint_of(oauth) if can_refresh(oauth) else None
     return egress if origin is None else tuple(sorted({*egress, origin.text}))
+
+
+def has_expired(row: Any, now: datetime) -> bool:
+    """Whether a token has reached the end that its endpoint told."""
+    return row.token_expires_at is not None and row.token_expires_at <= now
 
 
 def _is_due(row: Any, now: datetime) -> bool:

@@ -45,7 +45,7 @@ from keybearer.vault.disclosure import Recipient, why_not_handed_out, why_not_to
 from keybearer.vault.external import External, Found, Key, Wanted
 from keybearer.vault.keeper import State
 from keybearer.vault.reach import Alarms, Membership, Reach
-from keybearer.vault.refresh import Refresher
+from keybearer.vault.refresh import Refresher, has_expired
 from keybearer.vault.sealed import Content, Sealer, Unreadable, console_path, credential_of, egress_of, with_value
 from keybearer.vault.standing import named, not_allowed, stopped_by
 from keybearer.vault.token_answer import can_refresh
@@ -103,6 +103,8 @@ class _Hunt:
 
     to: Recipient
     now: datetime
+    failed: dict[Key, KeybearerError] = field(default_factory=dict)
+    """Tokens that could not be refreshed: as for a call."""
     found: Fetched | None = None
     expired: dict[Key, UUID] = field(default_factory=dict)
     elsewhere: dict[Key, Wanted] = field(default_factory=dict)
@@ -147,7 +149,7 @@ class Resolver:
             if usable:
                 return usable
 
-    async def _refreshed(self, found: Iterable[Credential], call: _Call) -> bool:
+    async def _refreshed(self, found: Iterable[Credential], call: _Call | _Hunt) -> bool:
         """Have expired tokens refreshed; whether there were any, so that the vault is to be asked again. No transaction is open."""
         keys = [key for key in map(_key_of, found) if key in call.expired]
         for key in keys:
@@ -211,15 +213,9 @@ class Resolver:
         refused = why_not_to(to, asked.provider)
         if refused is not None:
             raise refused
-        hunt = _Hunt(to, datetime.now(UTC))
-        async with self._db.read(Actor.user(to.user_id, system_keys=self._falls_back)) as tx:
-            mine = await reach.load(tx, self._keyring, to.user_id)
-            if asked.id is not None:
-                await self._fetch_one(tx, hunt, mine, asked.id)
-            else:
-                await self._fetch_first(tx, hunt, mine, asked)
-        await self._alarms.raise_for(mine)
-        await self._mark((*hunt.problems, *hunt.hidden))
+        hunt = await self._hunted(_Hunt(to, datetime.now(UTC)), asked)
+        while hunt.found is not None and await self._refreshed((hunt.found.credential,), hunt):
+            hunt = await self._hunted(_Hunt(to, datetime.now(UTC), hunt.failed), asked)
         if hunt.found is not None:
             for key, wanted in hunt.elsewhere.items():
                 outside = await self._secrets.external.value(key, wanted)
@@ -230,6 +226,19 @@ class Resolver:
         if asked.id is not None:
             raise NotFound("You have no secret with this id.")
         raise KeyMissing("You have no such secret.", hint="Add one in the Secrets Vault: /secrets/new")
+
+    async def _hunted(self, hunt: _Hunt, asked: Asked) -> _Hunt:
+        """One look for the value that is asked for."""
+        to = hunt.to
+        async with self._db.read(Actor.user(to.user_id, system_keys=self._falls_back)) as tx:
+            mine = await reach.load(tx, self._keyring, to.user_id)
+            if asked.id is not None:
+                await self._fetch_one(tx, hunt, mine, asked.id)
+            else:
+                await self._fetch_first(tx, hunt, mine, asked)
+        await self._alarms.raise_for(mine)
+        await self._mark((*hunt.problems, *hunt.hidden))
+        return hunt
 
     async def _fetch_one(self, tx: AsyncConnection, hunt: _Hunt, mine: Reach, secret_id: UUID) -> None:
         row = await rows.get(tx, secret_id, mine.seen_owners(secret_id))
@@ -259,6 +268,7 @@ class Resolver:
         """Open the first that can be fetched; whether there was one."""
         for row in found:
             problem = why_not_handed_out(hunt.to, row, hunt.now, whose) if self._sealer.is_intact(row) else Unreadable(row)
+            problem = problem or hunt.failed.get((row.id, row.version))
             if problem is None:
                 try:
                     value = _value(row, await self._sealer.open(tx, row), hunt)
@@ -378,7 +388,7 @@ def _value(row: Any, content: Content, call: _Call | _Hunt) -> SecretBytes:
     """The value, or nothing yet where it is kept elsewhere."""
     if content.reference is not None:
         call.elsewhere[row.id, row.version] = Wanted(content.reference, row.owner_id, SecretType(row.secret_type))
-    if row.token_expires_at is not None and row.token_expires_at <= call.now and can_refresh(content.oauth):
+    if has_expired(row, call.now) and can_refresh(content.oauth):
         call.expired[row.id, row.version] = row.owner_id
     return content.value
 

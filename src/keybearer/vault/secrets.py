@@ -249,17 +249,16 @@ class Secrets:
                 return await self._keeper.shown(tx, caller, row)
 
     async def credential(self, caller: Caller, secret_id: UUID) -> Credential:
-        """One of the caller's secrets, opened for a connection test, on record.
+        """One of the caller's secrets, opened for a connection test, on record; a token that has expired is refreshed first.
 
-        Raises ``NotFound``, ``KeyUnreadable``, ``ScopeMissing``. What a call may use is ``Resolver.resolve``'s business; a test
-        is for secrets that do not work, too.
+        Raises ``NotFound``, ``KeyUnreadable``, ``KeyExpired`` (a token that could not be), ``ScopeMissing``. What a call may use is
+        ``Resolver.resolve``'s business; a test is for secrets that do not work, too.
         """
         async with attempt(self._keeper.db, "secret.test", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_USE, Scope.SECRETS_WRITE)
-            async with self._keeper.db.write(sealing_actor(caller)) as tx:
-                row = await self._keeper.own(tx, caller, secret_id)
-                content = await self._keeper.sealer.open(tx, row)
-                await self._keeper.record(tx, caller, "secret.test", row, provider=row.provider)
+            row, content = await self.refresher.opened(
+                caller, sealing_actor(caller), "secret.test", lambda tx: self._keeper.own(tx, caller, secret_id)
+            )
             return credential_of(row, await self._keeper.value(row, content), _source_of(row, caller))
 
     async def reveal(self, caller: Caller, secret_id: UUID) -> Revealed:
@@ -270,18 +269,23 @@ class Secrets:
         ``Frozen``, and the rest of what ``why_not_handed_out`` says.
         """
         await self._count_reveal(caller, secret_id)
+
+        async def find(tx: AsyncConnection) -> Any:
+            row = await self._keeper.own(tx, caller, secret_id)
+            await require_thawed(tx, caller)
+            refused = why_not_handed_out(caller, row, datetime.now(UTC))
+            if refused is not None:
+                raise refused
+            if not row.fetchable:  # be it by a person
+                raise NotFetchable
+            return row
+
         async with attempt(self._keeper.db, "secret.reveal", caller, str(secret_id)), self._keeper.marking():
             policy.require(caller, Scope.SECRETS_READ)
-            async with self._keeper.db.write(sealing_actor(caller)) as tx:
-                row = await self._keeper.own(tx, caller, secret_id)
-                await require_thawed(tx, caller)
-                refused = why_not_handed_out(caller, row, datetime.now(UTC))
-                if refused is not None:
-                    raise refused
-                if not row.fetchable:  # be it by a person
-                    raise NotFetchable
-                content = await self._keeper.sealer.open(tx, row)
-                await self._keeper.record(tx, caller, "secret.reveal", row, provider=row.provider)
+            is_person = caller.token_id is None  # who sees what there is, whatever it is good for
+            row, content = await self.refresher.opened(
+                caller, sealing_actor(caller), "secret.reveal", find, even_expired=is_person
+            )
             return Revealed(self._keeper.secret(row), await self._keeper.value(row, content))
 
     async def _count_reveal(self, caller: Caller, secret_id: UUID) -> None:
