@@ -8,12 +8,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import sqlalchemy as sa
 from tests.support.vault import BROWSER, OPENAI_KEY, OTHER_OPENAI_KEY, World, value
 
 from keybearer.access import policy
 from keybearer.access.tokens import NewToken
 from keybearer.domain import MEMBER_SCOPES, Caller, OwnerKind, Role, Scope
 from keybearer.errors import Conflict, EgressRefused, Forbidden, Invalid, KeyMissing, NotFound, ProviderUnknown, ScopeMissing
+from keybearer.store.db import Actor
+from keybearer.store.schema import secret, secret_version
+from keybearer.vault.models import NewModel
 from keybearer.vault.providers import NewProvider, ProviderView
 from keybearer.vault.secrets import NewSecret, SecretFilter
 
@@ -53,6 +57,35 @@ async def test_a_custom_provider_with_its_key_and_models(world: World) -> None:
     with pytest.raises(ProviderUnknown):
         await world.providers.get(ada, made.id)
     assert (await world.providers.get(bob, "acme")).base_url == "https://other.example"
+
+
+@pytest.mark.parametrize("whose", ["one's own", "a team's", "the system's"])
+async def test_a_deleted_provider_takes_its_models_own_keys_along(world: World, whose: str) -> None:
+    ada = await world.person("ada", Role.ADMIN)
+    place: dict[str, Any] = {"system": whose == "the system's"}
+    if whose == "a team's":
+        place["team_id"] = (await world.teams.create(ada, "Research")).team_id
+    made = await world.providers.create(ada, replace(ACME, **place))
+    keys = [
+        (
+            await world.models.create(ada, NewModel("acme", name, api_key=value(f"kbtest-own-{name}-0123456789"), **place))
+        ).secret_id
+        for name in ("large", "huge")
+    ]
+    await world.models.create(ada, NewModel("acme", "tiny", **place))
+    elsewhere = await world.models.create(ada, NewModel("openai", "gpt-5", api_key=value(OPENAI_KEY)))
+    await world.providers.delete(ada, made.id)
+    assert (await world.recorded())[-3:] == [("secret.purge", "ok"), ("secret.purge", "ok"), ("provider.delete", "ok")]
+    assert [model.id for model in (await world.models.list(ada))[0]] == [elsewhere.id]
+    async with world.db.read(Actor.system()) as tx:
+        sealed = set((await tx.execute(sa.select(secret_version.c.secret_id))).scalars())
+        stored = set((await tx.execute(sa.select(secret.c.id))).scalars())
+    (default,) = (await world.secrets.list(ada, SecretFilter(name="default"))).items
+    assert stored == sealed == {default.id, elsewhere.secret_id}, "the person's key for the provider stays"
+    for secret_id in keys:
+        assert secret_id is not None
+        with pytest.raises(NotFound):
+            await world.secrets.get(ada, secret_id)
 
 
 async def test_a_put_changes_only_the_fields_it_has(world: World) -> None:

@@ -60,7 +60,7 @@ async def change_provider(
 
 @router.delete("/{provider_id}", status_code=204)
 async def delete_provider(provider_id: str, caller: CurrentCaller, services: CurrentServices) -> None:
-    """Delete a custom provider."""
+    """Delete a custom provider with its owner's models and their own keys; other secrets for it stay."""
     policy.require(caller, Scope.PROVIDERS_WRITE)
     await services.providers.delete(caller, provider_id)
 

@@ -91,7 +91,7 @@ def provider_test(name: ProviderName, *, as_json: AsJson = False) -> None:
 
 @providers.command("delete")
 def provider_delete(name: ProviderName) -> None:
-    """Delete a custom provider."""
+    """Delete a custom provider with its models and their own keys; other secrets for it stay."""
     with client() as api:
         api.request("DELETE", f"/providers/{name}")
     say("Deleted.")

@@ -145,7 +145,7 @@ class Providers:
                 return await self._shown(tx, caller, key)
 
     async def delete(self, caller: Caller, key: str) -> None:
-        """Delete a custom provider with its owner's models; secrets for it stay, and serve no call.
+        """Delete a custom provider with its owner's models and their own keys; other secrets for it stay, and serve no call.
 
         Raises ``ProviderUnknown``, ``Forbidden`` (predefined, or another's), ``ScopeMissing``.
         """
@@ -158,9 +158,13 @@ class Providers:
                     raise Forbidden("Predefined providers cannot be deleted.", hint="Leave it without a key instead.")
                 owner = self._may_change(caller, seen, provider)
                 row = seen.row_of(provider)
-                await rows.delete_models(tx, owner.id, provider.name)
+                keys = await rows.delete_models(tx, owner.id, provider.name)
+                for secret_id in keys:
+                    await self._secrets.drop_for_model(tx, caller, owner.id, secret_id)
                 await rows.delete(tx, owner.id, row.id)
                 await self._note(tx, caller, "provider.delete", (str(row.id), owner), name=provider.name)
+        if keys:
+            await self._secrets.dropped()
 
     async def models(self, caller: Caller, key: str) -> tuple[ModelView, ...]:
         """The models of a provider. Raises ``ProviderUnknown``."""

@@ -54,9 +54,11 @@ async def insert_models(tx: AsyncConnection, columns: Sequence[Mapping[str, Any]
         await tx.execute(sa.insert(model), [dict(each) for each in columns])
 
 
-async def delete_models(tx: AsyncConnection, owner_id: UUID, provider_name: str) -> None:
-    """Remove an owner's models of a provider."""
-    await tx.execute(sa.delete(model).where(model.c.owner_id == owner_id, model.c.provider == provider_name))
+async def delete_models(tx: AsyncConnection, owner_id: UUID, provider_name: str) -> Sequence[UUID]:
+    """Remove an owner's models of a provider; the secrets that were their own keys."""
+    query = sa.delete(model).where(model.c.owner_id == owner_id, model.c.provider == provider_name)
+    removed = (await tx.execute(query.returning(model.c.secret_id))).scalars().all()
+    return [secret_id for secret_id in removed if secret_id is not None]
 
 
 async def delete_bare_models(tx: AsyncConnection, owner_id: UUID, provider_name: str, but: Iterable[str]) -> None:
