@@ -115,6 +115,22 @@ def test_a_lent_key_serves_with_a_receipt_and_shows_itself_to_nobody(firm: Firm)
     cleo.call("DELETE", f"/secrets/{lent['id']}")
 
 
+def test_a_teams_key_is_tested_where_the_teams_calls_go_whoever_tests(firm: Firm) -> None:
+    cleo, bob = firm.people["cleo"], firm.people["bob"]
+    bob.call("POST", "/providers", json={"name": "acme", "base_url": "https://bob.invalid/v1"})
+    team = cleo.call("POST", "/teams", json={"name": "Acme"})["id"]
+    cleo.call("POST", f"/teams/{team}/members", json={"email": "bob@example.com", "role": "admin"})
+    bob.call("POST", f"/teams/{team}/accept")
+    cleo.call("POST", "/providers", json={"name": "acme", "base_url": "https://team.invalid/v1", "team_id": team})
+    key = cleo.add_key("acme", CLEOS, team_id=team)
+    for person in (cleo, bob):  # a provider of bob's own has the same name
+        found = person.call("POST", f"/secrets/{key['id']}/test")
+        assert found["status"] == "dns"
+        assert found["message"].startswith("The name team.invalid could not be resolved.")
+    cleo.call("DELETE", f"/teams/{team}")
+    bob.call("DELETE", "/providers/acme")
+
+
 def test_strangers_get_what_unknown_ids_get(firm: Firm) -> None:
     eve, cleo = firm.people["eve"], firm.people["cleo"]
     lent = cleo.add_key("openai", CLEOS, name="foreign")

@@ -247,10 +247,7 @@ async def check_secret(
     policy.require_provider(caller, secret.provider)
     policy.require_among(caller, secret.allowed_tokens)
     credential = await services.secrets.credential(caller, secret_id)
-    if secret.model_id is None:
-        provider = await services.providers.find(caller, credential.provider)
-    else:
-        provider, _ = await services.models.provider_of(caller, secret.model_id)
+    provider = await services.checker.provider_of(credential, secret.model_id)  # as whose it is sees it, whoever tests
     return await check_stored(services, provider, credential, options_of(body))
 
 
