@@ -12,15 +12,17 @@ import sqlalchemy as sa
 from tests.support.tamper import Tamper
 from tests.support.vault import OPENAI_KEY, World, value
 
+from keybearer.catalog import Catalog
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Caller, Role
-from keybearer.errors import Forbidden, NotFound
+from keybearer.errors import Forbidden, NotFound, Unavailable
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
 from keybearer.store.schema import audit_record, change, metadata, owner, owner_key, secret_version
 from keybearer.vault.erasure import Erasure
+from keybearer.vault.remains import Remains
 from keybearer.vault.sealed import Sealer, Unreadable
-from keybearer.vault.secrets import NewSecret
+from keybearer.vault.secrets import NewSecret, Secrets
 
 
 @pytest.fixture
@@ -104,6 +106,48 @@ async def test_no_live_file_of_sqlite_holds_key_or_value(sqlite_world: World, tm
     await Erasure(world.db, world.keyring).delete_user(bob.user_id, admin)
     assert not held(bytes(key.envelope)[52:])
     assert not held(bytes(left.envelope)[52:])
+
+
+async def test_what_a_killed_process_left_the_next_one_erases(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    erased: list[set[str]] = []
+    erase = Database.erase
+
+    async def noted(db: Database, *tables: str) -> None:
+        erased.append(set(tables))
+        await erase(db, *tables)
+
+    monkeypatch.setattr(Database, "erase", noted)
+    admin, (bob, _) = await world.person("root", Role.ADMIN), await with_secret(world, "bob")
+    await Erasure(world.db, world.keyring).delete_user(bob.user_id, admin)  # killed here, before its job ran
+    reborn = Erasure(world.db, world.keyring)
+    await reborn.erase()
+    assert erased == [{"owner_key", "secret", "secret_version"}]
+    await reborn.erase()
+    await Secrets(world.db, world.keyring, Catalog.load()).trash.purge_due()
+    assert erased[1:] == [{"secret", "secret_version"}], "and no more than once"
+
+
+async def test_what_is_removed_while_files_are_erased_is_erased_the_next_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remains, calls = Remains(world.db, "secret"), 0
+
+    async def erase(db: Database, *tables: str) -> None:
+        nonlocal calls
+        del db, tables
+        calls += 1
+        if calls == 1:
+            await remains.removed()
+        if calls == 2:
+            raise Unavailable
+
+    monkeypatch.setattr(Database, "erase", erase)
+    await remains.erase()
+    with pytest.raises(Unavailable):
+        await remains.erase()
+    await remains.erase()
+    await remains.erase()
+    assert calls == 3
 
 
 async def test_who_may_delete_whom(world: World, erasure: Erasure) -> None:

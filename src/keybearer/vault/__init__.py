@@ -28,4 +28,5 @@ Credential    a secret resolved and opened for one call
 ``pointing``   references on their way in             ``stores``     the services that they point into
 ``refresh``    OAuth tokens, refreshed once           ``token_answer`` what an endpoint grants (pure)
 ``reach``      what somebody gets through teams       ``audience``   whom a change concerns
+``disclosure`` to whom a value is handed out (pure)   ``remains``    what was removed and files may still hold
 """

@@ -6,7 +6,6 @@ stays is the audit trail and what was used, which name the person by id alone.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,10 +15,11 @@ from keybearer.access.attempts import attempt
 from keybearer.audit import management
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Caller, ManagementRecord, Owner, OwnerKind, Role
-from keybearer.errors import Forbidden, NotFound, Unavailable
+from keybearer.errors import Forbidden, NotFound
 from keybearer.store import changes
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import teams, users
+from keybearer.vault.remains import Remains
 
 _TABLES = ("owner_key", "secret", "secret_version")
 
@@ -30,7 +30,7 @@ class Erasure:
     def __init__(self, db: Database, keyring: Keyring) -> None:
         self._db = db
         self._keyring = keyring
-        self._is_unerased = False
+        self._remains = Remains(db, *_TABLES)
 
     async def delete_user(self, user_id: UUID, by: Caller | None) -> None:
         """Delete an account and all that is its own; nothing brings it back. ``by``: an administrator; ``None``: the operator.
@@ -53,15 +53,11 @@ class Erasure:
                 # Everybody's: whoever was lent one of their secrets has it in a cache.
                 await changes.note(self._db, tx, "user", str(user_id))
         self._keyring.forget_owner(user_id)
-        self._is_unerased = True
-        with suppress(Unavailable):
-            await self._db.truncate_log()
+        await self._remains.removed()
 
     async def erase(self) -> None:
         """Have the live files forget who was deleted. For a job: on PostgreSQL it takes its time. Raises ``Unavailable``."""
-        if self._is_unerased:
-            await self._db.erase(*_TABLES)
-            self._is_unerased = False
+        await self._remains.erase()
 
 
 async def _check(tx: AsyncConnection, user_id: UUID) -> None:

@@ -6,7 +6,7 @@ Nobody writes a secret's row but through ``Keeper.write``: a row that was edited
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -19,12 +19,13 @@ from keybearer.access.macs import SECRET_COLUMNS
 from keybearer.audit import management
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import SYSTEM_OWNER_ID, Caller, ManagementRecord, OwnerKind, Secret, SecretBytes, SecretType
-from keybearer.errors import Forbidden, NotFound, Unavailable
+from keybearer.errors import Forbidden, NotFound
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
 from keybearer.store.queries import versions
 from keybearer.vault import audience, reach
 from keybearer.vault.external import External, Wanted
+from keybearer.vault.remains import Remains
 from keybearer.vault.retention import Retention
 from keybearer.vault.sealed import Content, Sealer, Unreadable, binding, egress_of, owner_of, secret_of
 from keybearer.vault.token_answer import can_refresh
@@ -46,8 +47,7 @@ class Keeper:
         self.retention = retention
         self.external = external
         self.sealer = Sealer(keyring)
-        self._is_unerased = True
-        """Whether the live files may hold what was removed; a process that was killed did not say."""
+        self.remains = Remains(db, "secret", "secret_version")
 
     async def own(self, tx: AsyncConnection, caller: Caller, secret_id: UUID, *, deleted: bool | None = False) -> Any:
         """A secret that the caller may change, locked.
@@ -209,21 +209,6 @@ class Keeper:
         except Unreadable as error:
             await self.mark(error.secret_id, error.version, "unreadable")
             raise
-
-    async def removed(self) -> None:
-        """After a commit that removed sealed values: empty SQLite's log at once; what that cannot do now, ``erase`` does later."""
-        self._is_unerased = True
-        with suppress(Unavailable):
-            await self.db.truncate_log()
-
-    async def erase(self) -> None:
-        """Have the live files forget what was removed. For a job: on PostgreSQL it takes its time.
-
-        Raises ``Unavailable`` where somebody holds on to pages as they were.
-        """
-        if self._is_unerased:
-            await self.db.erase("secret", "secret_version")
-            self._is_unerased = False
 
 
 def require_owner(caller: Caller, row: Any) -> None:

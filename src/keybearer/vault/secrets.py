@@ -409,7 +409,7 @@ class Secrets:
 
     async def dropped(self) -> None:
         """After a commit that may have dropped a model's key: have SQLite's log forget it."""
-        await self._keeper.removed()
+        await self._keeper.remains.removed()
 
     async def _insert(
         self,

@@ -77,7 +77,7 @@ class Trash:
                 await self._keeper.note(tx, caller, "secret.purge", row, provider=row.provider, name=name)
                 await versions.delete_all(tx, row.owner_id, row.id)
                 await secrets.delete(tx, row.owner_id, row.id)
-        await self._keeper.removed()
+        await self._keeper.remains.removed()
 
     async def purge_due(self) -> int:
         """Purge what can no longer be restored, for all owners, and finish what erasing is left; how many were purged. For a job."""
@@ -89,6 +89,6 @@ class Trash:
                     detail = {"provider": row.provider, "name": row.deleted_name or ""}
                     await self._keeper.note(tx, None, "secret.purge", row, **detail)
         if count:
-            await self._keeper.removed()
-        await self._keeper.erase()
+            await self._keeper.remains.removed()
+        await self._keeper.remains.erase()
         return count

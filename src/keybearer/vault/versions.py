@@ -131,7 +131,7 @@ class Versions:
                 record = ManagementRecord("secret.prune", None, "", detail=(("versions", str(count)),))
                 await management.record(self._keeper.db, tx, record)
         if count:
-            await self._keeper.removed()
+            await self._keeper.remains.removed()
         return count
 
 
