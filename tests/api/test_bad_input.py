@@ -10,7 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 from tests.support import server as servers
-from tests.support.server import Person
+from tests.support.server import PASSWORD, Person
+
+from keybearer.vault.secrets import TESTS
 
 KEY = "sk-proj-kbtest-0123456789abcdefghijklmnopqrstuv"
 
@@ -135,6 +137,34 @@ def test_an_origin_that_is_not_ours_is_refused_whatever_it_holds(ada: Person, or
     headers = {b"origin": origin.encode("latin-1"), b"sec-fetch-site": b"same-origin"}
     answer = ada.http.post("/api/v1/auth/sign-in", json={"email": "ada@example.com", "password": "x"}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (403, "csrf_failed")
+
+
+def test_connections_are_tested_at_a_persons_pace_whatever_is_tested(ada: Person) -> None:
+    """A stolen session or token tries no list of keys or hosts; another person's tests are not held up."""
+    ada.call("POST", "/users", json={"email": "quick@example.com", "password": PASSWORD, "name": "Quick"})
+    ada.call("POST", "/users", json={"email": "calm@example.com", "password": PASSWORD, "name": "Calm"})
+    quick, calm = (servers.sign_in(ada.server, f"{name}@example.com") for name in ("quick", "calm"))
+    mine = quick.call("POST", "/providers", json={"name": "mine", "base_url": "https://quick.invalid/v1", "api_key": KEY})
+    (key,) = quick.call("GET", "/secrets?provider=mine")["items"]
+    model = quick.call("POST", "/models", json={"provider": "mine", "name": "big"})
+    program = servers.program(ada.server, quick.token("tries", ("secrets:use", "secrets:write", "models:write")))
+    ways: list[tuple[str, Any]] = [
+        ("/secrets/test", {"provider": "mine", "value": KEY}),
+        (f"/secrets/{key['id']}/test", None),
+        (f"/providers/{mine['id']}/test", None),
+        ("/models/test", {"provider": "mine", "name": "other", "api_key": KEY}),
+        (f"/models/{model['id']}/test", None),
+    ]
+    for number in range(TESTS.rate.burst):
+        path, body = ways[number % len(ways)]
+        assert (program if number % 2 else quick).call("POST", path, json=body)["status"] == "dns"
+    for path, body in ways:
+        answer = quick.http.post(f"/api/v1{path}", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited"), path
+        assert 0 < int(answer.headers["retry-after"]) <= TESTS.rate.seconds
+    assert calm.call("POST", "/secrets/test", json={"provider": "mock", "value": KEY}, status=404)["code"] == "provider_unknown"
+    refused = [row for row in ada.call("GET", "/audit?limit=200")["items"] if row["outcome"] == "rate_limited"]
+    assert [row["action"] for row in refused] == ["secret.test"], "of many refusals the first"
 
 
 def test_a_token_may_do_what_its_scopes_say_and_no_more(ada: Person) -> None:

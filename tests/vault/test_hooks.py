@@ -20,7 +20,7 @@ from tests.support.vault import OPENAI_KEY, World, value
 
 from keybearer.access import freeze
 from keybearer.domain import Caller, Role, SecretBytes
-from keybearer.errors import Forbidden, Frozen, Invalid, NotFound
+from keybearer.errors import Forbidden, Frozen, Invalid, NotFound, RateLimited
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.gateway.hooks import HookPoster
 from keybearer.gateway.upstream import Upstream
@@ -28,7 +28,7 @@ from keybearer.store.db import Actor
 from keybearer.store.queries import hooks as rows
 from keybearer.store.schema import notification, reminder_hook
 from keybearer.vault.drafts import NewSecret
-from keybearer.vault.hooks import Hooks
+from keybearer.vault.hooks import TESTS, Hooks
 from keybearer.vault.reminders import LEASE, TRIES, Reminders
 
 NOW = datetime.now(UTC)
@@ -137,6 +137,22 @@ async def test_an_address_that_is_gone_is_told_nothing_more(world: World) -> Non
             with pytest.raises(NotFound):
                 await hooks.test(ada, "msg_kbtest")
             assert len(server.messages) == 2
+
+
+async def test_addresses_are_tried_at_a_persons_pace(world: World) -> None:
+    ada, bob = await world.person("ada"), await world.person("bob")
+    with receivers.running() as server:
+        async with reminding(world, Clock(), "192.0.2.1") as (_, hooks):
+            for person in (ada, bob):
+                await hooks.put(person, address(server), None)
+            for _ in range(TESTS.rate.burst):
+                assert "127.0.0.1" in await hooks.test(ada, "msg_kbtest")
+            for _ in range(3):
+                with pytest.raises(RateLimited):
+                    await hooks.test(ada, "msg_kbtest")
+            assert await hooks.test(bob, "msg_kbtest")
+    outcomes = [outcome for action, outcome in await world.recorded() if action == "user.test_webhook"]
+    assert outcomes == [*["ok"] * TESTS.rate.burst, "rate_limited", "ok"]
 
 
 async def test_a_message_of_a_killed_process_is_sent_by_another(world: World, tamper: Tamper) -> None:

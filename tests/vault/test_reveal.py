@@ -32,13 +32,13 @@ async def test_values_are_read_one_by_one_and_not_by_the_hundred(world: World) -
     ada, bob = await world.person("ada"), await world.person("bob")
     made = await world.secrets.create(ada, NewSecret("openai", value(OPENAI_KEY), fetchable=True))
     his = await world.secrets.create(bob, NewSecret("openai", value(OPENAI_KEY), fetchable=True))
-    for _ in range(REVEALS.burst):
+    for _ in range(REVEALS.rate.burst):
         assert (await world.secrets.reveal(ada, made.id)).value.reveal() == OPENAI_KEY.encode()
     for _ in range(3):
         with pytest.raises(RateLimited) as refused:
             await world.secrets.reveal(ada, made.id)
-        assert 0 < (refused.value.retry_after or 0) <= REVEALS.seconds
+        assert 0 < (refused.value.retry_after or 0) <= REVEALS.rate.seconds
     recorded = await world.recorded()
-    assert recorded.count(("secret.reveal", "ok")) == REVEALS.burst
+    assert recorded.count(("secret.reveal", "ok")) == REVEALS.rate.burst
     assert recorded.count(("secret.reveal", "rate_limited")) == 1, "of a flood the first"
     await world.secrets.reveal(bob, his.id)

@@ -12,5 +12,5 @@ Row MAC         proof that a row was written by this program, not into its datab
 ``tokens``     access tokens                         ``sessions``   sign-in, sessions
 ``users``      accounts and the set-up link          ``limiter``    sign-in attempts per account and address
 ``fields``     what people type, checked             ``attempts``   refused attempts, recorded
-``macs``       what row MACs cover
+``macs``       what row MACs cover                   ``pace``       how often one may do what harms by the hundred
 """

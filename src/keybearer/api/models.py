@@ -57,6 +57,7 @@ async def test_unsaved(body: NewModelRequest, caller: CurrentCaller, services: C
     if new.api_key is None or not new.api_key.reveal().strip():
         return await _test_resolved(services, caller, provider, new.name)
     policy.require_provider(caller, provider.name)
+    await services.secrets.tests.take(caller)
     answer = await run_test(services, provider, new.api_key, egress_for(provider, new.api_key, {}))
     return _with_model(answer, new.name)
 
@@ -90,6 +91,7 @@ async def _test_resolved(services: Services, caller: Caller, provider: Provider,
     """Test with what resolution finds, on record like any use."""
     policy.require(caller, Scope.SECRETS_USE)
     policy.require_provider(caller, provider.name)
+    await services.secrets.tests.take(caller)
     (credential, *_) = await services.resolver.resolve(caller.user_id, caller.token_id, provider, name)
     await services.secrets.note_test(caller, credential)
     if credential.source is KeySource.MODEL and credential.secret_version == 0:  # it has none: there is no secret to mark

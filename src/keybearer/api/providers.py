@@ -91,6 +91,7 @@ async def test_provider(provider_id: str, caller: CurrentCaller, services: Curre
     policy.require(caller, Scope.SECRETS_USE)
     provider = await services.providers.find(caller, provider_id)
     policy.require_provider(caller, provider.name)
+    await services.secrets.tests.take(caller)
     (credential, *_) = await services.resolver.resolve(caller.user_id, caller.token_id, provider, "")
     await services.secrets.note_test(caller, credential)
     return await check_stored(services, provider, credential)

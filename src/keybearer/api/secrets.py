@@ -148,6 +148,7 @@ async def detect(body: Detect, caller: CurrentCaller, services: CurrentServices)
 async def test_unsaved(body: UnsavedSecretTest, caller: CurrentCaller, services: CurrentServices) -> TestAnswer:
     """Test a value before it is saved, with the provider's cheap call."""
     policy.require(caller, Scope.SECRETS_WRITE)
+    await services.secrets.tests.take(caller)
     provider = await services.providers.find(caller, body.provider)
     policy.require_provider(caller, provider.name)
     if body.system:
@@ -246,6 +247,7 @@ async def check_secret(
     secret = await services.secrets.get(caller, secret_id)
     policy.require_provider(caller, secret.provider)
     policy.require_among(caller, secret.allowed_tokens)
+    await services.secrets.tests.take(caller, str(secret_id))
     credential = await services.secrets.credential(caller, secret_id)
     provider = await services.checker.provider_of(credential, secret.model_id)  # as whose it is sees it, whoever tests
     return await check_stored(services, provider, credential, options_of(body))

@@ -19,6 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import policy
 from keybearer.access.attempts import attempt
+from keybearer.access.limiter import Rate
+from keybearer.access.pace import Bound, Pace
 from keybearer.audit import management
 from keybearer.crypto.keyring import Binding, Keyring
 from keybearer.domain import Caller, ManagementRecord, Owner, OwnerKind, SecretBytes
@@ -29,6 +31,7 @@ from keybearer.store.queries import deployment
 from keybearer.store.queries import hooks as rows
 
 URL_LIMIT = 2048
+TESTS = Bound("user.test_webhook", Rate(10, 6.0), "Too many test messages were sent in a short time.")
 _KEY_BYTES = 32
 _UNREADABLE = "Address and signing key do not open: enter the address again."
 
@@ -67,6 +70,7 @@ class Hooks:
 
     def __init__(self, db: Database, keyring: Keyring, poster: Poster | None) -> None:
         self._db = db
+        self._tests = Pace(db, TESTS)
         self._keyring = keyring
         self._poster = poster
 
@@ -115,7 +119,11 @@ class Hooks:
                 await self._record(tx, "user.delete_webhook", caller, "")
 
     async def test(self, caller: Caller, message_id: str) -> str:
-        """Send a message that says that it is a test; what went wrong, or nothing. Raises ``NotFound``, ``Forbidden``, ``Frozen``."""
+        """Send a message that says that it is a test; what went wrong, or nothing.
+
+        Raises ``NotFound``, ``Forbidden``, ``Frozen``, ``RateLimited``.
+        """
+        await self._tests.take(caller, str(caller.user_id))
         async with attempt(self._db, "user.test_webhook", caller, str(caller.user_id)):
             policy.require_person(caller)
             async with self._db.write(Actor.user(caller.user_id)) as tx:

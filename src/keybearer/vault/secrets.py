@@ -18,7 +18,8 @@ from keybearer.access import policy
 from keybearer.access.attempts import attempt, taken
 from keybearer.access.fields import NAME_LIMIT, has_control
 from keybearer.access.freeze import require_thawed
-from keybearer.access.limiter import Limiter, Rate, Refused
+from keybearer.access.limiter import Rate
+from keybearer.access.pace import Bound, Pace
 from keybearer.audit import management
 from keybearer.catalog import Catalog, Provider, Registry
 from keybearer.crypto.keyring import Keyring
@@ -36,7 +37,7 @@ from keybearer.domain import (
     SecretBytes,
     SecretType,
 )
-from keybearer.errors import Invalid, NotFetchable, NotFound, ProviderUnknown, RateLimited
+from keybearer.errors import Invalid, NotFetchable, NotFound, ProviderUnknown
 from keybearer.gateway.egress import egress_set
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import cursors, versions
@@ -69,9 +70,9 @@ from keybearer.vault.versions import Versions
 __all__ = ["NewSecret", "Page", "SecretFilter", "Secrets", "Standing", "State"]
 
 PAGE_LIMIT = 200
-REVEALS = Rate(20, 6.0)
+REVEALS = Bound("secret.reveal", Rate(20, 6.0), "Too many values were read in a short time.")
+TESTS = Bound("secret.test", Rate(30, 6.0), "Too many connections were tested in a short time.")
 """Of one person, their tokens included: so many at once, then ten a minute."""
-ALL_REVEALS = Rate(1000, 0.05)
 
 Put = Literal["create", "update", "unchanged", "conflict"]
 """What ``Secrets.put`` did."""
@@ -126,7 +127,9 @@ class Secrets:
         self.pointing = Pointing(self._keeper)
         self.refresher = Refresher(self._keeper, catalog, endpoint)
         self.adoption = Adoption(self._keeper)
-        self._reveals = Limiter(REVEALS, ALL_REVEALS)
+        self._reveals = Pace(db, REVEALS)
+        self.tests = Pace(db, TESTS)
+        """Of tests that people ask for: of stored values, and of such as are only to be tried."""
         self.checks = Checks(self._keeper, self.refresher, self.retention.checked)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:
@@ -268,7 +271,7 @@ class Secrets:
         (``disclosure``), while the deployment is not frozen. Raises ``NotFound``, ``NotFetchable``, ``ScopeMissing``, ``RateLimited``,
         ``Frozen``, and the rest of what ``why_not_handed_out`` says.
         """
-        await self._count_reveal(caller, secret_id)
+        await self._reveals.take(caller, str(secret_id))
 
         async def find(tx: AsyncConnection) -> Any:
             row = await self._keeper.own(tx, caller, secret_id)
@@ -287,17 +290,6 @@ class Secrets:
                 caller, sealing_actor(caller), "secret.reveal", find, even_expired=is_person
             )
             return Revealed(self._keeper.secret(row), await self._keeper.value(row, content))
-
-    async def _count_reveal(self, caller: Caller, secret_id: UUID) -> None:
-        """Bound what a stolen session or token takes along. Of many refusals in a row the first is on record. Raises ``RateLimited``."""
-        try:
-            self._reveals.take(str(caller.user_id), "reveal")
-        except Refused as refused:
-            told = RateLimited("Too many values were read in a short time.", retry_after=refused.retry_after)
-            if refused.is_first:
-                async with attempt(self._keeper.db, "secret.reveal", caller, str(secret_id)):
-                    raise told from None
-            raise told from None
 
     async def note_test(self, caller: Caller | None, credential: Credential) -> None:
         """Record that a resolved key is about to be tested; ``None``: by the server itself, which was told that it is refused.
