@@ -39,6 +39,7 @@ def jobs_of(services: Services) -> tuple[Job, ...]:
         Job("hold the root keys", 1.0, lambda: services.holder.turn(services.keyring)),
         Job("rotate keys", 2.0, services.rotations.turn),
         Job("erase deleted people", 60.0, services.erasure.erase),
+        Job("erase deleted teams", 60.0, services.teams.remains.erase),
         Job("empty old audit records", 6 * 3600.0, services.retention.turn),
         Job("prune changes", 3600.0, lambda: changes.prune(services.db)),
         Job("refresh OAuth tokens", 5.0, services.secrets.refresher.turn),

@@ -108,6 +108,29 @@ async def test_no_live_file_of_sqlite_holds_key_or_value(sqlite_world: World, tm
     assert not held(bytes(left.envelope)[52:])
 
 
+async def test_nor_of_a_teams_that_was_ended(sqlite_world: World, tmp_path: Path) -> None:
+    world = sqlite_world
+    ada = await world.person("ada")
+    team = (await world.teams.create(ada, "Research")).team_id
+    made = await world.secrets.create(ada, NewSecret("openai", value(OPENAI_KEY), team_id=team))
+    async with world.db.read(Actor.user(ada.user_id)) as tx:
+        left: Any = await rows.get(tx, made.id, (team,))
+    async with world.db.read(Actor.system()) as tx:
+        (key,) = (await tx.execute(sa.select(owner_key).where(owner_key.c.owner_id == team))).all()
+    sealed = [bytes(key.envelope)[52:], bytes(left.envelope)[52:]]
+
+    def held() -> list[bool]:
+        files = [path.read_bytes() for path in tmp_path.iterdir() if path.name.startswith("keybearer.db")]
+        return [any(part in content for content in files) for part in sealed]
+
+    assert held() == [True, True]
+    await world.teams.delete(ada, team)
+    assert held() == [False, False]
+    async with world.db.read(Actor.user(ada.user_id)) as tx:
+        with pytest.raises(Unreadable):  # nor does this process keep the key
+            await Sealer(world.keyring).open(tx, left)
+
+
 async def test_what_a_killed_process_left_the_next_one_erases(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     erased: list[set[str]] = []
     erase = Database.erase

@@ -19,9 +19,7 @@ from keybearer.errors import Forbidden, NotFound
 from keybearer.store import changes
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import teams, users
-from keybearer.vault.remains import Remains
-
-_TABLES = ("owner_key", "secret", "secret_version")
+from keybearer.vault.remains import OF_OWNERS, Remains
 
 
 class Erasure:
@@ -30,7 +28,7 @@ class Erasure:
     def __init__(self, db: Database, keyring: Keyring) -> None:
         self._db = db
         self._keyring = keyring
-        self._remains = Remains(db, *_TABLES)
+        self._remains = Remains(db, *OF_OWNERS)
 
     async def delete_user(self, user_id: UUID, by: Caller | None) -> None:
         """Delete an account and all that is its own; nothing brings it back. ``by``: an administrator; ``None``: the operator.

@@ -7,6 +7,9 @@ from contextlib import suppress
 from keybearer.errors import Unavailable
 from keybearer.store.db import Database
 
+OF_OWNERS = ("owner_key", "secret", "secret_version")
+"""What is sealed of an owner's, and what with."""
+
 
 class Remains:
     """Of ``tables``, as far as this process knows; see the module."""

@@ -30,6 +30,7 @@ from keybearer.store.queries import lookups
 from keybearer.store.queries import teams as rows
 from keybearer.vault import audience, reach
 from keybearer.vault.reach import Membership
+from keybearer.vault.remains import OF_OWNERS, Remains
 
 TEAMS_LIMIT = 100
 """Teams of one person, invitations included."""
@@ -63,6 +64,7 @@ class Teams:
         self._db = db
         self._keyring = keyring
         self._catalog = catalog
+        self.remains = Remains(db, *OF_OWNERS)
         self._limiter = Limiter(_UNKNOWN_ADDRESSES, _OF_ONE_PLACE)
 
     # --- looking --------------------------------------------------------------------------------------------------------
@@ -140,6 +142,8 @@ class Teams:
                 everybody = {row.user_id for row in await rows.members(tx, team_id)}
                 await rows.delete(tx, team_id)
                 await self._note(tx, caller, "team.delete", team_id, everybody, name=mine.name)
+        self._keyring.forget_owner(team_id)
+        await self.remains.removed()
 
     # --- members --------------------------------------------------------------------------------------------------------
 
