@@ -86,6 +86,19 @@ async def test_a_token_gets_what_it_may_fetch(world: World) -> None:
     assert ("secret.export", "scope_missing") in await world.recorded()
 
 
+async def test_a_token_gets_an_oauth_token_and_not_its_grant(world: World) -> None:
+    ada = await world.person("ada")
+    oauth = {"refresh_token": value("kbtest-refresh-0123456789abcd"), "client_secret": value("kbtest-client-secret")}
+    draft = NewSecret(
+        "slack", value("kbtest-slack-0123456789"), SecretType.OAUTH_TOKEN, oauth=oauth, save_anyway=True, fetchable=True
+    )
+    await world.secrets.create(ada, draft)
+    for caller, has_grant in ((ada, True), (replace(ada, token_id="kbtestkbtest"), False)):
+        text = (await exporting(world).run(caller, "json")).content.reveal().decode()
+        assert "kbtest-slack-0123456789" in text
+        assert ["kbtest-refresh" in text, "kbtest-client-secret" in text] == [has_grant] * 2
+
+
 async def test_the_systems_are_the_operators_alone(world: World) -> None:
     root = await world.person("root", Role.ADMIN)
     await world.secrets.create(root, NewSecret("openai", value(OPENAI_KEY), system=True))

@@ -1,7 +1,7 @@
 """All of somebody's secrets as a file, on record one by one. Who may have it is asked before: see ``api.transfer``.
 
 A person who has just proved who they are gets all that is theirs; a token only what would be handed to it one by one
-(``vault.disclosure``). What is left out is named with why.
+(``vault.disclosure``): of an OAuth token the token, and not what others are granted for. What is left out is named with why.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Exports:
                             left_out.append(LeftOut(row.provider, row.name, reason))
                             continue
                         if model is None:
-                            entries.append(_entry(row, content, known.get(row.provider)))
+                            entries.append(_entry(row, content, known.get(row.provider), grant=caller.token_id is None))
                         else:
                             models.append(_model_entry(model, content))
                         detail = (("provider", row.provider), ("format", form))
@@ -148,12 +148,12 @@ def _refusal(caller: Caller, row: Any, form: Format, now: datetime) -> str:
     return "" if refused is None else refused.message
 
 
-def _entry(row: Any, content: Content, provider: Provider | None) -> dict[str, Any]:
-    """What an import takes, to make the same secret again."""
+def _entry(row: Any, content: Content, provider: Provider | None, *, grant: bool) -> dict[str, Any]:
+    """What an import takes, to make the same secret again; ``grant``: with what an OAuth token is refreshed with."""
     entry = {name: getattr(row, name) for name in _PLAIN} | {"value": content.value.reveal().decode()}
     entry["health_check_every"] = row.check_every
     entry["expires_at"] = None if row.expires_at is None else row.expires_at.astimezone(UTC).isoformat()
-    if content.oauth is not None:
+    if grant and content.oauth is not None:
         parts = {name: getattr(content.oauth, name) for name in PARTS}
         texts = {name: part.reveal().decode() for name, part in parts.items() if part is not None}
         entry["oauth"] = texts | ({"scopes": texts["scopes"].split()} if "scopes" in texts else {})
