@@ -52,7 +52,7 @@ def keeping(world: World, **policy: Any) -> World:
 async def test_the_value_before_serves_where_the_new_one_is_refused_until_the_overlap_ends(world: World) -> None:
     ada = await world.person("ada")
     made = await world.secrets.create(ada, NEW)
-    rotated = await world.secrets.versions.rotate(ada, made.id, value(OTHER_OPENAI_KEY), overlap=timedelta(seconds=1))
+    rotated = await world.secrets.versions.rotate(ada, made.id, value(OTHER_OPENAI_KEY), overlap=timedelta(seconds=4))
     assert (rotated.version, rotated.fallback_version, rotated.preview) == (2, 1, "sk-p…dcba")
     assert rotated.fallback_until is not None
     assert await states(world, ada, made) == [(2, "current"), (1, "fallback")]
@@ -62,7 +62,7 @@ async def test_the_value_before_serves_where_the_new_one_is_refused_until_the_ov
     assert second.expires_at == rotated.fallback_until
     await world.secrets.mark(made.id, 2, "failed", "401")
     assert await served(world, ada) == [OPENAI_KEY]
-    await asyncio.sleep(1.0)
+    await asyncio.sleep((rotated.fallback_until - datetime.now(UTC)).total_seconds() + 0.01)
     with pytest.raises(KeyFailed):
         await resolved(world, ada)
     assert await states(world, ada, made) == [(2, "current"), (1, "old")]
