@@ -40,10 +40,12 @@ class Callers:
     def calling(self) -> Iterator[None]:
         for thread in self._threads:
             thread.start()
-        yield
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(40)
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join(40)
 
 
 def until(met: Callable[[], object], server: Server) -> None:

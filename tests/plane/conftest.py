@@ -380,9 +380,11 @@ def open_house(sqlite_template: Path, tmp_path: Path) -> Opener:
             house = House(vault, db, feed, home / "journal", provider, credentials, services, token, grant)
             house.app = App(services, lambda: Plane(services, limits))  # type: ignore[arg-type]
             await stack.enter_async_context(serve(house, home, tls=tls, **config))
-            yield house
-            for connection in house.connections:
-                await connection.close()
+            try:
+                yield house
+            finally:
+                for connection in house.connections:
+                    await connection.close()
 
     return opened
 

@@ -97,8 +97,10 @@ def new_database(server: Server) -> Iterator[tuple[str, str]]:
     """``(url, direct_url)`` of a database with nothing in it, dropped at the end."""
     name = f"kbtest_{secrets.token_hex(8)}"
     urls = server.create(name)
-    yield urls
-    server.drop(name)
+    try:
+        yield urls
+    finally:
+        server.drop(name)
 
 
 @contextlib.contextmanager

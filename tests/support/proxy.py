@@ -95,5 +95,7 @@ async def before_postgresql(url: str) -> AsyncIterator[tuple[Proxy, str]]:
     proxy = Proxy(connect)
     await proxy.start()
     through = parsed.set(host="127.0.0.1", port=proxy.port).difference_update_query(["host"])
-    yield proxy, through.render_as_string(hide_password=False)
-    await proxy.close()
+    try:
+        yield proxy, through.render_as_string(hide_password=False)
+    finally:
+        await proxy.close()

@@ -44,9 +44,11 @@ async def listening(handler: Handler) -> AsyncIterator[int]:
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
-        yield server.sockets[0].getsockname()[1]
-        if tasks:
-            await asyncio.wait(tasks, timeout=5)  # clients are gone: handlers end by themselves
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            if tasks:
+                await asyncio.wait(tasks, timeout=5)  # clients are gone: handlers end by themselves
     await asyncio.sleep(0.05)  # uvloop closes sockets in its next turns, and does not end before
 
 
@@ -61,9 +63,11 @@ async def prober_with(
     resolver = Resolver(["127.0.0.1"] if answers is None else answers)
     upstream = Upstream(EgressPolicy(system_allow), resolver=resolver, ca_file=ca_file)
     hooks = Upstream(EgressPolicy(allow), resolver=resolver, ca_file=ca_file)
-    yield Prober(upstream, hooks, Dialer(allow, system_allow, ca_file=ca_file, resolver=resolver))
-    await upstream.close()
-    await hooks.close()
+    try:
+        yield Prober(upstream, hooks, Dialer(allow, system_allow, ca_file=ca_file, resolver=resolver))
+    finally:
+        await upstream.close()
+        await hooks.close()
 
 
 async def tried(

@@ -86,10 +86,12 @@ async def process(world: World) -> AsyncIterator[tuple[Checker, Credentials]]:
     credentials = Credentials(world.db, feed, world.tokens, world.providers, world.resolver)
     await feed.start()
     prober = Prober(upstream, upstream, Dialer(("127.0.0.1",)))
-    yield Checker(credentials, prober, world.providers, world.models, world.secrets), credentials
-    credentials.close()
-    await feed.stop()
-    await upstream.close()
+    try:
+        yield Checker(credentials, prober, world.providers, world.models, world.secrets), credentials
+    finally:
+        credentials.close()
+        await feed.stop()
+        await upstream.close()
 
 
 @pytest.fixture

@@ -47,8 +47,10 @@ async def reminding(world: World, clock: Clock, *allow: str) -> AsyncIterator[tu
     """What one process reminds people with."""
     upstream = Upstream(EgressPolicy(allow or ("127.0.0.1",)), connect_timeout=3)
     hooks = Hooks(world.db, world.keyring, HookPoster(upstream, seconds=3))
-    yield Reminders(world.db, None, (30, 7, 1), "https://keys.example.com", clock, hooks=hooks), hooks
-    await upstream.close()
+    try:
+        yield Reminders(world.db, None, (30, 7, 1), "https://keys.example.com", clock, hooks=hooks), hooks
+    finally:
+        await upstream.close()
 
 
 async def store(world: World, caller: Caller, name: str = "mine", days: int = 5, **more: Any) -> Any:
