@@ -22,6 +22,8 @@ from bench.seal import seal_trail
 _KB = 1000
 _CHUNKS = 200
 _CONNECTIONS = 32
+_BOUNDED = {"max_tokens": 1000}
+"""What calls must say that hard limits concern."""
 _QUIET = 1.6
 """Seconds with less than 5 % of a core: then a server is quiet. Longer than anybody rests between two turns of what was put off."""
 _LONGEST_AFTERMATH = 30.0
@@ -118,10 +120,9 @@ def with_limits(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
             limit(peer, "user", "usd_month", is_hard=False)
             time.sleep(2 * _QUIET)  # the limits' bound, and first counts
             compared.append(peer)
-        body = _chat(_KB, MODELS[0]) | {"max_tokens": 1000}
-        metrics = _streams(compared, effort, 500)
-        metrics += _chats(compared, effort, f"chat 1 kB, {_CONNECTIONS} connections", body)
-        metrics += latency(compared, effort)
+        metrics = _streams(compared, effort, 500, **_BOUNDED)
+        metrics += _chats(compared, effort, f"chat 1 kB, {_CONNECTIONS} connections", _chat(_KB, MODELS[0]) | _BOUNDED)
+        metrics += _latency(compared, effort, **_BOUNDED)
     for metric in metrics:
         metric.name = f"with limits: {metric.name}"
     return metrics
@@ -129,7 +130,11 @@ def with_limits(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
 
 def latency(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
     """What a peer adds to the direct call's latency, at one connection. Needs ``direct`` among the peers."""
-    body = _chat(_KB, MODELS[0])
+    return _latency(peers, effort)
+
+
+def _latency(peers: Sequence[Peer], effort: Effort, **asked: int) -> list[Metric]:
+    body = _chat(_KB, MODELS[0]) | asked
     metrics = {name: Metric(f"added latency {name}, chat 1 kB, 1 connection", "ms", False) for name in ("p50", "p99")}
     direct = next(peer for peer in peers if peer.process is None)
     for _ in range(effort.rounds):
@@ -168,13 +173,13 @@ def streams_1000(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
     return _streams(peers, effort, 1000)
 
 
-def _streams(peers: Sequence[Peer], effort: Effort, count: int) -> list[Metric]:
+def _streams(peers: Sequence[Peer], effort: Effort, count: int, **asked: int) -> list[Metric]:
     chunks = int(effort.stream_seconds / _PACE)
     name = f"{count} SSE streams of 50 chunks/s"
     late = Metric(f"{name}: stream ends late by, p99", "ms", False)
     busy = Metric(f"{name}: share of one core", "%", False)
     memory = Metric(f"{name}: memory a stream", "kB", False)
-    body = _chat(_KB, f"mock-chunks-{chunks}-pace-20ms") | {"stream": True}
+    body = _chat(_KB, f"mock-chunks-{chunks}-pace-20ms") | {"stream": True, **asked}
     ideal = (chunks + 2) * _PACE * 1000  # the role comes first, at 0; the finish and [DONE] after the chunks
     # Memory that a process keeps from an earlier round would hide what streams take, so all compare with the time before.
     before = {peer.name: peer.process.resident_mb() for peer in peers if peer.process is not None}
