@@ -62,13 +62,15 @@ def test_second_start_is_quick_and_keeps_everything(data_dir: Path) -> None:
         person = servers.set_up(server)
         secret = person.add_key("openai", "sk-kbtest-0123456789abcdefghijklmnop")
         assert server.stop() in {0, -15}
-    # The best of several starts, and the processor's time where that is less: what an idle machine would have taken. A machine that
-    # runs other tests beside this one takes from every one of them.
+    # The best of several starts: a machine that is busy with something else takes from single ones, seldom from all. Where it has
+    # more to do than processors throughout, the start's own processor time counts instead, which is what an idle one would have taken.
     best = float("inf")
     for _ in range(STARTS):
         began = time.monotonic()
         with servers.running(data_dir) as server:
-            best = min(best, time.monotonic() - began, used(server.process.pid))
+            best = min(best, time.monotonic() - began)
+            if os.getloadavg()[0] > (os.cpu_count() or 1):
+                best = min(best, used(server.process.pid))
             person = servers.sign_in(server, "ada@example.com")
             assert [row["id"] for row in person.call("GET", "/secrets")["items"]] == [secret["id"]]
             assert "set up" not in server.banner
