@@ -286,7 +286,7 @@ def test_uses_that_differ_in_a_rest_are_told_apart() -> None:
     batch = Batch({})
     for seq, use in enumerate([one.use("r1"), other.use("r2"), one.use("r3"), one.use("r4", model="gpt-6")], 1):
         batch.add(Entry(WRITER, seq, bytes(16), bytes(32), bytes(32), lines.use_line(use)))
-    usage = batch.usage()
+    usage = dict(batch.usage())
     assert [usage[name][2] for name in ("r1", "r2", "r3", "r4")] == [who.user_id.hex for who in (one, other, one, one)]
     assert [usage[name][8] for name in ("r3", "r4")] == ["gpt-5-mini", "gpt-6"]
     assert {use.secret_id: use.count for use in batch.secrets()} == {one.secret_id: 3, other.secret_id: 1}

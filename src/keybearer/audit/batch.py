@@ -6,7 +6,7 @@ that serves it, so what most lines have in common is read once: of a use, all bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -114,10 +114,10 @@ class Batch:
             self._add_outcome(entry, ended, uses.get(ended.request_id))
         self.orphans = []
 
-    def usage(self) -> dict[str, Columns]:
-        """Return the usage records of this batch's uses, by request id, with the outcome where that is in this batch too."""
+    def usage(self) -> Iterator[tuple[str, Columns]]:
+        """Yield the usage records of this batch's uses, by request id, with the outcome where that is in this batch too."""
         outcome = self._outcomes.get
-        return {request_id: use + outcome(request_id, _NO_OUTCOME) for request_id, use in self._uses.items()}
+        return ((request_id, use + outcome(request_id, _NO_OUTCOME)) for request_id, use in self._uses.items())
 
     def secrets(self) -> list[SecretUse]:
         """Return how often each secret was used in this batch."""

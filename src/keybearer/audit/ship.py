@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import inf
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -30,6 +31,7 @@ from keybearer.audit.lines import GENESIS, Entry, LineError
 from keybearer.audit.segments import Broken, Tail
 from keybearer.domain import ManagementRecord
 from keybearer.errors import Conflict
+from keybearer.store.bulk import Row
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import audit as queries
 from keybearer.store.queries import budgets as budget_queries
@@ -42,14 +44,14 @@ BATCH = 5000
 """Entries in one transaction: the pages of an index that a batch touches are written once for all of it."""
 SLICE = 50
 """Entries handled before others get their turn on the event loop: a quarter of a millisecond."""
-ROWS = 500
+ROWS = 100
 """Rows handed to the driver at once: likewise."""
 BUSY = 500
 """Entries in one turn that make it a busy time."""
 REST = 1.0
 """Seconds from one turn to the next in busy times, when larger batches cost less than prompt ones."""
-PATIENCE = 9
-"""Times as long as it worked that shipping waits for the event loop to be idle: a tenth of its time is what it takes at a peak."""
+PATIENCE = 19
+"""Times as long as it worked that shipping waits for the event loop to be idle: a twentieth of its time is what it takes at a peak."""
 BACKLOG = 500_000
 """Entries waiting from which on it takes half: a peak that lasts must not fill the disk. About 350 MB."""
 RECENT = 20_000
@@ -299,6 +301,8 @@ class Shipper:
         self.shipped += len(fresh)
         if self._journal is not None and stream.writer == self._journal.writer:
             self._journal.committed(entries[-1].seq)
+        for rows in (entries, fresh, batch.records if batch else []):
+            await _let_go(rows)
 
     async def _rewind(self, stream: _Stream) -> None:
         """Begin again where the database is now, at the next round: it was set back."""
@@ -353,6 +357,20 @@ class Shipper:
         return seq
 
 
+async def _let_go(rows: list[Any]) -> None:
+    """Free what will not be needed, a few at a time: a batch at once would hold up all calls for 20 ms."""
+    while rows:
+        del rows[-SLICE:]
+        await asyncio.sleep(0)
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """As many rows at a time as are handed to the driver at once."""
+    rest = iter(rows)
+    while chunk := list(islice(rest, ROWS)):
+        yield chunk
+
+
 def _wanted() -> float:
     """Seconds for which this thread ran, or would have, had others not had the processor (Linux says so, ``schedstat``)."""
     try:
@@ -362,7 +380,7 @@ def _wanted() -> float:
     return time.thread_time() + delayed
 
 
-def _fresh(row: queries.Writer | None, entries: Sequence[Entry], before: bytes) -> Sequence[Entry]:
+def _fresh(row: queries.Writer | None, entries: list[Entry], before: bytes) -> list[Entry]:
     """Return the entries that the database does not have yet. Raises ``_Misfit`` if those it has are others."""
     first = entries[0].seq
     if row is None:
@@ -384,11 +402,10 @@ async def _put(tx: AsyncConnection, batch: Batch, entries: Sequence[Entry]) -> N
     last = entries[-1]
     request_ids = [ended.request_id for _, ended in batch.orphans]
     batch.adopt(await queries.uses(tx, last.writer, request_ids, entries[0].seq))
-    for start in range(0, len(batch.records), ROWS):
-        await queries.add_records(tx, batch.records[start : start + ROWS])
-    uses = list(batch.usage().values())
-    for start in range(0, len(uses), ROWS):
-        await usage_queries.put_uses(tx, uses[start : start + ROWS])
+    for rows in _chunks(batch.records):
+        await queries.add_records(tx, rows)
+    for rows in _chunks(use for _, use in batch.usage()):
+        await usage_queries.put_uses(tx, rows)
     if batch.reserved:
         await budget_queries.put_reservations(tx, list(batch.reserved.values()))
     await usage_queries.put_outcomes(tx, batch.late)

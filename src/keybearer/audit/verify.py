@@ -328,7 +328,7 @@ def _lost_its_use(row: Spelled, known: bulk.Row) -> bool:
 
 
 async def _check_usage(tx: AsyncConnection, walk: _Walk, batch: Batch, rows: Sequence[Spelled]) -> None:
-    uses = batch.usage()
+    uses = dict(batch.usage())
     there = await usage_queries.by_request(tx, [*uses, *batch.late])
     seqs = {row.request_id: row.seq for row in rows if row.request_id and row.kind == "use"}
     ended = {row.request_id: row.seq for row in rows if row.request_id and row.kind == "outcome"}
