@@ -50,8 +50,10 @@ BUSY = 500
 """Entries in one turn that make it a busy time."""
 REST = 1.0
 """Seconds from one turn to the next in busy times, when larger batches cost less than prompt ones."""
-PATIENCE = 19
-"""Times as long as it worked that shipping waits for the event loop to be idle: a twentieth of its time is what it takes at a peak."""
+PATIENCE = 9
+"""Times as long as it worked that shipping waits for the event loop to be idle: a tenth of the time is the most it takes at a peak."""
+LOOK = 0.1
+"""Seconds from one look at whether the event loop was idle to the next, at most."""
 BACKLOG = 500_000
 """Entries waiting from which on it takes half: a peak that lasts must not fill the disk. About 350 MB."""
 RECENT = 20_000
@@ -268,7 +270,7 @@ class Shipper:
         idle, until = 0.0, time.monotonic() + PATIENCE * worked
         while True:
             began, used = time.monotonic(), _wanted()
-            await asyncio.sleep(worked)
+            await asyncio.sleep(min(worked, LOOK))
             now = time.monotonic()
             idle += now - began - (_wanted() - used)
             if idle > worked / 2 or now > until or self._hurried or self._waiting() > BACKLOG:
@@ -301,8 +303,9 @@ class Shipper:
         self.shipped += len(fresh)
         if self._journal is not None and stream.writer == self._journal.writer:
             self._journal.committed(entries[-1].seq)
-        for rows in (entries, fresh, batch.records if batch else []):
-            await _let_go(rows)
+        entries.clear()  # ``fresh`` has them all still
+        await _let_go(fresh)
+        await _let_go(batch.records if batch else [])
 
     async def _rewind(self, stream: _Stream) -> None:
         """Begin again where the database is now, at the next round: it was set back."""

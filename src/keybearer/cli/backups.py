@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from keybearer import config
 from keybearer.cli.operate import DataDir, operate
 from keybearer.cli.output import AsJson, print_json, say
+from keybearer.cli.progress import bar
 from keybearer.cli.serving import need_server_extra
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from keybearer.cli.operator import Operator
     from keybearer.crypto.kms import Wrapper
 
@@ -52,7 +47,7 @@ def backup(
         from keybearer.vault.transfer import backup as backing  # noqa: PLC0415  # the server extra
 
         phrase = _phrase() if passphrase_stdin else None
-        with _progress(quiet=as_json) as show:
+        with bar(quiet=as_json) as show:
             return asdict(await backing.make(operator.db, operator.keyring, file, phrase, show))
 
     made = operate(data_dir, work)
@@ -81,7 +76,7 @@ def restore(
         raise need_server_extra(error) from error
     settings = config.load(data_dir=data_dir)
     phrase = _phrase() if passphrase_stdin else None
-    with _progress(quiet=as_json) as show:
+    with bar(quiet=as_json) as show:
         done = asyncio.run(operator.restore(settings, file, phrase, show, despite_broken_audit=despite_broken_audit))
     if as_json:
         print_json(asdict(done))
@@ -100,15 +95,3 @@ def _phrase() -> Wrapper:
 
     text = str(typer.prompt("Passphrase", hide_input=True)) if sys.stdin.isatty() else sys.stdin.readline()
     return passphrase.parse(text, named="The passphrase")
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Show what is done and how far it is, on standard error."""
-    if quiet:
-        yield lambda _what, _done, _total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total or None)

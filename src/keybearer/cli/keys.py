@@ -6,28 +6,23 @@ import asyncio
 import secrets
 import sys
 from base64 import b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from keybearer import config
 from keybearer.cli.operate import DataDir, operate
 from keybearer.cli.output import AsJson, print_json, print_rows, say
+from keybearer.cli.progress import bar
 from keybearer.cli.serving import need_server_extra
 from keybearer.config import RootKeyProvider
 from keybearer.domain import SYSTEM_OWNER_ID
 from keybearer.errors import Invalid, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from keybearer.cli.operator import Operator
     from keybearer.crypto.kms import Wrapper
     from keybearer.vault.rotate import Rotation
@@ -110,8 +105,8 @@ def key_rotate(
         else:
             begun = await rotations.begin_root(None, to.value if to else None)
         try:
-            with _progress(quiet=as_json) as show:
-                return await rotations.finish(begun, show)
+            with bar(quiet=as_json) as show:
+                return await rotations.finish(begun, lambda now: show(_step(now), now.done, now.total))
         finally:
             await rotations.release()
 
@@ -203,6 +198,10 @@ def key_restore(
     say(f"{restored} root key(s) are held by {settings.root_key_provider.value} now.")
 
 
+def _step(rotation: Rotation) -> str:
+    return STEPS.get(rotation.step, rotation.step) + (f": {rotation.problem}" if rotation.problem else "")
+
+
 def _phrase() -> Wrapper:
     from keybearer.crypto.kms import passphrase  # noqa: PLC0415  # the server extra
 
@@ -217,20 +216,3 @@ async def _owner_id(operator: Operator, owner: str) -> UUID:
         return UUID(owner)
     except ValueError:
         return (await operator.user(owner)).id
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[Rotation], None]]:
-    """Show a rotation's step and how far it is, on standard error."""
-    if quiet:
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("begins", total=None)
-
-        def show(rotation: Rotation) -> None:
-            description = STEPS.get(rotation.step, rotation.step) + (f": {rotation.problem}" if rotation.problem else "")
-            progress.update(task, description=description, completed=rotation.done, total=rotation.total or None)
-
-        yield show

@@ -12,6 +12,7 @@ import typer
 
 from keybearer.cli.operate import OPERATOR, DataDir, operate
 from keybearer.cli.output import AsJson, print_json, say
+from keybearer.cli.progress import bar
 from keybearer.cli.serving import need_server_extra
 from keybearer.errors import AuditBroken, Invalid, OperatorError
 
@@ -224,18 +225,18 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _progress(what: str) -> Iterator[Callable[[int], None] | None]:
-    """Show on a terminal how many records were checked; nowhere else."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console  # noqa: PLC0415  # only where somebody watches
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415  # likewise
+def _progress(what: str) -> Iterator[Callable[[int], None]]:
+    """Yield what is told how many more were done."""
+    done = 0
+    with bar() as show:
+        show(what, done, 0)
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda count: progress.advance(task, count)
+        def told(more: int) -> None:
+            nonlocal done
+            done += more
+            show(what, done, 0)
+
+        yield told
 
 
 # ---- exporting -------------------------------------------------------------------------------------------------------
@@ -274,8 +275,7 @@ async def _export(operator: Operator, form: Form, output: Path | None) -> None:
         with output.open("xb") if output else contextlib.nullcontext(sys.stdout.buffer) as file, _progress("pages") as told:
             async for chunk in chunks:
                 file.write(chunk)
-                if told is not None:
-                    told(1)
+                told(1)
     except OSError as error:
         raise OperatorError(
             f"{output or 'standard output'} cannot be written: {error.strerror}.", hint="Name a new file."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from keybearer.store.columns import UtcDateTime, created_at, id_column, metadata
+from keybearer.store.columns import BigWhole, Id, UtcDateTime, Whole, created_at, id_column, metadata
 
 audit_writer = sa.Table(
     "audit_writer",
@@ -110,10 +110,10 @@ usage_record = sa.Table(
     metadata,
     sa.Column("request_id", sa.String(40), primary_key=True),
     sa.Column("at", UtcDateTime(), nullable=False),
-    sa.Column("user_id", sa.Uuid(), nullable=False),
+    sa.Column("user_id", Id(), nullable=False),
     sa.Column("token_id", sa.String(12), nullable=False),
-    sa.Column("secret_id", sa.Uuid(), nullable=False),
-    sa.Column("owner_id", sa.Uuid(), nullable=False, comment="who paid"),
+    sa.Column("secret_id", Id(), nullable=False),
+    sa.Column("owner_id", Id(), nullable=False, comment="who paid"),
     sa.Column("key_source", sa.String(16), nullable=False),
     sa.Column("provider", sa.String(64), nullable=False),
     sa.Column("model", sa.String(200), nullable=False),
@@ -122,14 +122,14 @@ usage_record = sa.Table(
     sa.Column("workflow", sa.String(200), nullable=False),
     sa.Column("node", sa.String(200), nullable=False),
     sa.Column("outcome", sa.String(16), nullable=False, comment="unknown until the outcome line arrives"),
-    sa.Column("status", sa.Integer, nullable=True),
+    sa.Column("status", Whole, nullable=True),
     sa.Column("duration_ms", sa.Float, nullable=True),
     sa.Column("first_byte_ms", sa.Float, nullable=True),
-    sa.Column("input_tokens", sa.BigInteger, nullable=True),
-    sa.Column("output_tokens", sa.BigInteger, nullable=True),
-    sa.Column("cached_tokens", sa.BigInteger, nullable=True),
-    sa.Column("reasoning_tokens", sa.BigInteger, nullable=True),
-    sa.Column("cost_micro_usd", sa.BigInteger, nullable=True, comment="NULL: unknown"),
+    sa.Column("input_tokens", BigWhole, nullable=True),
+    sa.Column("output_tokens", BigWhole, nullable=True),
+    sa.Column("cached_tokens", BigWhole, nullable=True),
+    sa.Column("reasoning_tokens", BigWhole, nullable=True),
+    sa.Column("cost_micro_usd", BigWhole, nullable=True, comment="NULL: unknown"),
     sa.Index("ix_usage_record_at", "at"),
     sa.Index("ix_usage_record_secret_at", "secret_id", "at"),
     sa.Index("ix_usage_record_user_at", "user_id", "at"),

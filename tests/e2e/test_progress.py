@@ -1,0 +1,34 @@
+"""Long commands show on a terminal how far they are, and nothing of it where nobody watches."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import settle
+from tests.support import server as servers
+from tests.support.provider import Provider
+
+
+@pytest.mark.timeout(300)  # eight commands, each a process
+def test_long_commands_show_how_far_they_are(provider: Provider, database: dict[str, str], data_dir: Path) -> None:
+    archive, file = data_dir.parent / "audit.archive", data_dir.parent / "all.backup"
+    with servers.running(data_dir, egress_allow="127.0.0.1", **database) as server:
+        settle(server, provider)
+        for arguments, said in (
+            (("key", "rotate"), ("waiting for running processes to unwrap it", "done", "2/2")),
+            (("key", "rotate", "--all-owners"), ("done", "3/3")),
+            (("backup", str(file)), ()),
+            (("audit", "verify"), ("records", "tree")),
+            (("audit", "export", "--format", "archive", "--output", str(archive)), ("pages",)),
+            (("audit", "verify", "--archive", str(archive)), ("records",)),
+        ):
+            shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", server.watched_cli(*arguments))  # colours and moves of the cursor
+            for each in (*said, "\N{BOX DRAWINGS HEAVY HORIZONTAL}" * 10, "0:00:0"):
+                assert each in shown, (arguments, each, shown)
+            assert "kbtest" not in shown
+        unwatched = server.cli("key", "rotate")
+        assert unwatched.stderr == ""
+        assert unwatched.stdout == "The root key was rotated.\n"
+        assert server.watched_cli("key", "rotate", "--json") == ""
