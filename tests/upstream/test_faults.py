@@ -13,7 +13,7 @@ from tests.upstream.scripted import Line, MakeUpstream, Resolver, Script, Serve,
 
 from keybearer.errors import KeybearerError
 from keybearer.gateway.connection import Call, Connection
-from keybearer.gateway.pool import Ears, Limits, Pool
+from keybearer.gateway.pool import Limits, Pool
 
 ROUNDS = 300
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -142,7 +142,6 @@ class Wire(asyncio.Transport):
 class Watch:
     def __init__(self) -> None:
         self.open: set[Connection] = set()
-        self.ears = Ears()
 
     def opened(self, connection: Connection) -> None:
         self.open.add(connection)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
@@ -12,8 +11,6 @@ if TYPE_CHECKING:
 
 _RACE_MARGIN = 1.0
 """Seconds by which a connection is given up before the server's announced idle time ends."""
-_LOOK = 0.0005
-"""Seconds for which one look at all connections serves. What is under way in the network, which no look sees, takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,38 +32,8 @@ class Limits:
     """For an origin that a user defined."""
 
 
-class Ears:
-    """For which connections of one process the kernel holds something that was not read yet: bytes, or an end.
-
-    Calls that leave together are told by one system call.
-    """
-
-    __slots__ = ("_heard", "_looked_at", "_poll")
-
-    def __init__(self) -> None:
-        self._poll = select.epoll()
-        self._heard: frozenset[int] = frozenset()
-        self._looked_at = 0.0
-
-    def attend(self, descriptor: int) -> None:
-        """Listen to a connection until it is closed, which the kernel notices by itself."""
-        self._poll.register(descriptor, select.EPOLLIN)
-
-    def hear(self, descriptor: int, since: float, now: float) -> bool:
-        """Whether there is something for a connection that is idle ``since`` then; monotonic times.
-
-        A look from before that would tell of the answer to its last call.
-        """
-        if self._looked_at < since or now - self._looked_at > _LOOK:
-            self._heard = frozenset(heard for heard, _ in self._poll.poll(0))
-            self._looked_at = now
-        return descriptor in self._heard
-
-
 class Keeper(Protocol):
     """Who hears of every connection that opens and closes: the upstream."""
-
-    ears: Ears
 
     def opened(self, connection: Connection) -> None: ...
     def gone(self, connection: Connection, pool: Pool) -> None: ...
@@ -95,19 +62,13 @@ class Pool:
         return self.open + self.dialing < self._max_open
 
     def take(self) -> Connection | None:
-        """Find an idle connection that can be used now, the most recently used first; unusable ones are closed on the way.
-
-        Bytes or an end that the kernel already holds make one unusable: they came before the request, so they are no answer to it.
-        """
+        """Find an idle connection that can be used now, the most recently used first; unusable ones are closed on the way."""
         idle = self._idle
         if idle:
             now = monotonic()
-            ears = self._keeper.ears
             while idle:
                 connection = idle.pop()
-                if connection.is_usable(now, self._limits.max_age_seconds) and not ears.hear(
-                    connection.descriptor, connection.idle_since, now
-                ):
+                if connection.is_usable(now, self._limits.max_age_seconds):
                     return connection
                 connection.close()
         return None
@@ -120,8 +81,7 @@ class Pool:
         if seconds <= 0 or len(self._idle) >= self._limits.idle_per_pool or connection.transport.is_closing():
             connection.close()
             return
-        connection.idle_since = now = monotonic()
-        connection.idle_until = now + seconds
+        connection.idle_until = monotonic() + seconds
         self._idle.append(connection)
 
     def withdraw(self, connection: Connection) -> None:
@@ -131,7 +91,6 @@ class Pool:
 
     def opened(self, connection: Connection) -> None:
         self.open += 1
-        self._keeper.ears.attend(connection.descriptor)
         self._keeper.opened(connection)
 
     def gone(self, connection: Connection) -> None:

@@ -30,7 +30,7 @@ from keybearer.gateway import tls
 from keybearer.gateway.connection import Call, Connection, Request, Sink
 from keybearer.gateway.egress import EgressPolicy, Origin
 from keybearer.gateway.outgoing import build_head, build_request
-from keybearer.gateway.pool import Ears, Limits, Pool
+from keybearer.gateway.pool import Limits, Pool
 from keybearer.gateway.resolve import OF_USERS, Resolver, SystemResolver, is_address
 
 __all__ = ["Call", "Limits", "Request", "Sink", "Target", "Upstream", "build_head", "build_request"]
@@ -87,7 +87,6 @@ class Upstream:
         self._limits = limits or Limits()
         self._tls = tls.for_http(ca_file)
         self._pools: dict[str, Pool] = {}
-        self.ears = Ears()
         self._connections: set[Connection] = set()
         self._dialing: set[Call] = set()
         self._sweep_seconds = min(_SLOWEST_SWEEP, read_timeout / _SWEEPS_PER_TIMEOUT)
