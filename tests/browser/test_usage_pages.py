@@ -156,3 +156,15 @@ def test_an_administrator_reads_who_did_what(ada: Person) -> None:
     assert "bob@example.com" in shown
     bob = servers.sign_in(ada.server, "bob@example.com").http.get("/access-log").text
     assert EMAIL not in bob
+
+
+def test_keys_of_one_name_are_told_apart(ada: Person) -> None:
+    assert ">work</a>" in ada.http.get("/usage").text
+    second = ada.add_key("anthropic", "sk-ant-api03-kbtest-usage-page-0123456789abcdefghij", name="work")
+    try:
+        shown = ada.http.get("/access-log").text
+        assert "openai / work" in shown
+        assert "anthropic / work" in shown
+        assert ">openai / work</a>" in ada.http.get("/usage").text
+    finally:
+        ada.call("POST", f"/secrets/{second['id']}/purge", status=204)

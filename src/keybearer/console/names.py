@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from uuid import UUID
 
 from keybearer.domain import Caller
@@ -13,9 +14,11 @@ NAMED = 200
 
 
 async def secret_names(services: Services, caller: Caller) -> dict[UUID, str]:
-    """The names of secrets that somebody sees: their own, their teams', and what is shared with them."""
-    listed = await services.secrets.list(caller, SecretFilter(owner="all"), limit=NAMED)
-    return {secret.id: secret.name if secret.name != "default" else f"{secret.provider} / default" for secret in listed.items}
+    """The names of secrets that somebody sees: their own, their teams', and what is shared with them. With the provider where need be."""
+    listed = (await services.secrets.list(caller, SecretFilter(owner="all"), limit=NAMED)).items
+    named = Counter(secret.name for secret in listed)
+    named["default"] += 1  # says nothing, though there be one only
+    return {secret.id: secret.name if named[secret.name] == 1 else f"{secret.provider} / {secret.name}" for secret in listed}
 
 
 async def user_names(services: Services, caller: Caller) -> dict[UUID, str]:
