@@ -10,7 +10,8 @@ are compared with (Keybearer, where it runs); a **scenario** is one question to 
 processes.py   starting, pinning and ending processes; their CPU time and memory
 load.py        the load generator, a process of its own
 peers.py       how each peer is installed, started and spoken to
-scenarios.py   the questions
+scenarios.py   the questions to peers
+opening.py     and those to Keybearer alone: opening a secret, ``rotation.py``, ``seal.py``
 report.py      the table, and ``bench/latest.json``
 =============  ======================================================================================
 """

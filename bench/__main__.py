@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import report
+from bench.opening import opening
 from bench.peers import PEERS, Peer, start_provider
 from bench.processes import CORES, Unavailable
 from bench.rotation import rotation
 from bench.scenarios import SCENARIOS as COMPARED
 from bench.scenarios import Effort, Metric, check, idle_memory
 
-SCENARIOS = COMPARED | {"rotation": rotation}
+SCENARIOS = COMPARED | {"open": opening, "rotation": rotation}
 FULL = Effort(rounds=5, seconds=3.0, stream_seconds=10.0)
 QUICK = Effort(rounds=2, seconds=1.0, stream_seconds=3.0)
 LATEST = Path(__file__).parent / "latest.json"
