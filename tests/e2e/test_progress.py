@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import settle
 from tests.support import server as servers
 from tests.support.provider import Provider
+
+from keybearer.cli.progress import bar
 
 
 @pytest.mark.timeout(300)  # eight commands, each a process
@@ -32,3 +36,27 @@ def test_long_commands_show_how_far_they_are(provider: Provider, database: dict[
         assert unwatched.stderr == ""
         assert unwatched.stdout == "The root key was rotated.\n"
         assert server.watched_cli("key", "rotate", "--json") == ""
+    elsewhere = data_dir.parent / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    shutil.copy2(data_dir / "root.key", elsewhere)
+    shown = servers.watched(servers.environment(elsewhere), "restore", str(file))
+    assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in shown
+    assert "0:00:0" in shown
+
+
+def test_what_is_quoted_neither_marks_up_nor_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    with bar() as show:
+        show("proving: kbtest [/b] [red]denied[/red] \x1b]0;title\x07", 1, 2)
+    shown = screen.getvalue()
+    assert "kbtest [/b] [red]denied[/red] \N{REPLACEMENT CHARACTER}]0;title\N{REPLACEMENT CHARACTER}" in shown
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True

@@ -60,21 +60,26 @@ class Server:
         return done
 
     def watched_cli(self, *arguments: str) -> str:
-        """Run an operator command with a terminal for its standard error; what was shown there, every state of it."""
-        terminal, end = os.openpty()
-        with open(terminal, "rb", buffering=0) as screen:  # noqa: PTH123  # no path
-            process = subprocess.Popen(
-                [sys.executable, "-m", "keybearer", *arguments],
-                env=self.environment | {"TERM": "xterm-256color", "COLUMNS": "120"},
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=end,
-            )  # fmt: skip
-            os.close(end)
-            shown = b""
-            with contextlib.suppress(OSError):  # Linux says so when the last writer is gone
-                while part := screen.read(65536):
-                    shown += part
-        assert process.wait(60) == 0, shown
-        return shown.decode()
+        """Run an operator command on this server's data with a terminal for its standard error, as ``watched`` does."""
+        return watched(self.environment, *arguments)
+
+
+def watched(environment: dict[str, str], *arguments: str) -> str:
+    """Run a command with a terminal for its standard error; what was shown there, every state of it."""
+    terminal, end = os.openpty()
+    with open(terminal, "rb", buffering=0) as screen:  # noqa: PTH123  # no path
+        process = subprocess.Popen(
+            [sys.executable, "-m", "keybearer", *arguments],
+            env=environment | {"TERM": "xterm-256color", "COLUMNS": "120"},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=end,
+        )  # fmt: skip
+        os.close(end)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux says so when the last writer is gone
+            while part := screen.read(65536):
+                shown += part
+    assert process.wait(60) == 0, shown
+    return shown.decode()
 
 
 def cli_process(server: Server, *arguments: str) -> subprocess.Popen[bytes]:

@@ -48,11 +48,14 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
     Texts are shown as they are: other people's names neither mark up this output nor steer the terminal.
     """
-    shown = [
-        ["".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in cell) for cell in row] for row in rows
-    ]
+    shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
     return ["  ".join(set_cell_size(*each) for each in zip(row, widths, strict=True)).rstrip() for row in shown]
+
+
+def printable(text: str) -> str:
+    """Return a text that does not steer the terminal it is shown on."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def say(text: str) -> None:
