@@ -70,7 +70,7 @@ async def test_what_a_process_changes_itself_it_hears_at_once(database: Database
             raise ZeroDivisionError
     user = uuid4()
     async with database.write(Actor.user(user)) as tx:
-        await changes.note_for(database, tx, "team", "t2", {user})
+        await changes.note_each(database, tx, "team", [("t2", user)])
     await until(lambda: len(heard) > 1)
     assert [change.subject_id for change in heard] == ["t1", "t2"]
     await feed.stop()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from tests.support.vault import ANTHROPIC_KEY, OPENAI_KEY, OTHER_OPENAI_KEY, World, value
 
+from keybearer.audit.verify import verify
 from keybearer.catalog import Catalog
-from keybearer.domain import Caller, Role, SecretType
+from keybearer.domain import Caller, Grade, Role, SecretType
 from keybearer.errors import Forbidden, Invalid, NotFound, ScopeMissing, TooLarge
+from keybearer.store.db import Actor
+from keybearer.store.schema import change
 from keybearer.vault.secrets import NewSecret, SecretFilter
 from keybearer.vault.transfer import imports as module
 from keybearer.vault.transfer.imports import Imports, Options, Report
@@ -220,6 +225,72 @@ async def test_bad_input_is_told_item_by_item_without_a_value(sqlite_world: Worl
     assert all(result.reason for result in report.results if result.outcome == "invalid")
     assert "kbtest" not in repr(report)
     assert await held(sqlite_world, ada) == {}
+
+
+async def test_a_long_file_is_stored_in_its_order_by_few_statements(world: World, tmp_path: Path) -> None:
+    """Nobody else writes meanwhile, on SQLite: it must not take as many statements as the file has entries."""
+    ada = await world.person("ada")
+    statements: list[str] = []
+    engine = world.db._writers.sync_engine
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    for kind, key, most in (("secrets", "value", 50), ("models", "api_key", 200)):
+        entries = [{"provider": "openai", "name": f"n{i:03}", key: f"sk-proj-kbtest-{i:040d}"} for i in range(150)]
+        content = json.dumps({kind: entries})
+        statements.clear()
+        assert (await run(world, ada, content, form="json")).counts() == {"create": 150}
+        assert len(statements) < 150
+        statements.clear()
+        assert (await run(world, ada, content, form="json")).counts() == {"unchanged": 150}
+        assert len(statements) < most
+    sa.event.remove(engine, "before_cursor_execute", count)
+    page = await world.secrets.list(ada, SecretFilter(), limit=150)
+    assert [secret.name for secret in page.items] == [f"n{i:03}" for i in range(150)]
+    names = [action for action, _ in await world.recorded() if action in {"secret.create", "model.create"}]
+    assert names == ["secret.create"] * 300 + ["model.create"] * 150
+    assert await world.changed() == ["user", "secret", "secret", "model"]
+    assert (await verify(world.db, tmp_path)).ok
+
+
+async def test_who_shares_a_replaced_key_hears_of_it(world: World) -> None:
+    ada, bob = await world.person("ada"), await world.person("bob")
+    team = (await world.teams.create(ada, "Workshop")).team_id
+    await world.teams.invite(ada, team, "bob@example.com")
+    await world.teams.accept(bob, team)
+    first = await world.secrets.create(ada, NewSecret("openai", value(OPENAI_KEY)))
+    lent = await world.secrets.create(ada, NewSecret("anthropic", value(ANTHROPIC_KEY)))
+    await world.shares.share(ada, lent.id, team, Grade.USE)
+    before = len(await world.changed())
+    content = f"OPENAI_API_KEY={OTHER_OPENAI_KEY}\nANTHROPIC_API_KEY={ANTHROPIC_KEY[:-1]}x\n"
+    assert (await run(world, ada, content, Options(replace=True))).counts() == {"update": 2}
+    async with world.db.read(Actor.system()) as tx:
+        rows = (await tx.execute(sa.select(change).order_by(change.c.id).offset(before))).all()
+    assert {row.subject_id for row in rows if row.user_id == ada.user_id} == {str(first.id), str(lent.id)}
+    assert bob.user_id in {row.user_id for row in rows}
+
+
+async def test_an_entry_whose_provider_wants_more_is_a_question_and_the_rest_goes_in(sqlite_world: World) -> None:
+    ada = await sqlite_world.person("ada")
+    azure = {"provider": "azure", "value": "0a" * 16}
+    content = json.dumps([azure, {"provider": "openai", "value": OPENAI_KEY}])
+    report = await run(sqlite_world, ada, content, Options(skip_failed=True), "json")
+    assert [result.outcome for result in report.results] == ["invalid", "create"]
+    assert "parameters.resource is required" in report.results[0].reason
+    whole = json.dumps([{**azure, "parameters": {"resource": "kbtest"}}])
+    assert (await run(sqlite_world, ada, whole, form="json")).counts() == {"create": 1}
+    assert (await run(sqlite_world, ada, content, form="json")).counts() == {"unchanged": 2}
+
+
+async def test_names_meet_as_they_are_stored_and_not_as_they_are_spelled(sqlite_world: World) -> None:
+    ada = await sqlite_world.person("ada")
+    entries = [{"provider": "openai", "name": name, "value": OPENAI_KEY} for name in ("n", " n ", "other")]
+    entries.append({"provider": "openai", "name": " other", "value": OTHER_OPENAI_KEY})
+    report = await run(sqlite_world, ada, json.dumps(entries), Options(skip_failed=True), "json")
+    assert [result.outcome for result in report.results] == ["create", "unchanged", "create", "invalid"]
+    assert sorted(name for _, name in await held(sqlite_world, ada)) == ["n", "other"]
 
 
 async def test_files_are_bounded(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from keybearer.crypto import legacy
 from keybearer.domain import Caller
 from keybearer.errors import Invalid
 from keybearer.vault.transfer.imports import Imports, Options, Outcome, Report
-from keybearer.vault.transfer.items import CONTENT_LIMIT, Format
+from keybearer.vault.transfer.items import CONTENT_LIMIT, Format, Progress, unwatched
 
 router = APIRouter(tags=["transfer"])
 
@@ -114,14 +114,14 @@ def reader_of(wanted: Encryption | None) -> legacy.Reader | None:
     )
 
 
-async def run(imports: Imports, caller: Caller, body: ImportRequest) -> ImportAnswer:
+async def run(imports: Imports, caller: Caller, body: ImportRequest, progress: Progress = unwatched) -> ImportAnswer:
     """Import what a request, or a command on the server, brings."""
     names = ("dry_run", "replace", "skip_failed", "keep_unknown", "save_anyway", "system", "team_id")
     options = Options(**{name: getattr(body, name) for name in names})
     if body.format == "environment":
-        return answer_of(await imports.environment(caller, options))
+        return answer_of(await imports.environment(caller, options, progress))
     reader = reader_of(body.encryption)
-    return answer_of(await imports.run(caller, body.format, body.content.get_secret_value(), reader, options))
+    return answer_of(await imports.run(caller, body.format, body.content.get_secret_value(), reader, options, progress))
 
 
 @router.post("/import")

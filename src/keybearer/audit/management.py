@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -27,6 +28,9 @@ OPENED, LOST, ALARM, REDACTED = "audit.open", "audit.lost", "audit.alarm", "audi
 KEPT = (OPENED, LOST, ALARM, REDACTED)
 """What retention keeps: without it nothing could be verified."""
 
+TOGETHER = 25
+"""Records of one step, which takes some 2 ms: between two of them the process serves others."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -36,19 +40,28 @@ async def record(db: Database, tx: AsyncConnection, entry: ManagementRecord) -> 
     Takes ``db.lock_order`` until that transaction ends, so call it late in it. What people typed is cut to length, and what is
     not printable in it is escaped; secrets do not belong in ``detail`` at all.
     """
+    await record_all(db, tx, [entry])
+
+
+async def record_all(db: Database, tx: AsyncConnection, entries: Iterable[ManagementRecord]) -> None:
+    """As ``record``, of several in their order."""
     await db.lock_order(tx)
     writer = await queries.writer(tx, WRITER, lock=True)
+    rows: list[queries.Record] = []
     if writer is None:
         writer = queries.Writer(WRITER, "management", "", 0, datetime.now(UTC), None, 0, lines.GENESIS)
         await queries.add_writer(tx, writer)
         opened = lines.Opened(WRITER, time.time(), socket.gethostname(), os.getpid(), "")
-        first = _row(1, lines.GENESIS, lines.open_line(opened))
-        await queries.add_record(tx, first)
-        row = _row(2, first.h, lines.manage_line(entry, time.time()))
-    else:
-        row = _row(writer.shipped_seq + 1, writer.shipped_hash, lines.manage_line(entry, time.time()))
-    await queries.add_record(tx, row)
-    await queries.advance_writer(tx, WRITER, row.seq, row.h)
+        rows.append(_row(1, lines.GENESIS, lines.open_line(opened)))
+    seq, h = (rows[-1].seq, rows[-1].h) if rows else (writer.shipped_seq, writer.shipped_hash)
+    for entry in entries:
+        rows.append(_row(seq + 1, h, lines.manage_line(entry, time.time())))
+        seq, h = rows[-1].seq, rows[-1].h
+        if len(rows) == TOGETHER:
+            await queries.add_written(tx, rows)
+            rows.clear()
+    await queries.add_written(tx, rows)
+    await queries.advance_writer(tx, WRITER, seq, h)
 
 
 async def register_writer(db: Database, writer: UUID, host: str, pid: int) -> None:

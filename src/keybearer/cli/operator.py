@@ -28,9 +28,9 @@ from keybearer.vault.providers import Providers
 from keybearer.vault.rotate import Rotations
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.transfer import restore as restoring
-from keybearer.vault.transfer.backup import Progress
 from keybearer.vault.transfer.exports import Exports
 from keybearer.vault.transfer.imports import Imports
+from keybearer.vault.transfer.items import Progress
 from keybearer.vault.transfer.restore import Restored
 
 

@@ -13,6 +13,7 @@ import typer
 from keybearer import config
 from keybearer.cli.operate import OPERATOR, DataDir, operate
 from keybearer.cli.output import AsJson, print_json, print_rows, say
+from keybearer.cli.progress import Show, bar
 from keybearer.cli.use import client
 from keybearer.errors import Conflict, Invalid, SettingsInvalid
 
@@ -76,11 +77,13 @@ def import_secrets(
     body |= {"format": "environment"} if from_environment else _source(file, form, openbao, mount, path)
     if encryption is not None:
         body["encryption"] = _object(encryption)
-    if user or (system and not over_http):
-        report = operate(data_dir, lambda operator: _on_the_server(operator, user, body))
-    else:
-        with client(TIMEOUT_S) as api:
-            report = api.request("POST", "/import", json=body)
+    with bar(quiet=as_json) as show:
+        if user or (system and not over_http):
+            report = operate(data_dir, lambda operator: _on_the_server(operator, user, body, show))
+        else:
+            show("the server imports", 0, 0)
+            with client(TIMEOUT_S) as api:
+                report = api.request("POST", "/import", json=body)
     _tell(report, as_json=as_json)
 
 
@@ -95,11 +98,13 @@ def export_secrets(
     as_json: AsJson = False,
 ) -> None:
     """Export secrets with their values, on record. A token gets what is fetchable; on the server all."""
-    if user or system:
-        made = operate(data_dir, lambda operator: _export(operator, user, form))
-    else:
-        with client(TIMEOUT_S) as api:
-            made = api.request("POST", "/export", json={"format": form})
+    with bar(quiet=as_json) as show:
+        if user or system:
+            made = operate(data_dir, lambda operator: _export(operator, user, form, show))
+        else:
+            show("the server exports", 0, 0)
+            with client(TIMEOUT_S) as api:
+                made = api.request("POST", "/export", json={"format": form})
     content = made.pop("content")
     if str(file) == "-":
         sys.stdout.write(content)
@@ -119,14 +124,14 @@ def export_secrets(
         print_rows(made["left_out"], ("provider", "name", "reason"), as_json=False)
 
 
-async def _export(operator: Operator, user: str, form: Literal["json", "csv", "env"]) -> dict[str, Any]:
+async def _export(operator: Operator, user: str, form: Literal["json", "csv", "env"], show: Show) -> dict[str, Any]:
     caller = operator.caller(await operator.user(user)) if user else OPERATOR
-    made = await operator.exports().run(caller, form, system=not user)
+    made = await operator.exports().run(caller, form, system=not user, progress=show)
     left_out = [{"provider": each.provider, "name": each.name, "reason": each.reason} for each in made.left_out]
     return {"format": form, "count": made.count, "left_out": left_out, "content": made.content.reveal().decode()}
 
 
-async def _on_the_server(operator: Operator, user: str, body: dict[str, Any]) -> dict[str, Any]:
+async def _on_the_server(operator: Operator, user: str, body: dict[str, Any], show: Show) -> dict[str, Any]:
     from pydantic import ValidationError  # noqa: PLC0415  # the server extra
 
     from keybearer.api import transfer  # noqa: PLC0415  # likewise
@@ -137,7 +142,7 @@ async def _on_the_server(operator: Operator, user: str, body: dict[str, Any]) ->
     except ValidationError as error:
         wrong = ", ".join(sorted({".".join(str(part) for part in each["loc"]) for each in error.errors(include_input=False)}))
         raise Invalid(f"Not of its form: {wrong}.") from None
-    return (await transfer.run(operator.imports(), caller, request)).model_dump(mode="json")
+    return (await transfer.run(operator.imports(), caller, request, show)).model_dump(mode="json")
 
 
 def _tell(report: dict[str, Any], *, as_json: bool) -> None:

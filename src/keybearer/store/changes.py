@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,8 +36,8 @@ EVERYTHING = "everything"
 BATCH = 10_000
 """More changes than this at once are answered with one ``everything``."""
 
-_ROWS = 1000
-"""Of one insert: four values each, of the 32,766 that SQLite takes."""
+_TOGETHER = 100
+"""Rows of one step: between two of them the process serves others."""
 _WAKE_SPACING_S = 0.02
 _LISTEN_RETRY_S = 1.0
 _STOP_LIMIT_S = 5.0
@@ -67,28 +67,23 @@ Listener = Callable[[Change], None]
 
 async def note(db: Database, tx: AsyncConnection, subject: str, subject_id: str, user_id: UUID | None = None) -> None:
     """Tell every process of a change made in ``tx``. Call it last: from here to the commit, others that note anything wait."""
-    await db.lock_order(tx)
-    values = {"subject": subject, "subject_id": subject_id, "user_id": user_id, "at": datetime.now(UTC)}
-    db.notes(tx)
-    # Inline: its number is not asked back, for the caller may write changes but not read them.
-    await tx.execute(sa.insert(change).values(values).inline())
-    if db.name == "postgresql":
-        await tx.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+    await note_each(db, tx, subject, [(subject_id, user_id)])
 
 
-async def note_for(db: Database, tx: AsyncConnection, subject: str, subject_id: str, user_ids: Iterable[UUID]) -> None:
-    """Tell every process of a change that concerns these people's cached keys, and nobody else's; like ``note``.
+async def note_each(db: Database, tx: AsyncConnection, subject: str, concerned: Sequence[tuple[str, UUID | None]]) -> None:
+    """As ``note``, of several: each a ``subject_id`` and whose cached keys are concerned.
 
     Who they are must have been read after ``db.lock_order``: else somebody may join between that and the commit, unheard of.
     """
     await db.lock_order(tx)
     at = datetime.now(UTC)
-    values = [{"subject": subject, "subject_id": subject_id, "user_id": user_id, "at": at} for user_id in sorted(set(user_ids))]
+    values = [{"subject": subject, "subject_id": subject_id, "user_id": user_id, "at": at} for subject_id, user_id in concerned]
     if not values:
         return
     db.notes(tx)
-    for start in range(0, len(values), _ROWS):
-        await tx.execute(sa.insert(change).values(values[start : start + _ROWS]).inline())
+    for start in range(0, len(values), _TOGETHER):
+        # Inline: their numbers are not asked back, for the caller may write changes but not read them.
+        await tx.execute(sa.insert(change).inline(), values[start : start + _TOGETHER])
     if db.name == "postgresql":
         await tx.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 

@@ -6,7 +6,7 @@ system's eyes, because who changes a shared secret need not see all the teams it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,14 +19,20 @@ from keybearer.store.queries import teams as rows
 
 async def note_secret(db: Database, tx: AsyncConnection, owner_id: UUID, secret_id: UUID) -> None:
     """Tell every process of a change of a secret: it concerns its owner, the team that owns it, those it is shared with."""
-    if owner_id == SYSTEM_OWNER_ID:
-        await changes.note(db, tx, "secret", str(secret_id))
-        return
+    await note_secrets(db, tx, owner_id, [secret_id])
+
+
+async def note_secrets(db: Database, tx: AsyncConnection, owner_id: UUID, secret_ids: Sequence[UUID]) -> None:
+    """As ``note_secret``, of several of one owner's."""
     await db.lock_order(tx)
-    async with db.as_system(tx):
-        shared = await rows.audience_of_secret(tx, secret_id)
-        team = await rows.audience_of_team(tx, owner_id)
-    await changes.note_for(db, tx, "secret", str(secret_id), {owner_id} | shared | team)
+    concerned = None if owner_id == SYSTEM_OWNER_ID else owner_id
+    await changes.note_each(db, tx, "secret", [(str(secret_id), concerned) for secret_id in secret_ids])
+    if concerned is not None:
+        async with db.as_system(tx):
+            shared = await rows.audience_of_secrets(tx, secret_ids)
+            team = await rows.audience_of_team(tx, owner_id)
+        also = [(str(secret_ids[0]), user_id) for user_id in sorted((shared | team) - {owner_id})]
+        await changes.note_each(db, tx, "secret", also)
 
 
 async def note_owned(db: Database, tx: AsyncConnection, subject: str, subject_id: str, owner: Owner) -> None:
@@ -52,4 +58,5 @@ async def note_team(
     await db.lock_order(tx)
     async with db.as_system(tx):
         team = await rows.audience_of_team(tx, team_id)
-    await changes.note_for(db, tx, subject, subject_id or str(team_id), team | set(also))
+    concerned = sorted(team | set(also))
+    await changes.note_each(db, tx, subject, [(subject_id or str(team_id), user_id) for user_id in concerned])

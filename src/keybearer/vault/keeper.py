@@ -5,7 +5,7 @@ Nobody writes a secret's row but through ``Keeper.write``: a row that was edited
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -66,10 +66,10 @@ class Keeper:
             )
         raise NotFound
 
-    async def insert(self, tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
-        """Write a new secret's row."""
-        row = SimpleNamespace(**{**dict.fromkeys(SECRET_COLUMNS), **columns})
-        await rows.insert(tx, {**columns, "mac": self.sealer.mac(row)})
+    async def insert(self, tx: AsyncConnection, new: Iterable[Mapping[str, Any]]) -> None:
+        """Write new secrets' rows."""
+        nothing = dict.fromkeys(SECRET_COLUMNS)
+        await rows.insert(tx, [{**columns, "mac": self.sealer.mac(SimpleNamespace(**{**nothing, **columns}))} for columns in new])
 
     async def write(self, tx: AsyncConnection, row: Any, columns: Mapping[str, Any], *, anew: bool = False) -> None:
         """Change a secret's row, as it was locked.
@@ -107,9 +107,8 @@ class Keeper:
         if not opens or (self.retention.versions == 0 and overlap is None):
             await versions.delete(tx, row.owner_id, row.id, row.version)
         place = binding(row.id, version, egress, fetchable=fetchable)
-        await versions.insert(
-            tx, await self.sealer.seal(tx, row.owner_id, place, content, now, None if caller is None else caller.user_id)
-        )
+        by = None if caller is None else caller.user_id
+        await versions.insert(tx, [await self.sealer.seal(tx, row.owner_id, place, content, now, by)])
         falls_back = opens and overlap is not None
         return {
             "preview": content.preview,
@@ -179,13 +178,18 @@ class Keeper:
 
     async def record(self, tx: AsyncConnection, caller: Caller | None, action: str, row: Any, **detail: str) -> None:
         """Record what is done with a secret, in the transaction that does it."""
-        record = ManagementRecord(action, caller, str(row.id), owner=owner_of(row), detail=tuple(detail.items()))
-        await management.record(self.db, tx, record)
+        await management.record(self.db, tx, record_of(caller, action, row, **detail))
 
     async def note(self, tx: AsyncConnection, caller: Caller | None, action: str, row: Any, **detail: str) -> None:
         """Record the change, and tell every process. Before a row is removed: then nobody knows any more whom it concerned."""
         await self.record(tx, caller, action, row, **detail)
         await audience.note_secret(self.db, tx, row.owner_id, row.id)
+
+    async def note_all(self, tx: AsyncConnection, owner_id: UUID, records: Sequence[ManagementRecord]) -> None:
+        """As ``note``, of changes of several secrets of one owner's."""
+        if records:
+            await management.record_all(self.db, tx, records)
+            await audience.note_secrets(self.db, tx, owner_id, [UUID(record.subject) for record in records])
 
     async def mark(self, secret_id: UUID, version: int, state: State, reason: str = "") -> bool:
         """Note what became of a value in use; see ``Secrets.mark``."""
@@ -209,6 +213,11 @@ class Keeper:
         except Unreadable as error:
             await self.mark(error.secret_id, error.version, "unreadable")
             raise
+
+
+def record_of(caller: Caller | None, action: str, row: Any, **detail: str) -> ManagementRecord:
+    """What is done with a secret, for the record."""
+    return ManagementRecord(action, caller, str(row.id), owner=owner_of(row), detail=tuple(detail.items()))
 
 
 def require_owner(caller: Caller, row: Any) -> None:

@@ -8,11 +8,11 @@ everybody's (the system's).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,19 +21,24 @@ from keybearer.access import macs, policy
 from keybearer.access.attempts import attempt, taken
 from keybearer.access.fields import NAME_LIMIT, Fields
 from keybearer.audit import management
-from keybearer.catalog import Catalog, Provider, Registered, with_registered
+from keybearer.catalog import Catalog, Provider, Registered, Registry, with_registered
 from keybearer.catalog.registry import check_model_name
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import SYSTEM_OWNER, SYSTEM_OWNER_ID, Caller, ManagementRecord, Owner, OwnerKind, Scope, SecretBytes
-from keybearer.errors import Conflict, FieldError, Invalid, NotFound, ProviderUnknown
+from keybearer.errors import Conflict, FieldError, Invalid, NotFound
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.store.db import Database
 from keybearer.store.queries import models as rows
 from keybearer.vault import audience, reach, registry
 from keybearer.vault.addresses import check_base_url
+from keybearer.vault.drafts import provider_named
+from keybearer.vault.intake import Entry, parts
 from keybearer.vault.keeper import sealing_actor
 from keybearer.vault.refresh import owners_eyes
-from keybearer.vault.secrets import Put, Secrets
+from keybearer.vault.secrets import Secrets
+
+Put = Literal["create", "unchanged", "conflict"]
+"""What ``Models.put`` did."""
 
 PAGE_LIMIT = 200
 MODELS_LIMIT = 5_000
@@ -112,6 +117,25 @@ class Template:
     auth_style: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """A model that is checked and yet to be stored, with its own key if it brings one."""
+
+    row: dict[str, Any]
+    key: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """An owner's models and the providers that the caller sees, read once for all models of an import."""
+
+    owner: Owner
+    known: Registry
+    models: dict[tuple[str, str], Any]
+    """By provider and name; what is to be added is here too."""
+    adding: list[_Added] = field(default_factory=list)
+
+
 class Models:
     """Shows, registers, changes and deletes models; see the module."""
 
@@ -188,38 +212,60 @@ class Models:
             if new.system:
                 policy.require_admin(caller)
             async with self._db.write(sealing_actor(caller)) as tx:
-                return await self._insert(tx, caller, await self._owner_of_new(tx, caller, new), new)
+                shelf = await self.shelf(tx, caller, await self._owner_of_new(tx, caller, new))
+                shelf.adding.append(self._added(caller, shelf, new))
+                await self.add(tx, caller, shelf)
+        return _view(SimpleNamespace(**shelf.adding[0].row), caller)
 
-    async def put(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewModel) -> Put:
-        """Register a model within an import's transaction, unless the owner has it; say what was done.
+    async def put(self, tx: AsyncConnection, caller: Caller, shelf: Shelf, new: NewModel) -> Put:
+        """Have ``add`` register a model, within an import's transaction, unless the owner has it; say what is done.
 
         One that is there stays as it is: ``unchanged`` where it has this very key (or none is given), else ``conflict``. Raises
         ``ProviderUnknown``, ``Invalid`` and its kinds, ``Conflict`` (alias), ``ScopeMissing``, before anything is written.
         """
         policy.require(caller, Scope.MODELS_WRITE)
-        found = [row for row in await rows.of_owner(tx, owner.id) if (row.provider, row.name) == (new.provider, new.name)]
-        if not found:
-            await self._insert(tx, caller, owner, new)
+        found = shelf.models.get((new.provider, new.name))
+        if found is None:
+            shelf.adding.append(self._added(caller, shelf, new))
             return "create"
-        row = self._ours(found[0])
+        row, owner = self._ours(found), shelf.owner
         if new.api_key is None:
             is_same = row.secret_id is None
         else:
             is_same = row.secret_id is not None and await self._secrets.is_model_key(tx, owner.id, row.secret_id, new.api_key)
-        wanted = _columns(self._egress, await self._provider(tx, caller, new.provider), owner, _given(new))
+        wanted = _columns(self._egress, provider_named(shelf.known, new.provider), owner, _given(new))
         kept = {name: getattr(row, name) for name in wanted}
         return "unchanged" if is_same and kept == wanted else "conflict"
 
-    async def _insert(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewModel) -> ModelView:
-        now, provider = datetime.now(UTC), await self._provider(tx, caller, new.provider)
+    async def shelf(self, tx: AsyncConnection, caller: Caller, owner: Owner) -> Shelf:
+        """What ``put`` adds to."""
+        known = await registry.load(tx, self._keyring, self._catalog, caller.user_id)
+        return Shelf(owner, known, {(row.provider, row.name): row for row in await rows.of_owner(tx, owner.id)})
+
+    async def add(self, tx: AsyncConnection, caller: Caller, shelf: Shelf) -> None:
+        """Register what ``put`` found to be new: all of it together."""
+        with_keys = [added for added in shelf.adding if added.key is not None]
+        ids = await self._secrets.intake.add(tx, caller, shelf.owner, [added.key for added in with_keys if added.key is not None])
+        for added, secret_id in zip(with_keys, ids, strict=True):
+            added.row["secret_id"] = secret_id
+        for part in parts(shelf.adding):
+            await rows.insert(tx, [self._sealed(added.row) for added in part])
+        if shelf.adding:
+            records = (_record(caller, "model.create", added.row, shelf.owner) for added in shelf.adding)
+            await management.record_all(self._db, tx, records)
+            only = str(shelf.adding[0].row["id"]) if len(shelf.adding) == 1 else ""
+            await audience.note_owned(self._db, tx, "model", only, shelf.owner)
+
+    def _added(self, caller: Caller, shelf: Shelf, new: NewModel) -> _Added:
+        """A new model, checked."""
+        now, owner, provider = datetime.now(UTC), shelf.owner, provider_named(shelf.known, new.provider)
         columns = _columns(self._egress, provider, owner, _given(new))
         row = {"id": uuid4(), "owner_id": owner.id, "provider": provider.name, "name": _model_name(new.name)}
         row |= {"secret_id": None, "created_at": now, "updated_at": now, **columns}
-        await self._check_names(tx, owner.id, row)
-        row["secret_id"] = await self._put_key(tx, caller, provider, owner, row, new.api_key, anyway=new.save_anyway)
-        await rows.insert(tx, self._sealed(row))
-        await self._note(tx, caller, "model.create", row, owner)
-        return _view(SimpleNamespace(**row), caller)
+        _check_names(shelf.models.values(), row)
+        found = self._key(caller, provider, owner, row, new.api_key, anyway=new.save_anyway)
+        shelf.models[provider.name, new.name] = SimpleNamespace(**row)
+        return _Added(row, None if found is None else found[1])
 
     async def update(self, caller: Caller, model_id: UUID, fields: Mapping[str, Any]) -> ModelView:
         """Change the fields given (``CHANGEABLE``). A blank ``api_key`` keeps the key; ``None`` takes it off the model and deletes it.
@@ -245,14 +291,15 @@ class Models:
                 columns = _columns(self._egress, provider, owner, before | given)
                 row = {"id": found.id, "owner_id": owner.id, "provider": found.provider, "name": found.name}
                 row |= {"secret_id": found.secret_id, "created_at": found.created_at, "updated_at": datetime.now(UTC), **columns}
-                await self._check_names(tx, owner.id, row)
+                _check_names(await rows.of_owner(tx, owner.id), row)
                 anyway = bool(given.get("save_anyway", False))
                 if "api_key" in given and given["api_key"] is None and found.secret_id is not None:
                     await self._secrets.drop_for_model(tx, caller, owner.id, found.secret_id)
                     row["secret_id"] = None
                 else:
-                    key = given.get("api_key")
-                    row["secret_id"] = await self._put_key(tx, caller, provider, owner, row, key, anyway=anyway)
+                    key = self._key(caller, provider, owner, row, given.get("api_key"), anyway=anyway)
+                    if key is not None:
+                        row["secret_id"] = await self._secrets.put_for_model(tx, caller, *key)
                 await rows.update(tx, owner.id, found.id, self._sealed(row))
                 await self._note(tx, caller, "model.update", row, owner, fields=" ".join(sorted(given.keys() - {"save_anyway"})))
         if row["secret_id"] != found.secret_id:
@@ -301,43 +348,19 @@ class Models:
 
     async def _provider(self, tx: AsyncConnection, caller: Caller, key: str) -> Provider:
         """A provider by name, without what was said of single models. Raises ``ProviderUnknown``."""
-        known = await registry.load(tx, self._keyring, self._catalog, caller.user_id)
-        found = known.providers.get(key)
-        if found is None:
-            raise ProviderUnknown
-        return found
+        return provider_named(await registry.load(tx, self._keyring, self._catalog, caller.user_id), key)
 
-    async def _check_names(self, tx: AsyncConnection, owner_id: UUID, row: Mapping[str, Any]) -> None:
-        """Each alias means one model of an owner's, and none looks like another provider's model. Raises ``Conflict``."""
-        others = [other for other in await rows.of_owner(tx, owner_id) if other.id != row["id"]]
-        if len(others) >= MODELS_LIMIT:
-            raise Invalid.of("name", f"would be one too many; at most {MODELS_LIMIT} models are allowed")
-        taken_names = {alias for other in others for alias in (other.aliases or ())}
-        for number, alias in enumerate(row["aliases"] or ()):
-            if alias in taken_names:
-                message = "is an alias of another model of yours"
-                raise Conflict(f"The alias {message}.", fields=(FieldError(f"aliases.{number}", message),))
-
-    async def _put_key(
-        self,
-        tx: AsyncConnection,
-        caller: Caller,
-        provider: Provider,
-        owner: Owner,
-        row: Mapping[str, Any],
-        value: SecretBytes | None,
-        *,
-        anyway: bool,
-    ) -> UUID | None:
-        """Store the model's own key, if there is a new one; the id of the one it has then."""
-        secret_id: UUID | None = row["secret_id"]
+    def _key(
+        self, caller: Caller, provider: Provider, owner: Owner, row: Mapping[str, Any], value: SecretBytes | None, *, anyway: bool
+    ) -> tuple[Provider, Entry] | None:
+        """The model's own key, if there is a new one, checked; and the provider as it is called for this model."""
         if value is None or not value.reveal().strip():
-            return secret_id
+            return None
         policy.require(caller, Scope.SECRETS_WRITE)
         if provider.parameters and not row["base_url"]:
             raise Invalid.of("base_url", f"is required with a key of its own: an address of {provider.display_name}")
-        called = with_registered(provider, _registered(row["id"], owner, secret_id, row))
-        return await self._secrets.put_for_model(tx, caller, called, row["name"], value, save_anyway=anyway)
+        called = with_registered(provider, _registered(row["id"], owner, row["secret_id"], row))
+        return called, self._secrets.intake.checked_for_model(called, row["name"], value, save_anyway=anyway)
 
     def _sealed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return dict(row) | {"mac": self._keyring.row_mac(macs.MODEL, *macs.model_fields(SimpleNamespace(**row)))}
@@ -345,10 +368,27 @@ class Models:
     async def _note(
         self, tx: AsyncConnection, caller: Caller, action: str, row: Mapping[str, Any], owner: Owner, **detail: str
     ) -> None:
-        facts = {"name": f"{row['provider']}/{row['name']}"} | ({"base_url": row["base_url"]} if row["base_url"] else {}) | detail
-        record = ManagementRecord(action, caller, str(row["id"]), owner=owner, detail=tuple(facts.items()))
-        await management.record(self._db, tx, record)
+        await management.record(self._db, tx, _record(caller, action, row, owner, **detail))
         await audience.note_owned(self._db, tx, "model", str(row["id"]), owner)
+
+
+def _record(caller: Caller, action: str, row: Mapping[str, Any], owner: Owner, **detail: str) -> ManagementRecord:
+    facts = {"name": f"{row['provider']}/{row['name']}"} | ({"base_url": row["base_url"]} if row["base_url"] else {}) | detail
+    return ManagementRecord(action, caller, str(row["id"]), owner=owner, detail=tuple(facts.items()))
+
+
+def _check_names(models: Collection[Any], row: Mapping[str, Any]) -> None:
+    """Each alias means one of an owner's ``models``, and there are not too many. Raises ``Conflict``, ``Invalid``."""
+    others = len(models) - any(other.id == row["id"] for other in models)
+    if others >= MODELS_LIMIT:
+        raise Invalid.of("name", f"would be one too many; at most {MODELS_LIMIT} models are allowed")
+    if not row["aliases"]:
+        return
+    taken_names = {alias for other in models if other.id != row["id"] for alias in (other.aliases or ())}
+    for number, alias in enumerate(row["aliases"]):
+        if alias in taken_names:
+            message = "is an alias of another model of yours"
+            raise Conflict(f"The alias {message}.", fields=(FieldError(f"aliases.{number}", message),))
 
 
 def _given(new: NewModel) -> dict[str, Any]:

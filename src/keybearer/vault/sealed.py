@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import macs
 from keybearer.catalog import Provider, places
-from keybearer.crypto.keyring import Binding, Keyring
+from keybearer.crypto.keyring import Binding, Keyring, OwnerKey
 from keybearer.crypto.rows import RowField
 from keybearer.domain import SYSTEM_OWNER_ID, Credential, KeySource, Owner, OwnerKind, Secret, SecretBytes, SecretType
 from keybearer.errors import EnvelopeError, FieldError, Invalid, KeyUnreadable
@@ -79,7 +79,12 @@ class Sealer:
         self, tx: AsyncConnection, owner_id: UUID, bound: Binding, content: Content, at: datetime, by: UUID | None
     ) -> dict[str, Any]:
         """The columns of a ``secret_version`` under the owner's active key. ``bound`` is made by ``binding``."""
-        key = await self._keyring.sealing_key(tx, owner_id)
+        return self.sealed(await self._keyring.sealing_key(tx, owner_id), owner_id, bound, content, at, by)
+
+    def sealed(
+        self, key: OwnerKey, owner_id: UUID, bound: Binding, content: Content, at: datetime, by: UUID | None
+    ) -> dict[str, Any]:
+        """As ``seal``, under the key that ``Keyring.sealing_key`` gave in this transaction."""
         parts = None
         if content.oauth is not None:
             parts = self._keyring.seal(key, of_oauth(bound), content.oauth.sealable().reveal())
@@ -154,11 +159,11 @@ class Sealer:
         return self._keyring.row_mac(macs.SECRET, *macs.secret_fields(row))
 
 
-def new_id(now: datetime) -> UUID:
-    """An id for a secret: a UUIDv7 (RFC 9562), in the order of making, so that lists have an order that no change disturbs."""
-    random = int.from_bytes(os.urandom(10), "big")
-    number = int(now.timestamp() * 1000) << 80 | random
-    return UUID(int=number & ~(0xF << 76 | 0x3 << 62) | _MARKED << 76 | 0x2 << 62)
+def new_ids(now: datetime, count: int) -> list[UUID]:
+    """Ids for secrets: UUIDv7 (RFC 9562), in the order of making, so that lists have an order that no change disturbs."""
+    at = int(now.timestamp() * 1000) << 80
+    numbers = sorted(at | int.from_bytes(os.urandom(10), "big") & ~(0xF << 76 | 0x3 << 62) for _ in range(count))
+    return [UUID(int=number | _MARKED << 76 | 0x2 << 62) for number in numbers]
 
 
 def of_oauth(bound: Binding) -> Binding:

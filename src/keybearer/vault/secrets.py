@@ -5,7 +5,7 @@ A value goes in sealed, bound to its owner, record, version, hosts and whether i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -16,12 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import policy
 from keybearer.access.attempts import attempt, taken
-from keybearer.access.fields import NAME_LIMIT, has_control
+from keybearer.access.fields import has_control
 from keybearer.access.freeze import require_thawed
 from keybearer.access.limiter import Rate
 from keybearer.access.pace import Bound, Pace
 from keybearer.audit import management
-from keybearer.catalog import Catalog, Provider, Registry
+from keybearer.catalog import Catalog, Provider
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import (
     SYSTEM_OWNER_ID,
@@ -48,21 +48,20 @@ from keybearer.vault.checks import Checks, scheduled
 from keybearer.vault.disclosure import why_not_handed_out
 from keybearer.vault.drafts import (
     DEFAULT_NAME,
-    PRIORITY_LIMIT,
     NewSecret,
     Pointed,
     checked_changes,
-    checked_draft,
     provider_named,
 )
 from keybearer.vault.external import External
-from keybearer.vault.keeper import Keeper, State, refreshing, require_owner, rotate_at, sealing_actor
+from keybearer.vault.intake import Entry, Intake
+from keybearer.vault.keeper import Keeper, State, record_of, refreshing, require_owner, rotate_at, sealing_actor
 from keybearer.vault.pointing import Pointing, owner_of_new
 from keybearer.vault.reach import Reach
 from keybearer.vault.references import require_power
 from keybearer.vault.refresh import Endpoint, Refresher, endpoint_of, with_endpoint
 from keybearer.vault.retention import Retention
-from keybearer.vault.sealed import binding, credential_of, egress_for, egress_now, egress_of, new_id
+from keybearer.vault.sealed import credential_of, egress_for, egress_now, egress_of
 from keybearer.vault.standing import Standing, standing_of
 from keybearer.vault.trash import Trash
 from keybearer.vault.versions import Versions
@@ -74,8 +73,8 @@ REVEALS = Bound("secret.reveal", Rate(20, 6.0), "Too many values were read in a 
 TESTS = Bound("secret.test", Rate(30, 6.0), "Too many connections were tested in a short time.")
 """Of one person, their tokens included: so many at once, then ten a minute."""
 
-Put = Literal["create", "update", "unchanged", "conflict"]
-"""What ``Secrets.put`` did."""
+Again = Literal["update", "unchanged", "conflict"]
+"""What ``Secrets.put_again`` did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +130,7 @@ class Secrets:
         self.tests = Pace(db, TESTS)
         """Of tests that people ask for: of stored values, and of such as are only to be tried."""
         self.checks = Checks(self._keeper, self.refresher, self.retention.checked)
+        self.intake = Intake(self._keeper, catalog, self.checks.first)
 
     async def create(self, caller: Caller, new: NewSecret) -> Secret:
         """Store a secret of the caller's, of a team that they lead, or the system's.
@@ -147,9 +147,7 @@ class Secrets:
                 policy.require_admin(caller)
             pointed = await self.pointing.of_new(caller, new)
             async with self._keeper.db.write(sealing_actor(caller)) as tx:
-                return await self._insert(
-                    tx, caller, await owner_of_new(tx, self._keeper.keyring, caller, new), new, pointed=pointed
-                )
+                return await self._insert(tx, caller, await owner_of_new(tx, self._keeper.keyring, caller, new), new, pointed)
 
     async def list(self, caller: Caller, wanted: SecretFilter | None = None, cursor: str | None = None, limit: int = 50) -> Page:
         """One page of secrets without their values. Raises ``Invalid`` (cursor, limit), ``ScopeMissing``, ``Forbidden``."""
@@ -346,44 +344,39 @@ class Secrets:
         fields = {"value": value, "is_active": True, "save_anyway": save_anyway, "parameters": parameters}
         return await self._update(tx, caller, row, fields, rebind=rebind)
 
-    async def put(self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret, *, replace: bool) -> Put:
-        """Store a secret within an import's transaction, unless there is one of that name; say what was done.
+    async def put_again(
+        self, tx: AsyncConnection, caller: Caller, row: Any, entry: Entry, *, replace: bool
+    ) -> tuple[Again, ManagementRecord | None]:
+        """Have a secret hold what a file says of it, within an import's transaction; say what was done.
 
-        ``owner`` is the caller, or was said by ``owner_of_new``. One that is there keeps its value unless ``replace``; all else about
-        it stays as it is in any case. Raises ``ProviderUnknown``, ``Invalid`` and its kinds, before anything is written.
+        ``row`` is locked, of an owner whose secrets the caller may store. It keeps its value unless ``replace``; all else about it
+        stays as it is in any case. A change is yet to be put on record, with the others of the file (``Keeper.note_all``).
+        Raises ``Invalid`` and its kinds, before anything is written.
         """
-        known = await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
-        draft = checked_draft(known, self._catalog, new, datetime.now(UTC))
-        named = (draft.columns["provider"], draft.columns["secret_type"], draft.columns["name"])
-        found = await rows.named(tx, owner.id, *named)
-        if found is None:
-            await self._insert(tx, caller, owner, new)
-            return "create"
-        row = await self._keeper.own(tx, caller, found)
         before = await self._keeper.current(tx, row)
-        if before is not None and before.same_as(draft.content):
-            return "unchanged"
+        if before is not None and before.same_as(entry.draft.content):
+            return "unchanged", None
         if not replace:
-            return "conflict"
+            return "conflict", None
+        new = entry.new
         fields = {"value": new.value, "oauth": new.oauth, "parameters": new.parameters or None, "save_anyway": new.save_anyway}
-        await self._update(tx, caller, row, fields)
-        return "update"
+        return "update", await self._change(tx, caller, row, entry.draft.provider, fields)
 
-    async def put_for_model(
-        self, tx: AsyncConnection, caller: Caller, provider: Provider, model: str, value: SecretBytes, *, save_anyway: bool
-    ) -> UUID:
+    async def note_all(self, tx: AsyncConnection, owner_id: UUID, records: Sequence[ManagementRecord]) -> None:
+        """Put an owner's changes on record, and tell every process, within an import's transaction."""
+        await self._keeper.note_all(tx, owner_id, records)
+
+    async def put_for_model(self, tx: AsyncConnection, caller: Caller, provider: Provider, entry: Entry) -> UUID:
         """Store a model's own key, within the transaction of what it is stored for; return its id. One it had before is deleted.
 
-        ``provider`` is the one of the registered model: the key is bound to where that is, and serves no other call.
+        ``provider`` is the one of the registered model, for which ``entry`` was checked.
         """
-        registered = provider.registered
-        if registered is None:
+        if provider.registered is None:
             raise ProviderUnknown
-        if registered.secret_id is not None:
-            await self.drop_for_model(tx, caller, registered.owner.id, registered.secret_id)
-        name = f"model {model}"[:NAME_LIMIT]
-        new = NewSecret(provider.name, value, SecretType.API_KEY, name, priority=PRIORITY_LIMIT, save_anyway=save_anyway)
-        return (await self._insert(tx, caller, registered.owner, new, provider)).id
+        if provider.registered.secret_id is not None:
+            await self.drop_for_model(tx, caller, provider.registered.owner.id, provider.registered.secret_id)
+        (secret_id,) = await self.intake.add(tx, caller, provider.registered.owner, [entry])
+        return secret_id
 
     async def drop_for_model(self, tx: AsyncConnection, caller: Caller, owner_id: UUID, secret_id: UUID) -> None:
         """Purge a model's own key, if it is still there, within the transaction of what it belonged to."""
@@ -404,52 +397,32 @@ class Secrets:
         await self._keeper.remains.removed()
 
     async def _insert(
-        self,
-        tx: AsyncConnection,
-        caller: Caller,
-        owner: Owner,
-        new: NewSecret,
-        of_model: Provider | None = None,
-        *,
-        pointed: Pointed | None = None,
+        self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret, pointed: Pointed | None = None
     ) -> Secret:
-        now = datetime.now(UTC)
-        known = Registry([of_model]) if of_model else await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
-        draft = checked_draft(known, self._catalog, new, now, pointed)
-        secret_id = new_id(now)
-        hours = draft.columns.pop("health_check_every")
-        egress = with_endpoint(egress_for(draft.provider, draft.content.value, new.parameters), draft.content.oauth)
-        columns = {
-            "id": secret_id,
-            "owner_id": owner.id,
-            "owner_kind": owner.kind.value,
-            "egress": list(egress),
-            "state": "ok",
-            "state_reason": "",
-            "version": 1,
-            "rotate_at": rotate_at(new.rotation_period, now),
-            **refreshing(draft.content, now),
-            "check_every": hours,
-            "check_at": self.checks.first(hours, now),
-            "created_by": caller.user_id,
-            "created_at": now,
-            "updated_at": now,
-            "usage_count": 0,
-            "model_id": of_model.registered.id if of_model is not None and of_model.registered is not None else None,
-        }
-        await self._keeper.insert(tx, draft.columns | columns)
-        place = binding(secret_id, 1, egress, fetchable=new.fetchable)
-        await versions.insert(tx, await self._keeper.sealer.seal(tx, owner.id, place, draft.content, now, caller.user_id))
-        row = await rows.get(tx, secret_id, (owner.id,))
-        where = {} if pointed is None else {"reference": str(pointed.reference)}
-        await self._keeper.note(tx, caller, "secret.create", row, provider=new.provider, name=draft.columns["name"], **where)
-        return self._keeper.secret(row)
+        known = await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
+        (secret_id,) = await self.intake.add(tx, caller, owner, [self.intake.checked(known, new, pointed)])
+        return self._keeper.secret(await rows.get(tx, secret_id, (owner.id,)))
 
     async def _update(
         self, tx: AsyncConnection, caller: Caller, row: Any, fields: Mapping[str, Any], *, rebind: bool = False
     ) -> Secret:
+        known = (await registry.load(tx, self._keeper.keyring, self._catalog, row.owner_id)).providers.get(row.provider)
+        record = await self._change(tx, caller, row, known, fields, rebind=rebind)
+        await self._keeper.note_all(tx, row.owner_id, [record])
+        return await self._keeper.shown(tx, caller, row)
+
+    async def _change(
+        self,
+        tx: AsyncConnection,
+        caller: Caller,
+        row: Any,
+        known: Provider | None,
+        fields: Mapping[str, Any],
+        *,
+        rebind: bool = False,
+    ) -> ManagementRecord:
+        """Write a change; gives what is to be put on record. ``known``: its provider, as the owner sees it."""
         now, keeper = datetime.now(UTC), self._keeper
-        known = (await registry.load(tx, keeper.keyring, self._catalog, row.owner_id)).providers.get(row.provider)
         before = await keeper.current(tx, row)
         change = checked_changes(known, self._catalog, row, before, fields, now)
         if change.columns.get("fetchable"):
@@ -484,8 +457,7 @@ class Secrets:
             columns["rotate_at"] = rotate_at(columns["rotation_period"], since or row.created_at)
         await keeper.write(tx, row, columns, anew=change.content is not None)
         where = {} if new is None or new.reference is None else {"reference": str(new.reference)}
-        await keeper.note(tx, caller, "secret.update", row, fields=" ".join(change.fields), **where)
-        return await keeper.shown(tx, caller, row)
+        return record_of(caller, "secret.update", row, fields=" ".join(change.fields), **where)
 
 
 def _source_of(row: Any, caller: Caller) -> KeySource:

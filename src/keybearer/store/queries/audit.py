@@ -151,9 +151,9 @@ async def add_records(tx: AsyncConnection, rows: Sequence[bulk.Row]) -> None:
     await bulk.insert_spelled(tx, audit_record, rows)
 
 
-async def add_record(tx: AsyncConnection, record: Record) -> None:
-    """Insert one record. Raises ``IntegrityError`` if it is there already."""
-    await bulk.insert(tx, audit_record, [record])
+async def add_written(tx: AsyncConnection, records: Sequence[Record]) -> None:
+    """Insert records. Raises ``IntegrityError`` if one of them is there already."""
+    await bulk.insert(tx, audit_record, records)
 
 
 async def chain(tx: AsyncConnection, writer_id: UUID, after: int, limit: int) -> list[Spelled]:

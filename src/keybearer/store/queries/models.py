@@ -42,9 +42,9 @@ async def of_owner(tx: AsyncConnection, owner_id: UUID) -> Sequence[Row]:
     return (await tx.execute(sa.select(model).where(model.c.owner_id == owner_id))).all()
 
 
-async def insert(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
-    """A new model."""
-    await tx.execute(sa.insert(model).values(**columns))
+async def insert(tx: AsyncConnection, columns: Sequence[Mapping[str, Any]]) -> None:
+    """New models, all with the same columns."""
+    await tx.execute(sa.insert(model), list(columns))
 
 
 async def update(tx: AsyncConnection, owner_id: UUID, model_id: UUID, columns: Mapping[str, Any]) -> None:

@@ -19,6 +19,12 @@ from keybearer.store.schema import secret, secret_version
 
 Row = sa.Row[Any]
 
+Named = tuple[str, str, str]
+"""Provider, type and name: an owner has one secret of each."""
+
+_TOGETHER = 50
+"""Names of one query: the event loop waits while its many values are bound."""
+
 Standing = Literal["active", "inactive", "expiring", "expired", "failed", "unreadable", "deleted"]
 """What a secret is good for at a moment; ``vault.standing`` says which comes first."""
 
@@ -63,9 +69,9 @@ class Search:
     """What expires or is to be replaced by then is ``expiring``."""
 
 
-async def insert(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
-    """A new secret; its value follows with ``insert_version``."""
-    await tx.execute(sa.insert(secret).values(**columns))
+async def insert(tx: AsyncConnection, columns: Sequence[Mapping[str, Any]]) -> None:
+    """New secrets, all with the same columns; their values follow with ``versions.insert``."""
+    await tx.execute(sa.insert(secret), list(columns))
 
 
 async def get(tx: AsyncConnection, secret_id: UUID, owners: Iterable[UUID] | None, *, deleted: bool | None = False) -> Row | None:
@@ -106,6 +112,19 @@ async def named(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type:
         *_is_deleted(False),
     )
     return (await tx.execute(query)).scalar_one_or_none()
+
+
+async def lock_named(tx: AsyncConnection, owner_id: UUID, names: Iterable[Named]) -> dict[Named, Row]:
+    """The owner's secrets of these names, with their envelopes, which no other transaction changes until this one ends."""
+    named, wanted = (secret.c.provider, secret.c.secret_type, secret.c.name), list(names)
+    found: dict[Named, Row] = {}
+    for start in range(0, len(wanted), _TOGETHER):
+        where = (secret.c.owner_id == owner_id, sa.tuple_(*named).in_(wanted[start : start + _TOGETHER]), *_is_deleted(False))
+        # By id: of two who lock some of the same, neither waits for what the other is about to take.
+        locked = (await tx.execute(sa.select(secret.c.id).where(*where).order_by(secret.c.id).with_for_update())).scalars().all()
+        for row in await tx.execute(_WITH_VERSION.where(secret.c.id.in_(locked))):
+            found[row.provider, row.secret_type, row.name] = row
+    return found
 
 
 async def for_provider(

@@ -149,7 +149,7 @@ async def audience_of_team(tx: AsyncConnection, team_id: UUID) -> set[UUID]:
     return set((await tx.execute(sa.select(team_member.c.user_id).where(team_member.c.team_id == team_id))).scalars())
 
 
-async def audience_of_secret(tx: AsyncConnection, secret_id: UUID) -> set[UUID]:
-    """Who uses a secret through a team that it is shared with."""
+async def audience_of_secrets(tx: AsyncConnection, secret_ids: Sequence[UUID]) -> set[UUID]:
+    """Who uses these secrets, or one of them, through a team that it is shared with."""
     query = sa.select(team_member.c.user_id).join(secret_share, secret_share.c.team_id == team_member.c.team_id)
-    return set((await tx.execute(query.where(secret_share.c.secret_id == secret_id))).scalars())
+    return set((await tx.execute(query.where(secret_share.c.secret_id.in_(secret_ids)).distinct())).scalars())

@@ -32,9 +32,9 @@ _AS_SECRET: sa.Select[Any] = sa.select(
 )
 
 
-async def insert(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:
-    """A sealed value."""
-    await tx.execute(sa.insert(secret_version).values(**columns))
+async def insert(tx: AsyncConnection, columns: Sequence[Mapping[str, Any]]) -> None:
+    """Sealed values, all with the same columns."""
+    await tx.execute(sa.insert(secret_version), list(columns))
 
 
 async def reseal(tx: AsyncConnection, columns: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,9 +32,7 @@ from keybearer.store.queries import keys
 from keybearer.store.whole import snapshot
 from keybearer.vault.transfer import container, tables
 from keybearer.vault.transfer.container import Header, Reader, Writer
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done, how many rows of it are, and of how many."""
+from keybearer.vault.transfer.items import Progress
 
 _TOGETHER = 1000
 

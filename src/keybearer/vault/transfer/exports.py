@@ -34,7 +34,7 @@ from keybearer.vault.drafts import DEFAULT_NAME
 from keybearer.vault.keeper import sealing_actor
 from keybearer.vault.oauth import PARTS
 from keybearer.vault.sealed import Content, Sealer, Unreadable, egress_of, owner_of
-from keybearer.vault.transfer.items import Format
+from keybearer.vault.transfer.items import Format, Progress, unwatched
 
 LIMIT = 5_000
 """Secrets of one export."""
@@ -74,7 +74,7 @@ class Exports:
         self._catalog = catalog
         self._sealer = Sealer(keyring)
 
-    async def run(self, caller: Caller, form: Format, *, system: bool = False) -> Export:
+    async def run(self, caller: Caller, form: Format, *, system: bool = False, progress: Progress = unwatched) -> Export:
         """Write out the caller's own secrets, or (operators on the server's machine) the system's.
 
         Raises ``ScopeMissing``, ``Forbidden``, ``ModelNotAllowed`` (a token for certain models), ``Frozen`` (a token), ``TooLarge``,
@@ -91,6 +91,7 @@ class Exports:
                 after = None
                 while found := await rows.page(tx, rows.Search(owners=(owner_id,)), after, _PAGE):
                     after = found[-1].id
+                    told: list[ManagementRecord] = []
                     for row in found:
                         reason = _refusal(caller, row, form, now)
                         model = None if reason or row.model_id is None else await self._model(tx, row)
@@ -106,8 +107,9 @@ class Exports:
                         else:
                             models.append(_model_entry(model, content))
                         detail = (("provider", row.provider), ("format", form))
-                        record = ManagementRecord("secret.export", caller, str(row.id), owner=owner_of(row), detail=detail)
-                        await management.record(self._db, tx, record)
+                        told.append(ManagementRecord("secret.export", caller, str(row.id), owner=owner_of(row), detail=detail))
+                    await management.record_all(self._db, tx, told)
+                    progress("secrets", len(entries) + len(models) + len(left_out), 0)
                     if len(entries) + len(models) > LIMIT:
                         raise TooLarge(f"There are more than {LIMIT} secrets.", hint="'keybearer backup' takes everything.")
         text = _json(entries, models) if form == "json" else _FORMS[form](entries, known)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal
 from uuid import UUID
 
@@ -28,13 +29,13 @@ from keybearer.errors import Conflict, FieldError, Invalid, KeybearerError, Prov
 from keybearer.store.db import Database
 from keybearer.vault import registry
 from keybearer.vault.drafts import NewSecret
+from keybearer.vault.intake import TOGETHER, Entry
 from keybearer.vault.keeper import sealing_actor
-from keybearer.vault.models import Models, NewModel
+from keybearer.vault.models import Models, NewModel, Shelf
 from keybearer.vault.pointing import owner_of_new
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.transfer import documents, dotenv
-from keybearer.vault.transfer.items import CONTENT_LIMIT, ITEMS_LIMIT, Format, Item, Target, shown, target_of
-from keybearer.vault.values import preview_of, text_of
+from keybearer.vault.transfer.items import CONTENT_LIMIT, ITEMS_LIMIT, Format, Item, Progress, Target, shown, target_of, unwatched
 
 Outcome = Literal["create", "update", "unchanged", "conflict", "unknown", "invalid"]
 
@@ -112,11 +113,19 @@ class Imports:
         self._db = db
         self._keyring = keyring
         self._catalog = catalog
-        self._secrets = secrets
-        self._models = models
+        self.secrets = secrets
+        self.models = models
         self._environment = environment
 
-    async def run(self, caller: Caller, form: Format, content: str, reader: Reader | None, options: Options) -> Report:
+    async def run(
+        self,
+        caller: Caller,
+        form: Format,
+        content: str,
+        reader: Reader | None,
+        options: Options,
+        progress: Progress = unwatched,
+    ) -> Report:
         """Import a file. ``reader`` opens values that are encrypted.
 
         Raises ``Invalid`` (no such file), ``TooLarge``, ``ScopeMissing``, ``Forbidden``, ``NotFound`` (team), ``Conflict`` (somebody
@@ -124,10 +133,10 @@ class Imports:
         """
         async with attempt(self._db, "secret.import", caller):
             policy.require(caller, Scope.SECRETS_WRITE)
-            items = await asyncio.to_thread(_read, form, content, reader)
-        return await self._store(caller, items, form, options)
+            items = await asyncio.to_thread(_read, form, content, reader, progress)
+        return await self._store(caller, items, form, options, progress)
 
-    async def environment(self, caller: Caller, options: Options) -> Report:
+    async def environment(self, caller: Caller, options: Options, progress: Progress = unwatched) -> Report:
         """Import what the server's own environment has of well-known variables, and nothing else. Administrators only."""
         async with attempt(self._db, "secret.import", caller):
             policy.require_admin(caller)
@@ -136,9 +145,9 @@ class Imports:
             found = sorted(self._environment().items())
             # What an encoding could not read came in as lone surrogates, and is refused by name where the value is checked.
             items = [Item("environment", name, secret_value(value)) for name, value in found if name in known and value.strip()]
-        return await self._store(caller, items, "environment", replace(options, keep_unknown=False))
+        return await self._store(caller, items, "environment", replace(options, keep_unknown=False), progress)
 
-    async def _store(self, caller: Caller, items: list[Item], form: str, options: Options) -> Report:
+    async def _store(self, caller: Caller, items: list[Item], form: str, options: Options, progress: Progress) -> Report:
         async with (
             attempt(self._db, "secret.import", caller),
             taken("Somebody stored one of these secrets at the same moment.", "Nothing was changed: import again."),
@@ -146,7 +155,7 @@ class Imports:
             if options.system:
                 policy.require_admin(caller)
             try:
-                report = await self._transaction(caller, items, form, options)
+                report = await self._transaction(caller, items, form, options, progress)
             except _Undone as undone:
                 report = undone.report
         if not report.applied and not options.dry_run:  # its record was rolled back with it
@@ -154,13 +163,14 @@ class Imports:
             await record_alone(self._db, ManagementRecord("secret.import", caller, "", outcome="refused", detail=counts))
         return report
 
-    async def _transaction(self, caller: Caller, items: list[Item], form: str, options: Options) -> Report:
+    async def _transaction(self, caller: Caller, items: list[Item], form: str, options: Options, progress: Progress) -> Report:
         """Store the items; raise ``_Undone`` where they are not to be."""
         async with self._db.write(sealing_actor(caller)) as tx:
             whose = NewSecret("", secret_value(""), system=options.system, team_id=options.team_id)
             owner = await owner_of_new(tx, self._keyring, caller, whose)
             known = await registry.load(tx, self._keyring, self._catalog, owner.id)
-            report = await _Import(self, tx, caller, owner, known, options).run(items)
+            shelf = await self.models.shelf(tx, caller, owner)
+            report = await _Import(self, tx, caller, known, shelf, options, progress).run(items)
             await self._record(tx, caller, owner, form, report)
             if options.dry_run or not report.applied:
                 raise _Undone(report)
@@ -171,18 +181,6 @@ class Imports:
         record = ManagementRecord("secret.import", caller, "", owner=owner, detail=(("format", form), *counts))
         await management.record(self._db, tx, record)
 
-    async def put_secret(
-        self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret, options: Options
-    ) -> Literal["create", "update", "unchanged", "conflict"]:
-        """Store one secret; see ``Secrets.put``."""
-        return await self._secrets.put(tx, caller, owner, new, replace=options.replace)
-
-    async def put_model(
-        self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewModel
-    ) -> Literal["create", "update", "unchanged", "conflict"]:
-        """Register one model; see ``Models.put``."""
-        return await self._models.put(tx, caller, owner, new)
-
     def shown(self, name: str) -> str:
         """A name from a file as a report may repeat it."""
         return shown(self._catalog, name)
@@ -192,37 +190,55 @@ class Imports:
         return target_of(known, self._catalog, item, value)
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A secret that is checked and yet to be stored; ``result`` is what becomes of it, but for the outcome."""
+
+    place: int
+    entry: Entry
+    result: Result
+
+
 @dataclass(slots=True)
 class _Import:
-    """One file on its way in."""
+    """One file on its way in: its models together, then its secrets."""
 
     room: Imports
     tx: AsyncConnection
     caller: Caller
-    owner: Owner
     known: Registry
+    shelf: Shelf
     options: Options
+    progress: Progress
+    seen: dict[tuple[str, ...], bytes] = field(default_factory=dict)
+    waiting: list[_Waiting] = field(default_factory=list)
 
     async def run(self, items: list[Item]) -> Report:
-        seen: dict[tuple[str, ...], bytes] = {}
-        results = [await self._one(item, seen) for item in items]
+        results: list[Result] = []
+        for item in items:
+            results.append(await self._one(item, len(results)))
+            await self._pause("checking", len(results), len(items))
+        await self.room.models.add(self.tx, self.caller, self.shelf)
+        await self._store(results)
         applied = self.options.skip_failed or not any(result.outcome in FAILURES for result in results)
         return Report(self.options.dry_run, applied, tuple(results))
 
-    async def _one(self, item: Item, seen: dict[tuple[str, ...], bytes]) -> Result:
+    async def _pause(self, what: str, done: int, total: int) -> None:
+        """Say how far it is, and let others have their turn."""
+        if done % TOGETHER == 0 or done == total:
+            self.progress(what, done, total)
+            await asyncio.sleep(0)
+
+    async def _one(self, item: Item, place: int) -> Result:
         result = Result(item.place, self.room.shown(item.variable), "invalid", kind=item.kind, reason=item.problem)
         if item.problem:
             return result
         try:
-            return await self._model(item, result, seen) if item.kind == "model" else await self._secret(item, result, seen)
-        except ProviderUnknown as error:
-            return replace(result, outcome="unknown", reason=error.message)
-        except Conflict as error:
-            return replace(result, outcome="conflict", reason=error.message)
-        except (Invalid, TooLarge) as error:
-            return replace(result, outcome="invalid", reason=_reason(error))
+            return await self._model(item, result) if item.kind == "model" else self._secret(item, result, place)
+        except _REFUSALS as error:
+            return _refused(result, error)
 
-    async def _secret(self, item: Item, result: Result, seen: dict[tuple[str, ...], bytes]) -> Result:
+    def _secret(self, item: Item, result: Result, place: int) -> Result:
         raw = item.value.reveal() if item.value is not None else b""
         target = self.room.target(self.known, item, raw.decode("utf-8", "replace").strip())
         if target is None and self.options.keep_unknown:
@@ -239,47 +255,82 @@ class _Import:
             save_anyway=self.options.save_anyway,
             **fields,
         )
-        if not self._is_first(seen, raw, "secret", target.provider, str(target.secret_type or ""), target.name):
-            return self._twice(result, seen, raw, "secret", target.provider, str(target.secret_type or ""), target.name)
-        outcome = await self.room.put_secret(self.tx, self.caller, self.owner, new, self.options)
-        shown_as = {"provider": self.room.shown(target.provider), "name": self.room.shown(target.name)}
-        provider = self.known.providers.get(target.provider)
-        secret_type = target.secret_type or (SecretType.CUSTOM if provider is None else provider.secret_type)
-        shown_as["preview"] = preview_of(text_of(new.value, secret_type), secret_type)
-        return replace(result, outcome=outcome, reason=_CONFLICT if outcome == "conflict" else "", **shown_as)
+        entry = self.room.secrets.intake.checked(self.known, new)
+        if not self._is_first(raw, "secret", *entry.named):
+            return self._twice(result, raw, "secret", *entry.named)
+        provider, name = self.room.shown(target.provider), self.room.shown(target.name)
+        result = replace(result, provider=provider, name=name, preview=entry.draft.content.preview)
+        self.waiting.append(_Waiting(place, entry, result))
+        return result
 
-    async def _model(self, item: Item, result: Result, seen: dict[tuple[str, ...], bytes]) -> Result:
+    async def _store(self, results: list[Result]) -> None:
+        """Store the secrets that wait, and put what became of each in its place."""
+        intake, owner, replacing = self.room.secrets.intake, self.shelf.owner, self.options.replace
+        held = await intake.held(self.tx, owner.id, [each.entry for each in self.waiting])
+        adding: list[Entry] = []
+        changed: list[ManagementRecord] = []
+        for number, each in enumerate(self.waiting, 1):
+            row = held.get(each.entry.named)
+            try:
+                if row is None:
+                    each.entry.egress()
+                    adding.append(each.entry)
+                    results[each.place] = replace(each.result, outcome="create")
+                else:
+                    again = self.room.secrets.put_again(self.tx, self.caller, row, each.entry, replace=replacing)
+                    outcome, record = await again
+                    changed += [record] if record else []
+                    reason = _CONFLICT if outcome == "conflict" else ""
+                    results[each.place] = replace(each.result, outcome=outcome, reason=reason)
+            except _REFUSALS as error:
+                results[each.place] = _refused(each.result, error)
+            await self._pause("storing", number, len(self.waiting))
+        await intake.add(self.tx, self.caller, owner, adding)
+        await self.room.secrets.note_all(self.tx, owner.id, changed)
+
+    async def _model(self, item: Item, result: Result) -> Result:
         fields: dict[str, Any] = dict(item.fields)
         new = NewModel(
             item.provider, str(fields.pop("name", "")), api_key=item.value, **fields, save_anyway=self.options.save_anyway
         )
         raw = item.value.reveal() if item.value is not None else b""
-        if not self._is_first(seen, raw, "model", new.provider, new.name):
-            return self._twice(result, seen, raw, "model", new.provider, new.name)
-        outcome = await self.room.put_model(self.tx, self.caller, self.owner, new)
+        if not self._is_first(raw, "model", new.provider, new.name):
+            return self._twice(result, raw, "model", new.provider, new.name)
+        outcome = await self.room.models.put(self.tx, self.caller, self.shelf, new)
         shown_as = {"provider": self.room.shown(new.provider), "name": self.room.shown(new.name)}
         reason = "A model of this name is registered otherwise." if outcome == "conflict" else ""
         return replace(result, outcome=outcome, reason=reason, **shown_as)
 
-    @staticmethod
-    def _is_first(seen: dict[tuple[str, ...], bytes], raw: bytes, *key: str) -> bool:
-        if key in seen:
+    def _is_first(self, raw: bytes, *key: str) -> bool:
+        if key in self.seen:
             return False
-        seen[key] = raw
+        self.seen[key] = raw
         return True
 
-    def _twice(self, result: Result, seen: dict[tuple[str, ...], bytes], raw: bytes, *key: str) -> Result:
+    def _twice(self, result: Result, raw: bytes, *key: str) -> Result:
         """Of a name that stands twice in a file: the same value again is no news, another one is a question to its author."""
         name = self.room.shown(key[-1])
-        if seen[key].strip() == raw.strip():
+        if self.seen[key].strip() == raw.strip():
             return replace(result, outcome="unchanged", provider=key[1], name=name, reason="It stands in the file twice.")
         return replace(result, outcome="invalid", name=name, reason="It stands in the file twice, with different values.")
+
+
+_REFUSALS = (ProviderUnknown, Conflict, Invalid, TooLarge)
+
+
+def _refused(result: Result, error: KeybearerError) -> Result:
+    """What becomes of an item that cannot be stored; messages never hold a value."""
+    if isinstance(error, ProviderUnknown):
+        return replace(result, outcome="unknown", reason=error.message)
+    if isinstance(error, Conflict):
+        return replace(result, outcome="conflict", reason=error.message)
+    return replace(result, outcome="invalid", reason=_reason(error))
 
 
 _CONFLICT = "There is a secret of this name with another value."
 
 
-def _read(form: Format, content: str, reader: Reader | None) -> list[Item]:
+def _read(form: Format, content: str, reader: Reader | None, progress: Progress) -> list[Item]:
     """All items, opened. In a thread: deriving keys takes its time. Raises ``Invalid``, ``TooLarge``."""
     if len(content) > CONTENT_LIMIT:
         raise TooLarge(f"The file has more than {CONTENT_LIMIT} characters.", hint="Split it.")
@@ -288,14 +339,18 @@ def _read(form: Format, content: str, reader: Reader | None) -> list[Item]:
         "json": documents.read_json,
         "csv": documents.read_csv,
     }
-    items: list[Item] = []
-    for item in readers[form](content):
-        if len(items) == ITEMS_LIMIT:
-            raise TooLarge(f"The file has more than {ITEMS_LIMIT} entries.", hint="Split it.")
-        items.append(item if reader is None else _opened(item, reader))
+    items = list(islice(readers[form](content), ITEMS_LIMIT + 1))
+    if len(items) > ITEMS_LIMIT:
+        raise TooLarge(f"The file has more than {ITEMS_LIMIT} entries.", hint="Split it.")
     if not items:
         raise Invalid("The file has nothing in it.", fields=(FieldError("content", "is empty"),))
-    return items
+    if reader is None:
+        return items
+    found = []
+    for item in items:
+        found.append(_opened(item, reader))
+        progress("opening", len(found), len(items))
+    return found
 
 
 def _opened(item: Item, reader: Reader) -> Item:

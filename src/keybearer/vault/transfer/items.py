@@ -6,7 +6,7 @@ Nothing of a value is ever in a place, a label or a problem. A name is shown onl
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from keybearer.vault.drafts import DEFAULT_NAME
 
 Kind = Literal["secret", "model"]
 Format = Literal["env", "json", "csv"]
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how many rows or items of it are, and of how many."""
 
 CONTENT_LIMIT = 4 * 1024 * 1024
 """Bytes of one file."""
@@ -24,6 +26,10 @@ ITEMS_LIMIT = 2_000
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,199}", re.ASCII)
 _PATH = re.compile(r"[A-Za-z0-9_./ -]{1,300}", re.ASCII)
 _GENERIC = frozenset({"key", "api_key", "apikey", "api-key", "token", "value", "secret", "access_token", "url", "dsn"})
+
+
+def unwatched(what: str, done: int, total: int) -> None:
+    """A ``Progress`` that nobody sees."""
 
 
 @dataclass(frozen=True, slots=True)

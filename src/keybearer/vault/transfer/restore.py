@@ -32,8 +32,8 @@ from keybearer.store.schema import metadata, root_key
 from keybearer.store.whole import Within, bring_up, filling
 from keybearer.vault.sealed_columns import OWNERS_TABLES, OwnersTable
 from keybearer.vault.transfer import container, tables
-from keybearer.vault.transfer.backup import Progress
 from keybearer.vault.transfer.container import Header, Reader
+from keybearer.vault.transfer.items import Progress
 
 SAMPLE = 500
 """Values of each table that are opened, drawn at random."""
