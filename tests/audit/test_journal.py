@@ -55,6 +55,41 @@ async def test_a_use_is_in_the_file_when_the_call_returns(tmp_path: Path) -> Non
     await journal.close()
 
 
+class Departing:
+    """Uses that hear whether they are on record."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+
+    def depart(self, seq: int) -> None:
+        self.left.append(seq)
+
+    def stay(self, error: JournalFailed) -> None:
+        raise error
+
+
+async def test_uses_of_two_turns_go_together_and_a_lone_one_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, uses = begin(tmp_path), Departing()
+    written: list[int] = []
+    write = journal._write
+    monkeypatch.setattr(journal, "_write", lambda data: (written.append(data.count(b"\n")), write(data)))
+    journal.depart(lines.use_line(WHO.use("r1")), uses)
+    await asyncio.sleep(0)
+    assert (uses.left, written) == ([2], [1])
+    for name in ("r2", "r3"):
+        journal.depart(lines.use_line(WHO.use(name)), uses)
+    await asyncio.sleep(0)
+    assert uses.left == [2]  # a next turn may bring more
+    for name in ("r4", "r5", "r6"):
+        journal.depart(lines.use_line(WHO.use(name)), uses)
+    await asyncio.sleep(0)
+    assert (uses.left, written) == ([2, 3, 4, 5, 6, 7], [1, 5])  # and those of no third one
+    assert kinds(journal) == ["open", *["use"] * 6]
+    await journal.close()
+
+
 async def test_only_the_owner_of_the_process_may_read_the_files(tmp_path: Path) -> None:
     journal = begin(tmp_path / "journal")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "journal", *(tmp_path / "journal").rglob("*")]}

@@ -279,6 +279,7 @@ async def test_an_entry_whose_provider_wants_more_is_a_question_and_the_rest_goe
     report = await run(sqlite_world, ada, content, Options(skip_failed=True), "json")
     assert [result.outcome for result in report.results] == ["invalid", "create"]
     assert "parameters.resource is required" in report.results[0].reason
+    assert report.results[0].preview == ""
     whole = json.dumps([{**azure, "parameters": {"resource": "kbtest"}}])
     assert (await run(sqlite_world, ada, whole, form="json")).counts() == {"create": 1}
     assert (await run(sqlite_world, ada, content, form="json")).counts() == {"unchanged": 2}

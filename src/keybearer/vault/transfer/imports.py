@@ -320,6 +320,7 @@ _REFUSALS = (ProviderUnknown, Conflict, Invalid, TooLarge)
 
 def _refused(result: Result, error: KeybearerError) -> Result:
     """What becomes of an item that cannot be stored; messages never hold a value."""
+    result = replace(result, preview="")
     if isinstance(error, ProviderUnknown):
         return replace(result, outcome="unknown", reason=error.message)
     if isinstance(error, Conflict):
