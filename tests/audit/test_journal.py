@@ -74,7 +74,12 @@ async def test_uses_of_two_turns_go_together_and_a_lone_one_waits_for_nobody(
     journal, uses = begin(tmp_path), Departing()
     written: list[int] = []
     write = journal._write
-    monkeypatch.setattr(journal, "_write", lambda data: (written.append(data.count(b"\n")), write(data)))
+
+    def counted(data: bytes) -> None:
+        written.append(data.count(b"\n"))
+        write(data)
+
+    monkeypatch.setattr(journal, "_write", counted)
     journal.depart(lines.use_line(WHO.use("r1")), uses)
     await asyncio.sleep(0)
     assert (uses.left, written) == ([2], [1])
