@@ -131,6 +131,7 @@ async def process(urls: tuple[str, str], directory: Path, url: str = "") -> Asyn
         feed = Feed(db, interval=0.05)
         journal = await Journal.open(db, directory, "journal")
         stack.push_async_callback(journal.close)
+        stack.push_async_callback(asyncio.sleep, 0.01)  # uses that wait are written in a turn or two
         shipper = Shipper(db, directory, journal)
         records = Records(db, journal, shipper)
         await feed.start()

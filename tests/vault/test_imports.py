@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,7 @@ async def test_a_long_file_is_stored_in_its_order_by_few_statements(world: World
         content = json.dumps({kind: entries})
         statements.clear()
         assert (await run(world, ada, content, form="json")).counts() == {"create": 150}
-        assert len(statements) < 150
+        assert len(statements) < 300  # fifteen an entry once
         statements.clear()
         assert (await run(world, ada, content, form="json")).counts() == {"unchanged": 150}
         assert len(statements) < most
@@ -283,6 +284,64 @@ async def test_an_entry_whose_provider_wants_more_is_a_question_and_the_rest_goe
     whole = json.dumps([{**azure, "parameters": {"resource": "kbtest"}}])
     assert (await run(sqlite_world, ada, whole, form="json")).counts() == {"create": 1}
     assert (await run(sqlite_world, ada, content, form="json")).counts() == {"unchanged": 2}
+
+
+async def test_what_keeps_others_from_changing_anything_comes_last(world: World) -> None:
+    """Records are numbered under one lock of the whole deployment: first all rows are written, and those of others waited for."""
+    ada = await world.person("ada")
+    await run(world, ada, f"OPENAI_API_KEY={OPENAI_KEY}")
+    content = {
+        "models": [{"provider": "openai", "name": "m", "api_key": OPENAI_KEY}],
+        "secrets": [{"provider": "openai", "value": OTHER_OPENAI_KEY}, {"provider": "anthropic", "value": ANTHROPIC_KEY}],
+    }
+    statements: list[str] = []
+    engine = world.db._writers.sync_engine
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    report = await run(world, ada, json.dumps(content), Options(replace=True), "json")
+    sa.event.remove(engine, "before_cursor_execute", note)
+    assert report.counts() == {"create": 2, "update": 1}
+    writes = [
+        number
+        for number, text in enumerate(statements)
+        if re.match(r"(INSERT INTO|UPDATE) (secret|secret_version|model)\b", text)
+    ]
+    locks = [number for number, text in enumerate(statements) if "audit_writer" in text or "pg_advisory" in text]
+    assert writes[-1] < locks[0]
+
+
+async def test_a_models_own_key_is_no_other_entrys(world: World) -> None:
+    ada = await world.person("ada")
+    model = {"provider": "openai", "name": "m", "api_key": OPENAI_KEY}
+    beside = {"provider": "openai", "name": "model m", "value": OTHER_OPENAI_KEY}
+    content = json.dumps({"secrets": [beside], "models": [model]})
+    both = await run(world, ada, content, Options(replace=True, skip_failed=True), "json")
+    assert sorted((result.kind, result.outcome) for result in both.results) == [("model", "create"), ("secret", "conflict")]
+    assert (await held(world, ada))["openai", "model m"][0] == OPENAI_KEY
+    await world.secrets.create(ada, NewSecret("openai", value(OTHER_OPENAI_KEY), name="model q"))
+    long = [{**model, "name": "n" * 199 + end} for end in ("a", "b")]
+    rest = json.dumps({"models": [{**model, "name": "q"}, *long], "secrets": [{"provider": "anthropic", "value": ANTHROPIC_KEY}]})
+    report = await run(world, ada, rest, Options(skip_failed=True), "json")
+    assert report.counts() == {"conflict": 2, "create": 2}
+    assert ("anthropic", "default") in await held(world, ada)
+
+
+async def test_a_key_in_the_place_of_a_providers_name_is_not_repeated(sqlite_world: World) -> None:
+    ada = await sqlite_world.person("ada")
+    wrong = {"provider": OPENAI_KEY, "name": "m", "value": OPENAI_KEY}
+    for kind in ("models", "secrets"):
+        report = await run(sqlite_world, ada, json.dumps({kind: [wrong, wrong]}), Options(skip_failed=True), "json")
+        assert "kbtest" not in repr(report)
+
+
+async def test_what_stands_twice_with_two_values_is_a_question_though_the_first_is_refused(sqlite_world: World) -> None:
+    ada = await sqlite_world.person("ada")
+    entries = [{"provider": "openai", "name": "a", "value": text} for text in ("kbtest nonsense", OPENAI_KEY)]
+    report = await run(sqlite_world, ada, json.dumps(entries), Options(skip_failed=True), "json")
+    assert report.counts() == {"invalid": 2}
 
 
 async def test_names_meet_as_they_are_stored_and_not_as_they_are_spelled(sqlite_world: World) -> None:

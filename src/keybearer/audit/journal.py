@@ -64,7 +64,7 @@ _sync_data = getattr(os, "fdatasync", os.fsync)
 
 
 class Departure(Protocol):
-    """A use that is about to be written: who asked for it hears once, in the event loop's next turn, which of the two it is."""
+    """A use that is about to be written: who asked for it hears once, a turn of the event loop or two later, which of the two it is."""
 
     def depart(self, seq: int) -> None:
         """It is on record as entry ``seq``: the key may leave."""

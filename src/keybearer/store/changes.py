@@ -73,7 +73,8 @@ async def note(db: Database, tx: AsyncConnection, subject: str, subject_id: str,
 async def note_each(db: Database, tx: AsyncConnection, subject: str, concerned: Sequence[tuple[str, UUID | None]]) -> None:
     """As ``note``, of several: each a ``subject_id`` and whose cached keys are concerned.
 
-    Who they are must have been read after ``db.lock_order``: else somebody may join between that and the commit, unheard of.
+    Who is concerned by what several share must have been read after ``db.lock_order``: else somebody may join between that and the
+    commit, unheard of.
     """
     await db.lock_order(tx)
     at = datetime.now(UTC)

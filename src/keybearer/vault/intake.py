@@ -18,6 +18,7 @@ from keybearer.audit import management
 from keybearer.catalog import Catalog, Provider, Registry
 from keybearer.crypto.keyring import OwnerKey
 from keybearer.domain import Caller, ManagementRecord, Owner, SecretBytes, SecretType
+from keybearer.errors import Conflict
 from keybearer.store.queries import secrets as rows
 from keybearer.store.queries import versions
 from keybearer.vault import audience
@@ -77,8 +78,19 @@ class Intake:
         """Those of an owner's secrets that have the names of ``entries``, locked."""
         return await rows.lock_named(tx, owner_id, [entry.named for entry in entries])
 
-    async def add(self, tx: AsyncConnection, caller: Caller, owner: Owner, entries: Sequence[Entry]) -> Sequence[UUID]:
-        """Store secrets whose names are free, on record; their ids, in the same order. Raises what ``Entry.egress`` does."""
+    async def require_free(self, tx: AsyncConnection, owner_id: UUID, entry: Entry, queued: set[rows.Named]) -> None:
+        """Raise ``Conflict`` where the owner has a secret of this name, or is about to have one: ``queued``, which it joins."""
+        if entry.named in queued or await rows.named(tx, owner_id, *entry.named) is not None:
+            raise Conflict("There is a secret that is named like this model's own key.")
+        queued.add(entry.named)
+
+    async def add(
+        self, tx: AsyncConnection, caller: Caller, owner: Owner, entries: Sequence[Entry]
+    ) -> Sequence[ManagementRecord]:
+        """Store secrets whose names are free. Gives what ``note`` is to put on record, in the same order; the subjects are their ids.
+
+        Raises what ``Entry.egress`` does.
+        """
         if not entries:
             return ()
         now = datetime.now(UTC)
@@ -89,10 +101,14 @@ class Intake:
             made = [self._made(secret_id, caller, owner, entry, key, now) for secret_id, entry in part]
             await self._keeper.insert(tx, [columns for columns, _ in made])
             await versions.insert(tx, [version for _, version in made])
-        await management.record_all(self._keeper.db, tx, (_record(caller, owner, *each) for each in new))
-        # Once for all of them, and for no team but the owner: what is new is shared with nobody.
-        await audience.note_owned(self._keeper.db, tx, "secret", str(ids[0]) if len(ids) == 1 else "", owner)
-        return ids
+        return [_record(caller, owner, *each) for each in new]
+
+    async def note(self, tx: AsyncConnection, owner: Owner, records: Sequence[ManagementRecord]) -> None:
+        """Put on record what was added, and tell every process. Last, for others who change anything wait from here to the commit."""
+        if records:
+            await management.record_all(self._keeper.db, tx, records)
+            # Once for all of them, and for no team but the owner: what is new is shared with nobody.
+            await audience.note_owned(self._keeper.db, tx, "secret", records[0].subject if len(records) == 1 else "", owner)
 
     def _made(
         self, secret_id: UUID, caller: Caller, owner: Owner, entry: Entry, key: OwnerKey, now: datetime

@@ -29,6 +29,7 @@ from keybearer.errors import Conflict, FieldError, Invalid, NotFound
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.store.db import Database
 from keybearer.store.queries import models as rows
+from keybearer.store.queries.secrets import Named
 from keybearer.vault import audience, reach, registry
 from keybearer.vault.addresses import check_base_url
 from keybearer.vault.drafts import provider_named
@@ -134,6 +135,8 @@ class Shelf:
     models: dict[tuple[str, str], Any]
     """By provider and name; what is to be added is here too."""
     adding: list[_Added] = field(default_factory=list)
+    key_names: set[Named] = field(default_factory=set)
+    """Of the keys that come with ``adding``."""
 
 
 class Models:
@@ -214,7 +217,7 @@ class Models:
             async with self._db.write(sealing_actor(caller)) as tx:
                 shelf = await self.shelf(tx, caller, await self._owner_of_new(tx, caller, new))
                 shelf.adding.append(self._added(caller, shelf, new))
-                await self.add(tx, caller, shelf)
+                await self.note(tx, caller, shelf, await self.add(tx, caller, shelf))
         return _view(SimpleNamespace(**shelf.adding[0].row), caller)
 
     async def put(self, tx: AsyncConnection, caller: Caller, shelf: Shelf, new: NewModel) -> Put:
@@ -226,7 +229,11 @@ class Models:
         policy.require(caller, Scope.MODELS_WRITE)
         found = shelf.models.get((new.provider, new.name))
         if found is None:
-            shelf.adding.append(self._added(caller, shelf, new))
+            added = self._added(caller, shelf, new)
+            if added.key is not None:
+                await self._secrets.intake.require_free(tx, shelf.owner.id, added.key, shelf.key_names)
+            shelf.adding.append(added)
+            shelf.models[new.provider, new.name] = SimpleNamespace(**added.row)
             return "create"
         row, owner = self._ours(found), shelf.owner
         if new.api_key is None:
@@ -242,14 +249,20 @@ class Models:
         known = await registry.load(tx, self._keyring, self._catalog, caller.user_id)
         return Shelf(owner, known, {(row.provider, row.name): row for row in await rows.of_owner(tx, owner.id)})
 
-    async def add(self, tx: AsyncConnection, caller: Caller, shelf: Shelf) -> None:
-        """Register what ``put`` found to be new: all of it together."""
+    async def add(self, tx: AsyncConnection, caller: Caller, shelf: Shelf) -> Sequence[ManagementRecord]:
+        """Register what ``put`` found to be new: all of it together. Gives the records of the models' own keys, for ``note``."""
         with_keys = [added for added in shelf.adding if added.key is not None]
-        ids = await self._secrets.intake.add(tx, caller, shelf.owner, [added.key for added in with_keys if added.key is not None])
-        for added, secret_id in zip(with_keys, ids, strict=True):
-            added.row["secret_id"] = secret_id
+        keys = [added.key for added in with_keys if added.key is not None]
+        records = await self._secrets.intake.add(tx, caller, shelf.owner, keys)
+        for added, record in zip(with_keys, records, strict=True):
+            added.row["secret_id"] = UUID(record.subject)
         for part in parts(shelf.adding):
             await rows.insert(tx, [self._sealed(added.row) for added in part])
+        return records
+
+    async def note(self, tx: AsyncConnection, caller: Caller, shelf: Shelf, keys: Sequence[ManagementRecord]) -> None:
+        """Put on record what was added, and tell every process. Last: see ``Intake.note``."""
+        await self._secrets.intake.note(tx, shelf.owner, keys)
         if shelf.adding:
             records = (_record(caller, "model.create", added.row, shelf.owner) for added in shelf.adding)
             await management.record_all(self._db, tx, records)
@@ -264,7 +277,6 @@ class Models:
         row |= {"secret_id": None, "created_at": now, "updated_at": now, **columns}
         _check_names(shelf.models.values(), row)
         found = self._key(caller, provider, owner, row, new.api_key, anyway=new.save_anyway)
-        shelf.models[provider.name, new.name] = SimpleNamespace(**row)
         return _Added(row, None if found is None else found[1])
 
     async def update(self, caller: Caller, model_id: UUID, fields: Mapping[str, Any]) -> ModelView:

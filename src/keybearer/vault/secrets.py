@@ -37,7 +37,7 @@ from keybearer.domain import (
     SecretBytes,
     SecretType,
 )
-from keybearer.errors import Invalid, NotFetchable, NotFound, ProviderUnknown
+from keybearer.errors import Conflict, Invalid, NotFetchable, NotFound, ProviderUnknown
 from keybearer.gateway.egress import egress_set
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import cursors, versions
@@ -351,8 +351,10 @@ class Secrets:
 
         ``row`` is locked, of an owner whose secrets the caller may store. It keeps its value unless ``replace``; all else about it
         stays as it is in any case. A change is yet to be put on record, with the others of the file (``Keeper.note_all``).
-        Raises ``Invalid`` and its kinds, before anything is written.
+        Raises ``Invalid`` and its kinds, and ``Conflict`` for a model's own key, before anything is written.
         """
+        if row.model_id is not None:
+            raise Conflict("The name is that of a model's own key.")
         before = await self._keeper.current(tx, row)
         if before is not None and before.same_as(entry.draft.content):
             return "unchanged", None
@@ -375,8 +377,10 @@ class Secrets:
             raise ProviderUnknown
         if provider.registered.secret_id is not None:
             await self.drop_for_model(tx, caller, provider.registered.owner.id, provider.registered.secret_id)
-        (secret_id,) = await self.intake.add(tx, caller, provider.registered.owner, [entry])
-        return secret_id
+        owner = provider.registered.owner
+        records = await self.intake.add(tx, caller, owner, [entry])
+        await self.intake.note(tx, owner, records)
+        return UUID(records[0].subject)
 
     async def drop_for_model(self, tx: AsyncConnection, caller: Caller, owner_id: UUID, secret_id: UUID) -> None:
         """Purge a model's own key, if it is still there, within the transaction of what it belonged to."""
@@ -400,8 +404,9 @@ class Secrets:
         self, tx: AsyncConnection, caller: Caller, owner: Owner, new: NewSecret, pointed: Pointed | None = None
     ) -> Secret:
         known = await registry.load(tx, self._keeper.keyring, self._catalog, owner.id)
-        (secret_id,) = await self.intake.add(tx, caller, owner, [self.intake.checked(known, new, pointed)])
-        return self._keeper.secret(await rows.get(tx, secret_id, (owner.id,)))
+        records = await self.intake.add(tx, caller, owner, [self.intake.checked(known, new, pointed)])
+        await self.intake.note(tx, owner, records)
+        return self._keeper.secret(await rows.get(tx, UUID(records[0].subject), (owner.id,)))
 
     async def _update(
         self, tx: AsyncConnection, caller: Caller, row: Any, fields: Mapping[str, Any], *, rebind: bool = False

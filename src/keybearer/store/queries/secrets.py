@@ -117,12 +117,18 @@ async def named(tx: AsyncConnection, owner_id: UUID, provider: str, secret_type:
 async def lock_named(tx: AsyncConnection, owner_id: UUID, names: Iterable[Named]) -> dict[Named, Row]:
     """The owner's secrets of these names, with their envelopes, which no other transaction changes until this one ends."""
     named, wanted = (secret.c.provider, secret.c.secret_type, secret.c.name), list(names)
-    found: dict[Named, Row] = {}
+    mine = (secret.c.owner_id == owner_id, *_is_deleted(False))
+    ids: list[UUID] = []
     for start in range(0, len(wanted), _TOGETHER):
-        where = (secret.c.owner_id == owner_id, sa.tuple_(*named).in_(wanted[start : start + _TOGETHER]), *_is_deleted(False))
-        # By id: of two who lock some of the same, neither waits for what the other is about to take.
-        locked = (await tx.execute(sa.select(secret.c.id).where(*where).order_by(secret.c.id).with_for_update())).scalars().all()
-        for row in await tx.execute(_WITH_VERSION.where(secret.c.id.in_(locked))):
+        query = sa.select(secret.c.id).where(*mine, sa.tuple_(*named).in_(wanted[start : start + _TOGETHER]))
+        ids += (await tx.execute(query)).scalars()
+    # By id: of two who lock some of the same, neither waits for what the other is about to take.
+    ids.sort()
+    found: dict[Named, Row] = {}
+    for start in range(0, len(ids), _TOGETHER):
+        these = (*mine, secret.c.id.in_(ids[start : start + _TOGETHER]))
+        await tx.execute(sa.select(secret.c.id).where(*these).order_by(secret.c.id).with_for_update())
+        for row in await tx.execute(_WITH_VERSION.where(*these)):
             found[row.provider, row.secret_type, row.name] = row
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
@@ -171,6 +171,7 @@ class Imports:
             known = await registry.load(tx, self._keyring, self._catalog, owner.id)
             shelf = await self.models.shelf(tx, caller, owner)
             report = await _Import(self, tx, caller, known, shelf, options, progress).run(items)
+            await owner_of_new(tx, self._keyring, caller, whose)  # they may have lost a team's lead meanwhile
             await self._record(tx, caller, owner, form, report)
             if options.dry_run or not report.applied:
                 raise _Undone(report)
@@ -218,8 +219,12 @@ class _Import:
         for item in items:
             results.append(await self._one(item, len(results)))
             await self._pause("checking", len(results), len(items))
-        await self.room.models.add(self.tx, self.caller, self.shelf)
-        await self._store(results)
+        keys = await self.room.models.add(self.tx, self.caller, self.shelf)
+        added, changed = await self._store(results)
+        # Last of all: from here to the commit nobody else can change anything.
+        await self.room.models.note(self.tx, self.caller, self.shelf, keys)
+        await self.room.secrets.intake.note(self.tx, self.shelf.owner, added)
+        await self.room.secrets.note_all(self.tx, self.shelf.owner.id, changed)
         applied = self.options.skip_failed or not any(result.outcome in FAILURES for result in results)
         return Report(self.options.dry_run, applied, tuple(results))
 
@@ -255,16 +260,20 @@ class _Import:
             save_anyway=self.options.save_anyway,
             **fields,
         )
+        # As they are spelled, whether the first is good or not; then as they would be stored.
+        spelled = ("secret", target.provider, str(target.secret_type or ""), target.name)
+        if not self._is_first(raw, *spelled):
+            return self._twice(result, raw, *spelled)
         entry = self.room.secrets.intake.checked(self.known, new)
-        if not self._is_first(raw, "secret", *entry.named):
-            return self._twice(result, raw, "secret", *entry.named)
+        if not self._is_first(raw, "stored", *entry.named):
+            return self._twice(result, raw, "stored", *entry.named)
         provider, name = self.room.shown(target.provider), self.room.shown(target.name)
         result = replace(result, provider=provider, name=name, preview=entry.draft.content.preview)
         self.waiting.append(_Waiting(place, entry, result))
         return result
 
-    async def _store(self, results: list[Result]) -> None:
-        """Store the secrets that wait, and put what became of each in its place."""
+    async def _store(self, results: list[Result]) -> tuple[Sequence[ManagementRecord], Sequence[ManagementRecord]]:
+        """Store the secrets that wait, and put what became of each in its place; what is to be put on record: added, changed."""
         intake, owner, replacing = self.room.secrets.intake, self.shelf.owner, self.options.replace
         held = await intake.held(self.tx, owner.id, [each.entry for each in self.waiting])
         adding: list[Entry] = []
@@ -285,8 +294,7 @@ class _Import:
             except _REFUSALS as error:
                 results[each.place] = _refused(each.result, error)
             await self._pause("storing", number, len(self.waiting))
-        await intake.add(self.tx, self.caller, owner, adding)
-        await self.room.secrets.note_all(self.tx, owner.id, changed)
+        return await intake.add(self.tx, self.caller, owner, adding), changed
 
     async def _model(self, item: Item, result: Result) -> Result:
         fields: dict[str, Any] = dict(item.fields)
@@ -309,9 +317,9 @@ class _Import:
 
     def _twice(self, result: Result, raw: bytes, *key: str) -> Result:
         """Of a name that stands twice in a file: the same value again is no news, another one is a question to its author."""
-        name = self.room.shown(key[-1])
+        provider, name = self.room.shown(key[1]), self.room.shown(key[-1])
         if self.seen[key].strip() == raw.strip():
-            return replace(result, outcome="unchanged", provider=key[1], name=name, reason="It stands in the file twice.")
+            return replace(result, outcome="unchanged", provider=provider, name=name, reason="It stands in the file twice.")
         return replace(result, outcome="invalid", name=name, reason="It stands in the file twice, with different values.")
 
 
