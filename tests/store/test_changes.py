@@ -76,6 +76,16 @@ async def test_what_a_process_changes_itself_it_hears_at_once(database: Database
     await feed.stop()
 
 
+async def test_who_stops_in_the_middle_of_a_poll_leaves_no_connection_behind(database: Database) -> None:
+    """At whatever point of it: one that was cancelled while its transaction began once kept the connection for ever."""
+    for turn in range(100):
+        feed = Feed(database, interval=0.002)
+        await feed.start()
+        await asyncio.sleep(turn * 0.0003)
+        await feed.stop()
+        await until(lambda: database._side.sync_engine.pool.checkedout() == 0)  # type: ignore[attr-defined]  # a queue
+
+
 async def test_what_was_before_the_start_is_not_told(database: Database, feed: Feed) -> None:
     await say(database, "before")
     heard = hearing(feed)

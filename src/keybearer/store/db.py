@@ -7,10 +7,10 @@ row-level security does the rest; on SQLite the queries' own conditions are the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -256,15 +256,36 @@ class Database:
                     await connection.invalidate()  # its pool is gone
                 await self._release(connection)
 
+    async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
+        """Take a connection from the pool. Whoever is cancelled meanwhile leaves none behind: it goes back once it is there."""
+
+        async def connect() -> AsyncConnection:
+            return await engine.connect()
+
+        connecting = asyncio.create_task(connect())
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            self._finish(self._give_back(connecting))
+            raise
+
+    async def _give_back(self, connecting: asyncio.Task[AsyncConnection]) -> None:
+        with suppress(Exception):  # nobody waits for it any more
+            await (await connecting).close()
+
     async def _release(self, connection: AsyncConnection) -> None:
         """Roll back what was not committed, and give the connection back.
 
         Whoever waits for that may be cancelled, again and again where a client leaves: it goes on, and ``close`` waits for it.
         """
-        releasing = asyncio.create_task(connection.close())
+        await asyncio.shield(self._finish(connection.close()))
+
+    def _finish(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do what ``close`` is to wait for."""
+        releasing = asyncio.create_task(work)
         self._releasing.add(releasing)
         releasing.add_done_callback(self._releasing.discard)
-        await asyncio.shield(releasing)
+        return releasing
 
     async def _begin(self, engine: AsyncEngine, actor: Actor) -> AsyncConnection:
         """Return a connection with a transaction begun.
@@ -275,7 +296,7 @@ class Database:
         for attempt in (1, 2):
             try:
                 async with AsyncExitStack() as stack:
-                    connection = await engine.connect()
+                    connection = await self._connect(engine)
                     stack.push_async_callback(self._release, connection)
                     if self.name == "postgresql":
                         await connection.execute(_BEGIN, actor.settings())
