@@ -90,7 +90,7 @@ async def test_who_is_cancelled_at_any_moment_leaves_no_connection_behind(databa
             await asyncio.sleep(0)
         looking.cancel()
         await asyncio.wait([looking])
-        await until(lambda: pool.checkedout() == 0)
+        await until(lambda pool=pool: pool.checkedout() == 0)  # type: ignore[misc]
 
 
 async def test_what_was_before_the_start_is_not_told(database: Database, feed: Feed) -> None:
