@@ -82,15 +82,18 @@ async def test_who_is_cancelled_at_any_moment_leaves_no_connection_behind(databa
         async with database.watch() as tx:
             await tx.execute(sa.text("SELECT 1"))
 
+    def taken() -> int:
+        pool: Any = database._side.sync_engine.pool
+        return int(pool.checkedout())
+
     for turns in range(120):
         await database._side.dispose()  # a connection is made anew
-        pool: Any = database._side.sync_engine.pool
         looking = asyncio.create_task(look())
         for _ in range(turns):
             await asyncio.sleep(0)
         looking.cancel()
         await asyncio.wait([looking])
-        await until(lambda pool=pool: pool.checkedout() == 0)  # type: ignore[misc]
+        await until(lambda: taken() == 0)
 
 
 async def test_what_was_before_the_start_is_not_told(database: Database, feed: Feed) -> None:
