@@ -126,6 +126,6 @@ async def add_person(database: Database) -> Person:
 
 
 async def rows(database: Database, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> list[Any]:
-    """All rows of a table, as the system sees them."""
+    """All rows of a table, as the system sees them, in the order of their primary key."""
     async with database.read(Actor.system()) as tx:
-        return list((await tx.execute(sa.select(table).where(*conditions))).all())
+        return list((await tx.execute(sa.select(table).where(*conditions).order_by(*table.primary_key))).all())

@@ -111,7 +111,7 @@ def _proves_alone(server: Server, ada: Person, first: dict[str, Any], tmp_path: 
     ):
         with pytest.raises(ValueError, match=wrong):
             proofs.check(json.dumps(changed).encode(), verifier, [first["checkpoint"]], json.dumps(told).encode())
-    proof.write_text(json.dumps(answer | {"index": answer["index"] + 1}))
+    proof.write_text(json.dumps(answer | {"seq": row["seq"] + 1}))
     assert "not in the tree" in server.cli(*alone, check=False).stderr
     proof.write_text("[]")
     assert "no answer of the API" in server.cli(*alone, check=False).stderr
