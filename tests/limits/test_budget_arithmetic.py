@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -266,7 +267,7 @@ def test_looking_costs_nothing() -> None:
 
 def test_the_dearest_rates_are_reserved() -> None:
     prices.load()
-    at = datetime.now(UTC)
+    at = time.time()
     usage = Usage(input_tokens=1000, output_tokens=500, cache_write_tokens=1000)
     most = prices.most_micro_usd("anthropic", "claude-sonnet-4-5", 1000, 500, at)
     real = prices.cost_micro_usd("anthropic", "claude-sonnet-4-5", usage, at)

@@ -333,8 +333,9 @@ async def test_who_leaves_while_it_is_being_recorded_has_it_still(yard: Yard, mo
     may_go.set()
     await until(done.is_set)  # not only committed: its connection is to be back before the database is closed
     assert [row.object_id for row in await yard.rows()] == ["resp_9"]
-    (outcome,) = [line for line in yard.here.lines() if line["kind"] == "outcome"]
-    assert outcome["outcome"] == "aborted"
+    *before, last = [line["outcome"] for line in yard.here.lines() if line["kind"] == "outcome"]
+    assert last == "aborted"
+    assert set(before) <= {"refused"}  # trust may be lost on a busy machine: then the use began anew
 
 
 async def test_old_responses_are_forgotten_and_files_are_not(yard: Yard) -> None:

@@ -18,6 +18,7 @@ from keybearer.usage import prices
 from keybearer.usage.prices import cost_micro_usd
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+AT = NOW.timestamp()
 OURS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini", "x-ai": "xai", "openrouter": "openrouter"}
 TEXT = {"input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok", "output_reasoning_mtok"}
 
@@ -61,31 +62,31 @@ def test_our_figures_are_the_price_lists_own() -> None:
         cached, written = chance.randrange(given // 2), chance.randrange(given // 2)
         made = chance.randrange(1, 5_000)
         usage = Usage(given, made, cached, written, chance.randrange(made), None, None, chance.randrange(written + 1))
-        assert cost_micro_usd(ours, model, usage, NOW) == _theirs(theirs, model, usage), model
+        assert cost_micro_usd(ours, model, usage, AT) == _theirs(theirs, model, usage), model
 
 
 def test_known_prices() -> None:
     """gpt-4o: $2.50 and $10.00 a million tokens, $1.25 cached (OpenAI's price page; the package's list of 2026-11)."""
-    assert cost_micro_usd("openai", "gpt-4o", Usage(1_000_000, 0), NOW) == 2_500_000
-    assert cost_micro_usd("openai", "gpt-4o", Usage(1_000, 100), NOW) == 3_500
-    assert cost_micro_usd("openai", "gpt-4o", Usage(1_000, 100, 400), NOW) == 3_000
-    assert cost_micro_usd("openai", "gpt-4o", Usage(1_000, 100, 400, None, 90), NOW) == 3_000
-    assert cost_micro_usd("openai", "text-embedding-3-small", Usage(1_000_000), NOW) == 20_000
+    assert cost_micro_usd("openai", "gpt-4o", Usage(1_000_000, 0), AT) == 2_500_000
+    assert cost_micro_usd("openai", "gpt-4o", Usage(1_000, 100), AT) == 3_500
+    assert cost_micro_usd("openai", "gpt-4o", Usage(1_000, 100, 400), AT) == 3_000
+    assert cost_micro_usd("openai", "gpt-4o", Usage(1_000, 100, 400, None, 90), AT) == 3_000
+    assert cost_micro_usd("openai", "text-embedding-3-small", Usage(1_000_000), AT) == 20_000
 
 
 def test_a_dated_name_and_an_alias_cost_the_same() -> None:
     usage = Usage(1_000, 100)
-    assert cost_micro_usd("openai", "gpt-4o-2024-08-06", usage, NOW) == cost_micro_usd("openai", "gpt-4o", usage, NOW)
-    assert cost_micro_usd("gemini", "models/gemini-2.5-flash", usage, NOW) == cost_micro_usd(
-        "gemini", "gemini-2.5-flash", usage, NOW
+    assert cost_micro_usd("openai", "gpt-4o-2024-08-06", usage, AT) == cost_micro_usd("openai", "gpt-4o", usage, AT)
+    assert cost_micro_usd("gemini", "models/gemini-2.5-flash", usage, AT) == cost_micro_usd(
+        "gemini", "gemini-2.5-flash", usage, AT
     )
     # An alias that the list does not know is priced by the model that answered.
-    assert cost_micro_usd("openai", "my-alias", Usage(1_000, 100, model="gpt-4o-2024-08-06"), NOW) == 3_500
+    assert cost_micro_usd("openai", "my-alias", Usage(1_000, 100, model="gpt-4o-2024-08-06"), AT) == 3_500
 
 
 def test_a_cost_is_rounded_up_and_never_shown_as_nothing() -> None:
-    assert cost_micro_usd("openai", "gpt-4o-mini", Usage(1, 0), NOW) == 1
-    assert cost_micro_usd("openai", "gpt-4o", Usage(0, 0), NOW) == 0
+    assert cost_micro_usd("openai", "gpt-4o-mini", Usage(1, 0), AT) == 1
+    assert cost_micro_usd("openai", "gpt-4o", Usage(0, 0), AT) == 0
 
 
 @pytest.mark.parametrize(
@@ -103,19 +104,19 @@ def test_a_cost_is_rounded_up_and_never_shown_as_nothing() -> None:
     ],
 )
 def test_what_is_unknown_is_none_and_not_zero(provider: str, model: str, usage: Usage) -> None:
-    assert cost_micro_usd(provider, model, usage, NOW) is None
+    assert cost_micro_usd(provider, model, usage, AT) is None
 
 
 def test_a_cost_that_the_provider_stated_wins() -> None:
-    assert cost_micro_usd("openrouter", "some/model", Usage(5, 5, cost_usd=0.00095), NOW) == 950
-    assert cost_micro_usd("xai", "grok-4.3", Usage(5, 5, cost_usd=0.0037756), NOW) == 3_776
-    assert cost_micro_usd("openrouter", "some/model:free", Usage(5, 5, cost_usd=0.0), NOW) == 0
-    assert cost_micro_usd("mine", "m", Usage(cost_usd=1e-9), NOW) == 1
+    assert cost_micro_usd("openrouter", "some/model", Usage(5, 5, cost_usd=0.00095), AT) == 950
+    assert cost_micro_usd("xai", "grok-4.3", Usage(5, 5, cost_usd=0.0037756), AT) == 3_776
+    assert cost_micro_usd("openrouter", "some/model:free", Usage(5, 5, cost_usd=0.0), AT) == 0
+    assert cost_micro_usd("mine", "m", Usage(cost_usd=1e-9), AT) == 1
 
 
 def test_prices_follow_the_date_and_the_size() -> None:
     def cost(given: int) -> int:
-        found = cost_micro_usd("gemini", "gemini-2.5-pro", Usage(given, 0), NOW)
+        found = cost_micro_usd("gemini", "gemini-2.5-pro", Usage(given, 0), AT)
         assert found is not None
         return found
 
@@ -129,21 +130,21 @@ def test_prices_follow_the_date_and_the_size() -> None:
         if model.id == "o3" and isinstance(model.prices, list)
     ]
     assert dated
-    before = cost_micro_usd("openai", "o3", Usage(1_000, 0), datetime(2025, 5, 1, tzinfo=UTC))
+    before = cost_micro_usd("openai", "o3", Usage(1_000, 0), datetime(2025, 5, 1, tzinfo=UTC).timestamp())
     assert before is not None
-    assert before > (cost_micro_usd("openai", "o3", Usage(1_000, 0), NOW) or 0)
+    assert before > (cost_micro_usd("openai", "o3", Usage(1_000, 0), AT) or 0)
 
 
 def test_cached_tokens_never_exceed_what_was_given() -> None:
     usage = Usage(10, 0, 10_000, 10_000, None, None, None, 10_000)
-    found = cost_micro_usd("anthropic", "claude-sonnet-4-0", usage, NOW)
+    found = cost_micro_usd("anthropic", "claude-sonnet-4-0", usage, AT)
     assert found is not None
     assert 0 < found <= 60
 
 
 def test_invented_models_do_not_fill_memory() -> None:
     for number in range(5_000):
-        cost_micro_usd("openai", f"invented-{number}", Usage(1, 1), NOW)
+        cost_micro_usd("openai", f"invented-{number}", Usage(1, 1), AT)
     assert len(prices._loaded[0]._models) <= 4_096
 
 
@@ -191,4 +192,4 @@ MEDIA = [
 @pytest.mark.parametrize(("model", "usage", "cost"), MEDIA)
 def test_sound_and_images_have_prices_of_their_own_or_none(model: str, usage: Usage, cost: Decimal | int | None) -> None:
     expected = None if cost is None else int(Decimal(cost).to_integral_value(ROUND_CEILING))
-    assert cost_micro_usd("openai", model, usage, datetime(2026, 11, 21, tzinfo=UTC)) == expected
+    assert cost_micro_usd("openai", model, usage, datetime(2026, 11, 21, tzinfo=UTC).timestamp()) == expected

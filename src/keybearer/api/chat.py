@@ -6,10 +6,10 @@ It is a gateway call from inside (``gateway.inside``): whose key serves, what is
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import UUID
@@ -317,7 +317,7 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 def _answer(call: _Call, reply: Reply, usage: Usage) -> ChatAnswer:
     headers = call.inside.headers
     provider = headers.get("x-keybearer-provider", "")
-    cost = prices.cost_micro_usd(provider, call.model, usage, datetime.now(UTC))
+    cost = prices.cost_micro_usd(provider, call.model, usage, time.time())
     return ChatAnswer.model_construct(
         message=ChatSaid(content="".join(reply.text)),
         tool_calls=[

@@ -28,6 +28,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from keybearer.audit import management, segments
+from keybearer.audit.gathering import Gathering
 from keybearer.audit.lines import (
     GENESIS,
     NONCE_BYTES,
@@ -102,10 +103,7 @@ class Journal:
         self._pending: list[bytes] = []
         """Lines of outcomes that wait."""
         self._pending_bytes = 0
-        self._uses: list[bytes] = []
-        self._departures: list[Departure] = []
-        self._is_second_turn = False
-        """Uses of the turn before wait for those of this one."""
+        self._uses = Gathering(self._write_uses)
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._is_torn = False
@@ -153,10 +151,7 @@ class Journal:
 
         ``line`` is a ``use_line``; ``departure`` hears whether it is on record.
         """
-        self._uses.append(line)
-        self._departures.append(departure)
-        if len(self._uses) == 1:
-            self._loop.call_soon(self._write_uses)
+        self._uses.add((line, departure))
 
     def outcome(self, record: OutcomeRecord) -> int:
         """Note how a call ended; return the number its entry will have if no use comes first, or 0 if it was dropped. Never raises."""
@@ -234,22 +229,15 @@ class Journal:
 
     # --- writing
 
-    def _write_uses(self) -> None:
-        """The uses of one turn, or two, are on record, or none of them is; either way all who wait hear of it."""
-        if len(self._uses) > 1 and not self._is_second_turn:
-            self._is_second_turn = True
-            self._loop.call_soon(self._write_uses)
-            return
-        self._is_second_turn = False
-        uses, self._uses = self._uses, []
-        departures, self._departures = self._departures, []
+    def _write_uses(self, uses: list[tuple[bytes, Departure]]) -> None:
+        """All of them are on record, or none of them is; either way all who wait hear of it."""
         try:
-            self._append(uses)
+            self._append([line for line, _ in uses])
         except JournalFailed as error:
-            for departure in departures:
+            for _, departure in uses:
                 departure.stay(error)
             return
-        for seq, departure in enumerate(departures, self._seq - len(departures) + 1):
+        for seq, (_, departure) in enumerate(uses, self._seq - len(uses) + 1):
             departure.depart(seq)
 
     def _append(self, lines: list[bytes]) -> None:

@@ -196,7 +196,11 @@ def use_tail(record: UseRecord) -> bytes:
 
 def reserving_tail(tokens: int | None, micro_usd: int | None, tail: bytes) -> bytes:
     """Return the end of a use's line that says what was reserved for it. ``tail`` is a ``use_tail``."""
-    return b'"reserved_tokens":%b,"reserved_micro_usd":%b,%b' % (_encode(count(tokens)), _encode(count(micro_usd)), tail)
+    return b'"reserved_tokens":%b,"reserved_micro_usd":%b,%b' % (_number(tokens), _number(micro_usd), tail)
+
+
+def _number(number: int | None) -> bytes:
+    return b"%d" % number if number is not None and 0 <= number <= _MOST else b"null"
 
 
 def repeated_use_line(request_id: str, at: float, tail: bytes) -> bytes:

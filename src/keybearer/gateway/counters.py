@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from uuid import UUID
 
 from keybearer.crypto.keyring import Keyring
@@ -154,7 +153,7 @@ def _most(planned: Plan, provider: str, body: bytes, at: float, *, asks_price: b
     made *= asked.answers
     cost: int | None = 0 if not given + made else None
     if asks_price and cost is None and asked.is_listed:
-        cost = prices.most_micro_usd(provider, planned.model, given, made, datetime.fromtimestamp(at, UTC))
+        cost = prices.most_micro_usd(provider, planned.model, given, made, at)
     return Most(given + made, cost), cost is not None
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC, datetime
 
 from keybearer.audit.lines import repeated_use_line, reserving_tail
 from keybearer.audit.refusals import is_refusal
@@ -393,6 +392,13 @@ class Exchange(Use):
         self._end()
         self.connection.transport.abort()
 
+    def fail_answer(self, error: Exception) -> None:
+        """A mistake of ours, after the provider answered: part of it may be written, so the connection is cut."""
+        self._log_failure(error)
+        if self.used_at:
+            self.note_outcome(Unavailable.status, "failed")
+        self.abort()
+
     def _end(self) -> None:
         self._is_over = True
         if self.buffered:
@@ -405,8 +411,7 @@ class Exchange(Use):
         now = time.monotonic()
         cost: int | None = None
         if usage is not NO_USAGE and self.ready is not None:
-            at = datetime.fromtimestamp(self.used_at, UTC)
-            cost = prices.cost_micro_usd(self.ready.provider, self.model, usage, at)
+            cost = prices.cost_micro_usd(self.ready.provider, self.model, usage, self.used_at)
         record = OutcomeRecord(
             request_id=self.request_id,
             at=time.time(),

@@ -61,7 +61,7 @@ class OwnCounts:
         for budget_id in gone:
             self._accounts.pop(budget_id, None)
         for budget in budgets:
-            self._accounts[budget.id].budget = budget
+            self._accounts[budget.id].hold_to(budget)
 
     async def states(self, budgets: Iterable[Budget]) -> Mapping[UUID, State]:
         """See ``Counts``. Where another process counts, records alone say."""

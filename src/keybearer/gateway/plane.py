@@ -13,9 +13,11 @@ from collections.abc import Coroutine
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Protocol
 
+from keybearer.audit.gathering import Gathering
 from keybearer.errors import Unavailable
 from keybearer.gateway.client_address import TrustedProxies
 from keybearer.gateway.limits import BodyBudget, Limits
+from keybearer.gateway.relay import leave_together
 
 if TYPE_CHECKING:
     from keybearer.services import Services
@@ -50,6 +52,8 @@ class Plane:
         self.upstream = services.upstream
         self.proxies = TrustedProxies(services.options.trusted_proxies)
         self.budget = BodyBudget(services.options.max_buffered_bytes)
+        self.answers = Gathering(leave_together)
+        """Those that have come as a whole."""
         self.body_limit = services.options.max_body_bytes
         self._ids = RequestIds()
         self.request_id = self._ids.next

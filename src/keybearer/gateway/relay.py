@@ -1,9 +1,10 @@
 """The way back: a provider's answer to the client, byte for byte as it comes; then meter, settle, note the outcome.
 
 A ``Relay`` is the ``Sink`` of one upstream call, which has taken cookies, hop-by-hop and ``x-keybearer-*`` headers out. Head, body and
-the end of the body leave in one write when they come together: a write is a system call. What is not relayed as it came: errors,
-which are scrubbed of the key, and the usage event that the client did not ask for. A stream that breaks off between two events ends
-with an error event in the dialect's own shape, and the connection is closed without the last chunk, so that nobody takes it for whole.
+the end of the body leave in one write when they come together: a write is a system call. Answers that came so leave right after those
+of the same turn of the event loop and the next. What is not relayed as it came: errors, which are scrubbed of the key, and the usage
+event that the client did not ask for. A stream that breaks off between two events ends with an error event in the dialect's own shape,
+and the connection is closed without the last chunk, so that nobody takes it for whole.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Relay:
     """One answer on its way to the client."""
 
     __slots__ = (
+        "_body",
         "_dialect",
         "_exchange",
         "_filter",
@@ -89,6 +91,8 @@ class Relay:
         self._filter: UsageHider | Scrubber | None = UsageHider() if hides_usage else None
         self._head = b""
         """The answer's head, as long as it is not written."""
+        self._body: bytes | None = None
+        """The body of an answer that came in one piece, until it leaves."""
         self._status = 0
         """What the client was answered; 0: nothing yet."""
         self._first_byte: float | None = None
@@ -146,17 +150,35 @@ class Relay:
             if ended:
                 data += self._filter.finish()
                 self._filter = None
-        if data or ended:
+        if ended and self._head:
+            self._body = data
+        elif data or ended:
             self._write(data, ended=ended)
 
     def on_complete(self) -> None:
-        exchange = self._exchange
+        if self._body is None:
+            self.leave()
+        else:
+            self._exchange.plane.answers.add(self)
+
+    def leave(self) -> None:
+        """The rest of the answer, or all of it, goes to the client, if there still is one."""
+        if self._is_over:
+            return
+        exchange, body = self._exchange, self._body
+        if body is not None:
+            self._write(body, ended=True)
         rest = self._filter.finish() if self._filter is not None else b""
         if rest or self._head or self._is_chunked:
             self._write(rest, ended=True)
         self._is_over = True
         self._settle("ok" if self._status < _FIRST_ERROR else "upstream_error")
         exchange.finish(keep_alive=exchange.keep_alive)
+
+    def fail(self, error: Exception) -> None:
+        """Writing the answer went wrong: the client is cut off."""
+        self._is_over = True
+        self._exchange.fail_answer(error)
 
     def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: FBT001  # the seam's shape
         exchange = self._exchange
@@ -313,3 +335,12 @@ class Relay:
         self.call = None
         usage = self._usage if self._meter is None else self._meter.finish()
         self._exchange.note_outcome(self._status or CLIENT_GONE, outcome, self._first_byte, usage)
+
+
+def leave_together(relays: list[Relay]) -> None:
+    """What is gathered leaves (see ``Relay.leave``); a mistake of ours in one answer ends that one."""
+    for relay in relays:
+        try:
+            relay.leave()
+        except Exception as error:  # noqa: BLE001  # named boundary: see above
+            relay.fail(error)

@@ -64,6 +64,10 @@ class Ring:
 
     def pick(self, now: float, tried: Container[Health] = ()) -> Ready | None:
         """The key whose turn it is, but for those that this call has tried; ``None``: all the others rest, or there are none."""
+        group = self._groups[0]
+        key = group[self._turn % len(group)]
+        if not (tried or key.health.marks or key.stands_in_for is not None):
+            return key  # as nearly always
         last: Ready | None = None
         rests = False
         for group in self._groups:

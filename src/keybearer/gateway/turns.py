@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPResponseStartEvent
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
@@ -16,8 +16,10 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from keybearer.errors import KeybearerError, TooLarge
 from keybearer.gateway.answer import problem
 from keybearer.gateway.fields import Headers
-from keybearer.gateway.plane import Plane
 from keybearer.gateway.request import Head
+
+if TYPE_CHECKING:
+    from keybearer.gateway.plane import Plane
 
 
 class Turn(Protocol):

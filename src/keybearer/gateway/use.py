@@ -134,10 +134,13 @@ class Use(Intake):
         self._attempts += 1
         self._again()
 
-    def _fail(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         # Where, and not the exception's own words, which may be a key's or a value's.
         where = "".join(traceback.format_tb(error.__traceback__))
         log.error("a use failed unexpectedly: %s\n%s", type(error).__name__, where, extra={"request_id": self.request_id})
+
+    def _fail(self, error: Exception) -> None:
+        self._log_failure(error)
         if self.used_at:
             self.note_outcome(Unavailable.status, "failed")
         self.refuse(Unavailable("Something went wrong in the gateway."))

@@ -6,6 +6,7 @@ takes the place of the reservation. What is not known to have been less counts i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -38,9 +39,17 @@ class Most(NamedTuple):
 
     tokens: int | None
     micro_usd: int | None
+    requests: int = 1
 
 
 NOTHING = Most(None, None)
+_PLACES = {
+    BudgetKind.USD_DAY: 1,
+    BudgetKind.USD_MONTH: 1,
+    BudgetKind.REQUESTS_MINUTE: 2,
+    BudgetKind.TOKENS_MINUTE: 0,
+}
+"""Where in a ``Most`` stands what a limit counts."""
 
 
 def window(kind: BudgetKind, at: float) -> tuple[float, float]:
@@ -62,9 +71,7 @@ def is_usd(kind: BudgetKind) -> bool:
 
 def part(kind: BudgetKind, most: Most) -> int | None:
     """What of ``most`` a limit of this kind counts."""
-    if kind in _USD:
-        return most.micro_usd
-    return 1 if kind is BudgetKind.REQUESTS_MINUTE else most.tokens
+    return most[_PLACES[kind]]
 
 
 def charged(outcome: str, status: int, used: int | None, reserved: int | None) -> int:
@@ -107,11 +114,20 @@ def reached(budget: Budget, seconds: float) -> LimitReached:
 class Account:
     """What one limit has left in the window that runs."""
 
-    __slots__ = ("budget", "end", "reserved", "round", "start", "unsettled", "used")
+    __slots__ = ("_room", "budget", "end", "place", "reserved", "round", "start", "unsettled", "used")
 
     def __init__(self, budget: Budget, at: float) -> None:
-        self.budget = budget
+        self.hold_to(budget)
         self.begin(at)
+
+    def hold_to(self, budget: Budget) -> None:
+        """Count for this limit from now on: the same one, perhaps changed."""
+        self.budget = budget
+        self.place = _PLACES[budget.kind]
+        """Where in a ``Most`` stands what it counts."""
+        self._room = budget.amount if budget.is_hard else math.inf
+        if budget.is_tampered:
+            self._room = -1
 
     def begin(self, at: float, used: int = 0, unsettled: Mapping[str, int] | None = None) -> None:
         """Count anew in the window of ``at``, from what records say."""
@@ -133,6 +149,12 @@ class Account:
     def taken(self) -> int:
         """All that counts."""
         return self.used + self.reserved + sum(self.unsettled.values())
+
+    def has_room(self, need: int | None) -> bool:
+        """Whether a call that needs so much may surely be made, said quickly; if not, ``refusal`` may say why."""
+        if self.unsettled or need is None:
+            return False
+        return self.used + self.reserved + need <= self._room
 
     def refusal(self, need: int | None, at: float, *, price_known: bool = True) -> KeybearerError | None:
         """Why a call that needs so much may not be made; ``None``: it may."""
@@ -203,7 +225,8 @@ class OwnHold:
         for account, counted_in, reserved in parts:
             if account.round is counted_in:
                 account.reserved -= reserved
-                account.used += settlement(account.budget.kind, outcome, status, used, self.most)
+                known = used[account.place] if outcome == "ok" else None
+                account.used += settlement(account.budget.kind, outcome, status, used, self.most) if known is None else known
 
     def release(self) -> None:
         """See ``Hold``."""
@@ -217,11 +240,13 @@ def take(accounts: Iterable[Account], most: Most, at: float, *, price_known: boo
     """Take ``most`` from every account, or from none. Raises ``LimitReached`` and its fellows."""
     parts: list[tuple[Account, object, int]] = []
     for account in accounts:
-        account.roll(at)
-        need = part(account.budget.kind, most)
-        refusal = account.refusal(need, at, price_known=price_known)
-        if refusal is not None:
-            raise refusal
+        if at >= account.end:
+            account.roll(at)
+        need = most[account.place]
+        if not account.has_room(need):
+            refusal = account.refusal(need, at, price_known=price_known)
+            if refusal is not None:
+                raise refusal
         parts.append((account, account.round, need or 0))
     for account, _, reserved in parts:
         account.reserved += reserved

@@ -9,7 +9,7 @@ calculation never waits for the list, as it runs where every other call waits, t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from importlib import import_module
 from threading import Lock
@@ -59,8 +59,8 @@ def load() -> None:
             _loaded.append(_Book())
 
 
-def cost_micro_usd(provider: str, model: str, usage: Usage, at: datetime) -> int | None:
-    """What ``usage`` of ``model`` (as ``provider`` names it) cost at the time ``at`` (aware), in micro-dollars, rounded up.
+def cost_micro_usd(provider: str, model: str, usage: Usage, at: float) -> int | None:
+    """What ``usage`` of ``model`` (as ``provider`` names it) cost at ``at`` (Unix time), in micro-dollars, rounded up.
 
     ``None``: unknown, because the provider, the model, its price or the number of tokens is, or the price list was not
     loaded. A cost that the provider itself stated wins. Never blocks.
@@ -85,10 +85,10 @@ def context_window(provider: str, model: str) -> int | None:
     return _loaded[0].context_window(listed, model)
 
 
-def most_micro_usd(provider: str, model: str, given: int, made: int, at: datetime) -> int | None:
+def most_micro_usd(provider: str, model: str, given: int, made: int, at: float) -> int | None:
     """What a call costs that is given and makes at most so many tokens, at the dearest rates, in micro-dollars, rounded up.
 
-    ``None``: not known. Never blocks.
+    ``at``: Unix time. ``None``: not known. Never blocks.
     """
     listed = _PROVIDERS.get(provider)
     if listed is None or not model or not _loaded:
@@ -171,42 +171,65 @@ def _price(steps: Steps | None, given: int) -> int:
     return price
 
 
+class _Model:
+    """A model that the list knows."""
+
+    __slots__ = ("_choices", "_fixed", "_found", "window")
+
+    def __init__(self, found: Any) -> None:
+        self.window: int | None = found.context_window
+        """How many tokens it takes and makes in one call at most."""
+        self._found = found
+        self._choices: dict[int, tuple[Any, Rates]] = {}
+        self._fixed: Rates | None = None
+        """Where they do not depend on the time, once they were asked for."""
+
+    def rates(self, at: float) -> Rates:
+        """Its prices at a time. Raises ``_Unpriced``."""
+        if self._fixed is not None:
+            return self._fixed
+        prices = self._found.prices
+        if not isinstance(prices, list):
+            self._fixed = _rates(vars(prices))
+            return self._fixed
+        listed = self._found.get_prices(datetime.fromtimestamp(at, UTC))
+        known = self._choices.get(id(listed))
+        if known is None:
+            known = self._choices[id(listed)] = (listed, _rates(vars(listed)))  # kept, so that its id stays its own
+        return known[1]
+
+
 class _Book:
     """The price list, with what was looked up in it."""
 
-    __slots__ = ("_models", "_rates", "_snapshot")
+    __slots__ = ("_models", "_snapshot")
 
     def __init__(self) -> None:
         # Imported by name, here: a server must be ready before this is.
         self._snapshot: Any = import_module("genai_prices.data_snapshot").get_snapshot()
-        self._models: dict[tuple[str, str], Any] = {}
-        self._rates: dict[int, tuple[Any, Rates]] = {}
+        self._models: dict[tuple[str, str], _Model | None] = {}
 
-    def rates(self, provider: str, model: str, answered: str | None, at: datetime) -> Rates | None:
+    def rates(self, provider: str, model: str, answered: str | None, at: float) -> Rates | None:
         """The prices of the model asked for, else of the one that answered (an alias may be unknown to the list)."""
         found = self._model(provider, model) or (self._model(provider, answered) if answered else None)
-        if found is None:
-            return None
-        listed = found.prices if not isinstance(found.prices, list) else found.get_prices(at)
-        known = self._rates.get(id(listed))
-        if known is None:
-            known = self._rates[id(listed)] = (listed, _rates(vars(listed)))  # kept, so that its id stays its own
-        return known[1]
+        return None if found is None else found.rates(at)
 
     def context_window(self, provider: str, model: str) -> int | None:
         """As the list knows it."""
         found = self._model(provider, model)
-        return None if found is None else found.context_window
+        return None if found is None else found.window
 
-    def _model(self, provider: str, model: str) -> Any:
+    def _model(self, provider: str, model: str) -> _Model | None:
         key = (provider, model)
         if key not in self._models:
             if len(self._models) >= _REMEMBERED:
                 self._models.clear()
             try:
-                self._models[key] = self._snapshot.find_provider_model(model.removeprefix("models/"), None, provider, None)[1]
+                found = self._snapshot.find_provider_model(model.removeprefix("models/"), None, provider, None)[1]
             except LookupError:
                 self._models[key] = None
+            else:
+                self._models[key] = None if found is None else _Model(found)
         return self._models[key]
 
 
