@@ -259,6 +259,12 @@ def test_nothing_said_last_takes_back_nothing(last: bytes) -> None:
     assert not asked.is_bounded or (asked.made is None and asked.answers == 7)
 
 
+def test_a_field_of_another_dialect_bounds_nothing() -> None:
+    asked = bounds.asked("messages", b"POST", b'{"messages":[],"max_completion_tokens":0}')
+    assert asked.made is None
+    assert bounds.asked("chat.completions", b"POST", b'{"messages":[],"max_completion_tokens":7}').made == 7
+
+
 def test_looking_costs_nothing() -> None:
     assert bounds.asked("files.list", b"GET", b"") == (0, 0, 1, True, True)
     assert bounds.asked("countTokens", b"POST", b"{}") == (0, 0, 1, True, True)

@@ -392,12 +392,17 @@ class Exchange(Use):
         self._end()
         self.connection.transport.abort()
 
-    def fail_answer(self, error: Exception) -> None:
-        """A mistake of ours, after the provider answered: part of it may be written, so the connection is cut."""
-        self._log_failure(error)
-        if self.used_at:
-            self.note_outcome(Unavailable.status, "failed")
-        self.abort()
+    def leave(self) -> None:
+        """The answer has come as a whole: it goes to the client, if there still is one."""
+        if self._relay is None:
+            return
+        try:
+            self._relay.leave()
+        except Exception as error:  # noqa: BLE001  # as in proceed, but that part of it may be written: the connection is cut
+            self._log_failure(error)
+            if self.used_at:
+                self.note_outcome(Unavailable.status, "failed")
+            self.abort()
 
     def _end(self) -> None:
         self._is_over = True
@@ -457,6 +462,12 @@ class Exchange(Use):
         if self._head.route is not None:
             return self._head.route.dialect
         return dialect_of(self._head.target, self._head.fields.headers)
+
+
+def leave_together(exchanges: list[Exchange]) -> None:
+    """Whole answers of two turns of the event loop leave right after each other."""
+    for exchange in exchanges:
+        exchange.leave()
 
 
 def _wanted(planned: Plan, provider: Provider) -> Wanted:

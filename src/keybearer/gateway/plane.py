@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from keybearer.audit.gathering import Gathering
 from keybearer.errors import Unavailable
 from keybearer.gateway.client_address import TrustedProxies
+from keybearer.gateway.exchange import leave_together
 from keybearer.gateway.limits import BodyBudget, Limits
-from keybearer.gateway.relay import leave_together
 
 if TYPE_CHECKING:
     from keybearer.services import Services

@@ -159,7 +159,7 @@ class Relay:
         if self._body is None:
             self.leave()
         else:
-            self._exchange.plane.answers.add(self)
+            self._exchange.plane.answers.add(self._exchange)
 
     def leave(self) -> None:
         """The rest of the answer, or all of it, goes to the client, if there still is one."""
@@ -174,11 +174,6 @@ class Relay:
         self._is_over = True
         self._settle("ok" if self._status < _FIRST_ERROR else "upstream_error")
         exchange.finish(keep_alive=exchange.keep_alive)
-
-    def fail(self, error: Exception) -> None:
-        """Writing the answer went wrong: the client is cut off."""
-        self._is_over = True
-        self._exchange.fail_answer(error)
 
     def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: FBT001  # the seam's shape
         exchange = self._exchange
@@ -335,12 +330,3 @@ class Relay:
         self.call = None
         usage = self._usage if self._meter is None else self._meter.finish()
         self._exchange.note_outcome(self._status or CLIENT_GONE, outcome, self._first_byte, usage)
-
-
-def leave_together(relays: list[Relay]) -> None:
-    """What is gathered leaves (see ``Relay.leave``); a mistake of ours in one answer ends that one."""
-    for relay in relays:
-        try:
-            relay.leave()
-        except Exception as error:  # noqa: BLE001  # named boundary: see above
-            relay.fail(error)

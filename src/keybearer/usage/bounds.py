@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 
 FREE: Final = frozenset({"messages.count_tokens", "countTokens", "models", "models.get"})
+_BACKSLASH: Final = ord("\\")
 _TOOLS_EXTRA: Final = 2048
 """Tokens that providers add of their own where there are tools: some hundred."""
 _ANSWERS_LIMIT: Final = 10_000
@@ -127,7 +128,7 @@ def asked(operation: str, method: bytes, body: bytes) -> Asked:
     """What a call of ``operation`` with this body (as it goes to the provider) asks for."""
     if operation in FREE:
         return _NOTHING
-    plain = _plain(body) if operation in _PLAIN_OPERATIONS else None
+    plain = _plain(operation, body) if operation in _PLAIN_OPERATIONS else None
     if plain is not None:
         return plain
     reader = _READERS.get(operation)
@@ -144,12 +145,14 @@ def asked(operation: str, method: bytes, body: bytes) -> Asked:
         return _UNBOUNDED
 
 
-def _plain(body: bytes) -> Asked | None:
+def _plain(operation: str, body: bytes) -> Asked | None:
     """What a chat asks for that has nothing special to it; ``None``: it must be looked at."""
     try:
         chat = _PLAIN.decode(body)
     except (ValueError, RecursionError):
         return None
+    if chat.max_completion_tokens is not None and operation != "chat.completions":
+        return None  # nobody else bounds an answer by it
     made: int | None = None
     for name, stated in ((b'"max_tokens"', chat.max_tokens), (b'"max_completion_tokens"', chat.max_completion_tokens)):
         if stated is not None:
@@ -166,7 +169,7 @@ def _plain(body: bytes) -> Asked | None:
 
 def _stands_once(name: bytes, body: bytes) -> bool:
     """Of a key that stands twice, perhaps once with escapes, a decoder does not tell."""
-    return body.find(name) == body.rfind(name) and b"\\u" not in body
+    return body.count(name) == 1 and (_BACKSLASH not in body or b"\\u" not in body)
 
 
 def _is_listed(document: Mapping[str, Any]) -> bool:
