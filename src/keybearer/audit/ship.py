@@ -50,8 +50,8 @@ BUSY = 500
 """Entries in one turn that make it a busy time."""
 REST = 1.0
 """Seconds from one turn to the next in busy times, when larger batches cost less than prompt ones."""
-PATIENCE = 9
-"""Times as long as it worked that shipping waits for the event loop to be idle: a tenth of the time is the most it takes at a peak."""
+PATIENCE = 19
+"""Times as long as it worked that shipping waits for the event loop to be idle: a twentieth of the time is the most it takes at a peak."""
 LOOK = 0.1
 """Seconds from one look at whether the event loop was idle to the next, at most."""
 BACKLOG = 500_000
