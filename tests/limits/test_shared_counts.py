@@ -21,7 +21,7 @@ from tests.support.valkey import Valkey
 
 from keybearer.domain import BudgetKind
 from keybearer.errors import LimitReached, LimitsUnreachable, SettingsInvalid
-from keybearer.gateway import shared_counts
+from keybearer.gateway import lost, shared_counts
 from keybearer.gateway.valkey import check, connector
 from keybearer.usage.limits import Most
 
@@ -129,6 +129,17 @@ async def test_an_emptied_server_is_filled_again(pair: Pair, valkey: Valkey) -> 
     await pair.here.until(day, 6, 50)
 
 
+async def test_a_round_of_before_a_lost_memory_is_none_of_after(pair: Pair, valkey: Valkey) -> None:
+    """Who says too late that it has followed must not be taken to have followed what it never heard of."""
+    link, name = pair.here.counts._link, pair.here.counts._round  # type: ignore[attr-defined]
+    before, _ = await link.ask("ask", [name], [0])
+    with valkey.client() as client:
+        client.flushall()
+    await link.ask("follow", [name], ["late", before])
+    after, _ = await link.ask("ask", [name], [0])
+    assert await link.ask("followed", [name], ["late"]) < [after]
+
+
 async def test_an_answer_that_is_lost_takes_nothing(pair: Pair, valkey: Valkey) -> None:
     ada = person()
     day = budget(ada, BudgetKind.USD_DAY, 100_000)
@@ -148,8 +159,8 @@ async def test_an_answer_that_is_lost_takes_nothing(pair: Pair, valkey: Valkey) 
 async def test_what_a_killed_process_had_taken_counts_until_its_outcome_arrives(
     database_urls: tuple[str, str], tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_counts, "LOST_AFTER", 0)
-    monkeypatch.setattr(shared_counts, "LOOKS_EVERY", 1)
+    monkeypatch.setattr(lost, "LOST_AFTER", 0)
+    monkeypatch.setattr(lost, "LOOKS_EVERY", 1)
     ada = person()
     day = budget(ada, BudgetKind.USD_DAY, 1000)
     async with process(database_urls, tmp_path / "here", valkey.url) as here:

@@ -27,6 +27,8 @@ Upstream     the provider's side of an exchange
 ``use``       one path from token to journal, waits included            ``ready``    a key made ready to leave, and for whom
 ``course``    where calls that look alike go, worked out once           ``counters`` budgets and limits, reserved and settled
 ``counts``    where limits are counted: ``own_counts`` in memory, ``shared_counts`` in ``valkey``
+``credit``    what of the latter was drawn ahead                       ``lost``     what killed processes left there
+``wishes``    what is asked of it in one question
 ``answer``    answers of our own, as bytes                              ``plane``    what all connections share
 ``fetch``    a secret's value for a program that needs it              ``handout``  that value, ready and cached; ``asked``, which one
 ``inside``   a gateway call without a socket                            ``chat``     one chat for all dialects

@@ -69,6 +69,17 @@ class Records:
         self._shipper = shipper
         self._has_shipped = False
 
+    @property
+    def writer(self) -> UUID:
+        """Whose journal has the uses of this process."""
+        return self._journal.writer
+
+    async def are_complete(self, writers: Iterable[UUID]) -> bool:
+        """Whether the database has all that these ever wrote: they have ended, and their journals were shipped."""
+        async with self._db.read(Actor.system()) as tx:
+            found = [await audit.writer(tx, writer) for writer in writers]
+        return all(row is not None and row.closed_at is not None for row in found)
+
     async def ship(self) -> None:
         """Everything that this machine's journals know gets to the database. Raises ``Unavailable``.
 

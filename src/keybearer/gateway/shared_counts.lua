@@ -5,53 +5,123 @@
 --                        used      settled
 --                        reserved  the sum of
 --                        :<call>   what a call has reserved, '@', and when
--- The round is a hash:   n, position   how often, and up to which change, processes were asked to bring their records to the database
+--                        mark      told apart from what was filled, or began, at other times
+--                        credit    the sum of what processes have drawn ahead and have neither used nor given back: taken, too
+--                        idle      the part of it that, as they last said, no call has reserved
+--                        open      how many of them may have such a part
+--                        recalled  since when (ms) it is wanted back
+--                        =<owner>  a process: what it drew, used, gave back, all since the account began; its part of idle; of open
+-- The round is a hash:   n, position   its number, and up to which change processes were asked to bring their records to the database
 --                        <process>     the last n that this one has followed
 -- Lua's own way to print would round large amounts.
 
 local run, verb = ARGV[1], ARGV[2]
-local now = tonumber(redis.call('TIME')[1])
-local MISSING, CLOCK = -1, -2
+local time = redis.call('TIME')
+local now, now_ms = tonumber(time[1]), tonumber(time[1]) * 1000 + math.ceil(tonumber(time[2]) / 1000)
+local MISSING, CLOCK, RECALLED = -1, -2, -2 -- and RECALLED - i: the i-th limit's
 local KEPT, ROUND_KEPT = 86400, 30 * 86400
+local FIXED = 8 -- fields of an account beside calls, owners, and recalled
+local SHARE = 8 -- what a process draws ahead is this part of what remains, at most
+local HEARD_MS, RECALLED_MS = 1500, 3000 -- until then whoever is there has given back; until then nobody draws again
 
--- What is used and reserved in the window that runs. Or nil, and why: MISSING (to be filled), or CLOCK (whoever asks lives in another time).
+local function whole(number) return string.format('%.0f', number) end
+
+-- Begin an account anew: `calls` and their amounts are under way.
+local function begin(key, ends, mark, used, calls)
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'run', run, 'end', ends, 'mark', mark, 'used', used, 'reserved', '0', 'credit', '0', 'idle', '0', 'open', '0')
+  for i = 1, #calls, 2 do
+    redis.call('HSET', key, ':' .. calls[i], calls[i + 1] .. '@0')
+    if calls[i + 1] ~= '0' then redis.call('HINCRBY', key, 'reserved', calls[i + 1]) end
+  end
+  redis.call('EXPIREAT', key, tonumber(ends) + KEPT)
+end
+
+-- How an account stands in the window that runs. Or nil, and why: MISSING (to be filled), or CLOCK (whoever asks lives in another time).
 -- The windows before, now and next, as whoever asks knows them, begin at `before`, `start`, `stop`; `later` ends them.
 local function standing(key, before, start, stop, later)
-  local found = redis.call('HMGET', key, 'run', 'end', 'used', 'reserved')
+  local found = redis.call('HMGET', key, 'run', 'end', 'used', 'reserved', 'credit', 'open', 'recalled')
   if found[1] ~= run then return nil, MISSING end
-  if now < tonumber(found[2]) then return tonumber(found[3]), tonumber(found[4]) end
+  if now < tonumber(found[2]) then
+    return {firm = found[3] + found[4], credit = tonumber(found[5]), open = tonumber(found[6]), recalled = found[7]}
+  end
   local ends
   for _, bound in ipairs({before, start, stop, later}) do
     if now < bound then ends = bound break end
   end
   if not ends or ends == before then return nil, CLOCK end
-  redis.call('DEL', key)
-  redis.call('HSET', key, 'run', run, 'end', ends, 'used', '0', 'reserved', '0')
-  redis.call('EXPIREAT', key, ends + KEPT)
-  return 0, 0
+  begin(key, ends, whole(now_ms), '0', {})
+  return {firm = 0, credit = 0, open = 0}
 end
 
--- All that a call needs, or nothing. 0: it has it; i: the i-th limit is reached; MISSING, CLOCK: see above.
+-- All that a call needs, or nothing. 0: it has it; i: the i-th limit is reached; RECALLED - i: it is, unless processes give back
+-- what they drew ahead, which they are asked for; MISSING, CLOCK: see above.
 -- `parts`: for each limit its key, what is needed, the most (-1: it only shows), and its four bounds.
 local function take(call, parts)
+  local short = 0
   for i = 1, #parts, 7 do
-    local used, reserved = standing(KEYS[parts[i]], parts[i + 3], parts[i + 4], parts[i + 5], parts[i + 6])
-    if not used then return reserved end
-    local most = parts[i + 2]
-    if most >= 0 and used + reserved + parts[i + 1] > most then return (i + 6) / 7 end
+    local account, why = standing(KEYS[parts[i]], parts[i + 3], parts[i + 4], parts[i + 5], parts[i + 6])
+    if not account then return why end
+    local need, most = parts[i + 1], parts[i + 2]
+    if most >= 0 and account.firm + account.credit + need > most then
+      local is_heard = account.recalled and now_ms - tonumber(account.recalled) > HEARD_MS
+      if account.firm + need > most or account.open == 0 or is_heard then return (i + 6) / 7 end
+      if not account.recalled then redis.call('HSET', KEYS[parts[i]], 'recalled', whole(now_ms)) end
+      if short == 0 then short = (i + 6) / 7 end
+    end
   end
+  if short > 0 then return RECALLED - short end
   for i = 1, #parts, 7 do
-    local key, need = KEYS[parts[i]], string.format('%.0f', parts[i + 1])
+    local key, need = KEYS[parts[i]], whole(parts[i + 1])
     if need ~= '0' then redis.call('HINCRBY', key, 'reserved', need) end
     redis.call('HSET', key, ':' .. call, need .. '@' .. now)
   end
   return 0
 end
 
+-- What a process says of its credit: key, mark; what it drew as far as it knows, used, gave back; what it must have drawn, and would
+-- like to have; what of it is idle, and whether that may grow (2: yes, 1: from now on, unless it is recalled); the most (-1: it only
+-- shows). All are sums since the account began: said twice, or late, they change nothing.
+-- → the account's mark (empty: it is missing, or its window is over), what the process drew, ms until the window ends, 1: give back.
+local function report(owner, key, mark, known, used, back, least, wish, idle, open, most)
+  local found = redis.call('HMGET', key, 'run', 'end', 'mark', 'used', 'reserved', 'credit', 'open', 'recalled', '=' .. owner, 'idle')
+  if found[1] ~= run or now_ms >= tonumber(found[2]) * 1000 then return '', 0, 0, 0 end
+  local left, there = tonumber(found[2]) * 1000 - now_ms, found[3] .. ':' .. found[2]
+  if mark ~= there then return there, 0, left, 0 end
+  local said = {}
+  for number in string.gmatch(found[9] or '0 0 0 0 0', '%S+') do said[#said + 1] = tonumber(number) end
+  used, back = math.max(used, said[2]), math.max(back, said[3])
+  local drawn, others = math.max(said[1], least), tonumber(found[7]) - said[5]
+  local credit = tonumber(found[6]) + drawn - said[1] - (used - said[2]) - (back - said[3])
+  local room = most - tonumber(found[4]) - (used - said[2]) - tonumber(found[5]) - credit
+  local recalled = found[8]
+  if most < 0 then
+    if wish > drawn then credit, drawn = credit + wish - drawn, wish end
+    recalled = false
+  else
+    if not recalled and room < 0 then
+      recalled = whole(now_ms)
+      redis.call('HSET', key, 'recalled', recalled)
+    elseif recalled and room * 4 >= most and now_ms - tonumber(recalled) > RECALLED_MS then
+      recalled = false
+      redis.call('HDEL', key, 'recalled')
+    end
+    local more = math.min(wish - drawn, math.floor((room + idle) / (SHARE * (others + 1))) - idle)
+    if not recalled and more > 0 and more * 4 >= wish - drawn then credit, drawn = credit + more, drawn + more end
+  end
+  idle = idle + math.max(0, drawn - known)
+  local is_open = drawn ~= used + back and (open == 2 or open == 1 and not recalled or drawn > known)
+  open = is_open and 1 or 0
+  redis.call('HSET', key, -- in one: whatever stands there, nothing is half done
+    'used', whole(tonumber(found[4]) + used - said[2]), 'credit', whole(credit), 'idle', whole(tonumber(found[10]) + idle - said[4]),
+    'open', whole(others + open), '=' .. owner, string.format('%.0f %.0f %.0f %.0f %d', drawn, used, back, idle, open))
+  return there, drawn, left, recalled and 1 or 0
+end
+
 -- What a call did use takes the place of what it reserved; once, and where that is still known. `parts`: keys, and amounts.
 local function settle(call, parts)
   for i = 1, #parts, 2 do
-    local key, charged = KEYS[parts[i]], string.format('%.0f', parts[i + 1])
+    local key, charged = KEYS[parts[i]], whole(parts[i + 1])
     local found = redis.call('HMGET', key, 'run', ':' .. call)
     if found[1] == run and found[2] then
       local held = string.match(found[2], '^%d+')
@@ -64,8 +134,8 @@ end
 
 local verbs = {}
 
--- What calls wish, as JSON: accounts to drop, what to settle, what to take. KEYS: the round, accounts.
--- → now, the round that this process owes (or 0), its position, a code for each call that takes.
+-- What calls wish, as JSON: accounts to drop, what to settle, what to say of credit, what to take. KEYS: the round, accounts.
+-- → now, the round that this process owes (or 0), its position, four values for each report, a code for each call that takes.
 function verbs.calls()
   local round = redis.call('HMGET', KEYS[1], 'n', 'position', ARGV[3])
   local n = tonumber(round[1] or '0')
@@ -73,13 +143,22 @@ function verbs.calls()
   local wishes = cjson.decode(ARGV[4])
   for _, key in ipairs(wishes[1]) do redis.call('DEL', KEYS[key]) end -- the next who needs it fills it anew
   for _, wish in ipairs(wishes[2]) do settle(wish[1], wish[2]) end
-  for _, wish in ipairs(wishes[3]) do answer[#answer + 1] = take(wish[1], wish[2]) end
+  for _, wish in ipairs(wishes[3]) do
+    local key = KEYS[table.remove(wish, 1)]
+    -- What is nonsense there is as good as missing: it must not keep others from being heard.
+    local is_understood, there, drawn, left, back = pcall(report, ARGV[5], key, unpack(wish))
+    if not is_understood then there, drawn, left, back = '', 0, 0, 0 end
+    for _, value in ipairs({there, drawn, left, back}) do answer[#answer + 1] = value end
+  end
+  for _, wish in ipairs(wishes[4]) do answer[#answer + 1] = take(wish[1], wish[2]) end
   return answer
 end
 
 -- Ask all processes to bring their records to the database, those before the change `position` at least. → n, now.
+-- Numbers go on where a server has lost its memory: who followed a round of before has not followed one of after.
 function verbs.ask()
-  local n = redis.call('HINCRBY', KEYS[1], 'n', 1)
+  local n = math.max(tonumber(redis.call('HGET', KEYS[1], 'n') or '0') + 1, now_ms)
+  redis.call('HSET', KEYS[1], 'n', whole(n))
   if tonumber(ARGV[3]) > tonumber(redis.call('HGET', KEYS[1], 'position') or '0') then
     redis.call('HSET', KEYS[1], 'position', ARGV[3])
   end
@@ -108,19 +187,16 @@ function verbs.followed()
   return answer
 end
 
--- Fill an account from records: `end`, `used`, then calls without an outcome and their amounts. 1; 0: it is filled; -1: the window is over.
+-- Fill an account from records: `end`, `mark`, `used`, then calls without an outcome and their amounts. 1; 0: it is filled; -1: the window
+-- is over.
 function verbs.fill()
   local key, ends = KEYS[1], ARGV[3]
   local found = redis.call('HMGET', key, 'run', 'end')
   if found[1] == run and now < tonumber(found[2]) then return 0 end
   if now >= tonumber(ends) then return -1 end
-  redis.call('DEL', key)
-  redis.call('HSET', key, 'run', run, 'end', ends, 'used', ARGV[4], 'reserved', '0')
-  for i = 5, #ARGV, 2 do
-    redis.call('HSET', key, ':' .. ARGV[i], ARGV[i + 1] .. '@0')
-    if ARGV[i + 1] ~= '0' then redis.call('HINCRBY', key, 'reserved', ARGV[i + 1]) end
-  end
-  redis.call('EXPIREAT', key, tonumber(ends) + KEPT)
+  local calls = {}
+  for i = 6, #ARGV do calls[#calls + 1] = ARGV[i] end
+  begin(key, ends, ARGV[4], ARGV[5], calls)
   return 1
 end
 
@@ -128,11 +204,13 @@ end
 function verbs.look()
   local answer = {now}
   for _, key in ipairs(KEYS) do
-    local found = redis.call('HMGET', key, 'run', 'end', 'used', 'reserved')
+    local found = redis.call('HMGET', key, 'run', 'end', 'used', 'reserved', 'credit', 'idle')
     local used, reserved = '', ''
     if found[1] == run then
       used, reserved = '0', '0'
-      if now < tonumber(found[2]) then used, reserved = found[3], found[4] end
+      if now < tonumber(found[2]) then
+        used, reserved = found[3], whole(math.max(0, tonumber(found[4]) + tonumber(found[5]) - tonumber(found[6])))
+      end
     end
     answer[#answer + 1] = used
     answer[#answer + 1] = reserved
@@ -145,20 +223,23 @@ function verbs.lease()
   return redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[3]) and 1 or 0
 end
 
--- The calls of each account that reserved before `age` seconds and have not settled, at most `most` of each.
+-- Of each account the calls that reserved before `age` seconds and have not settled, at most `most`; and the processes that have drawn
+-- ahead what they have neither used nor given back.
 function verbs.waiting()
   local answer, oldest, most = {}, now - tonumber(ARGV[3]), tonumber(ARGV[4])
   for i, key in ipairs(KEYS) do
-    local calls = {}
-    if redis.call('HLEN', key) > 4 and redis.call('HGET', key, 'run') == run then
+    local calls, owners = {}, {}
+    if redis.call('HLEN', key) > FIXED and redis.call('HGET', key, 'run') == run then
       local fields = redis.call('HGETALL', key)
       for f = 1, #fields, 2 do
-        local call = string.match(fields[f], '^:(.+)$')
+        local call, owner = string.match(fields[f], '^:(.+)$'), string.match(fields[f], '^=(.+)$')
         local since = call and string.match(fields[f + 1], '@(%d+)$')
         if since and tonumber(since) <= oldest and #calls < most then calls[#calls + 1] = call end
+        local drew, used, back = string.match(owner and fields[f + 1] or '', '^(%S+) (%S+) (%S+)')
+        if drew and tonumber(drew) ~= tonumber(used) + tonumber(back) then owners[#owners + 1] = owner end
       end
     end
-    answer[i] = calls
+    answer[i] = {calls, owners}
   end
   return answer
 end

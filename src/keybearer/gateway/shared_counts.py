@@ -3,6 +3,9 @@
 A call asks to *take*, and later to *settle*, by its request id: settling twice, or after somebody else did, changes nothing. Wishes of
 one turn of the event loop go together in one question; its clock is the one that counts. Calls without limits never come here.
 
+**Credit.** Most calls do not ask: what they need was drawn ahead by this process (``credit``), and is told later. A call for which there
+is not enough asks; if others have drawn what it needs, they are asked to give back what is free, and it waits for that.
+
 **Filling.** An account that Valkey does not have (a new limit, a server that was restarted, emptied or short of memory) is filled from
 the database, which is the truth. For that everything must be there that any process has let pass: whoever fills begins a *round*,
 which every running process follows by bringing its records to the database, knowing the limits of that moment. Only then records are
@@ -12,19 +15,20 @@ read. What was let pass before the account was lost is in them; after that nobod
 filled anew when it is back. A take whose answer was lost is settled with nothing before anything else is asked.
 
 **Lost.** What a killed process had reserved counts in full until its outcome arrives in the database, where one process looks every
-few seconds, or the window ends. So does a take of a process that was killed before the use was on record.
+few seconds, or the window ends. So does a take of a process that was killed before the use was on record. See ``lost``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -33,12 +37,14 @@ import structlog
 from keybearer.domain import Budget
 from keybearer.errors import KeybearerError, LimitsUnreachable
 from keybearer.gateway.counts import Records, State, state_of
+from keybearer.gateway.credit import VALUES, Account, Credits, chunks
+from keybearer.gateway.lost import Lost
+from keybearer.gateway.ready import now
 from keybearer.gateway.valkey import Link
+from keybearer.gateway.wishes import TOGETHER, Settle, Take, Wishes, some
 from keybearer.store.changes import Feed
 from keybearer.usage.limits import Limits, Most, Reserving, alone, part, reached, settlement, window
 
-TOGETHER: Final = 64
-"""Wishes in one question: some 100 µs of the server's time."""
 SETTLED_WITHIN: Final = 0.01
 """Seconds for which a settlement waits for a take to go with, which most do: half the questions are saved."""
 WAITS: Final = 10.0
@@ -47,75 +53,15 @@ SEEN_EVERY: Final = 0.25
 """Seconds after which an idle process looks whether a round was begun."""
 FOLLOWED_EVERY: Final = 0.1
 """Seconds between two looks whether all have followed it."""
-LOOKS_EVERY: Final = 5
-"""Seconds between two looks for lost outcomes, by whichever process comes first."""
-LOST_AFTER: Final = 10
-"""Seconds after which a call that has not settled is looked up."""
-LOOKED_AT: Final = 1000
-"""Of one account, at once."""
+RECALLED_EVERY: Final = 0.03
+"""Seconds until a call asks again that others must give something back for."""
 UNSENT: Final = 100_000
 """Settlements kept while Valkey is away; the oldest are dropped, and found in the database later."""
-_KEYS: Final = 200
 _MISSING: Final = -1
+_RECALLED: Final = -2
 _BEFORE_CODES: Final = 3
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-
-class Account:
-    """One limit, and where it is counted."""
-
-    __slots__ = ("_bounds", "budget", "key")
-
-    def __init__(self, budget: Budget, key: str) -> None:
-        self.budget = budget
-        self.key = key
-        self._bounds = (0, 0, 0, 0)
-
-    def bounds(self, at: float) -> tuple[int, int, int, int]:
-        """When the windows before, now and next begin, and when the last of them ends, by this machine's clock."""
-        if not self._bounds[1] <= at < self._bounds[2]:
-            kind = self.budget.kind
-            start, stop = window(kind, at)
-            bounds = (window(kind, start - 1)[0], start, stop, window(kind, stop)[1])
-            self._bounds = (int(bounds[0]), int(bounds[1]), int(bounds[2]), int(bounds[3]))
-        return self._bounds
-
-
-class _Take:
-    """A call's wish to be made."""
-
-    __slots__ = ("accounts", "call", "is_tried", "most", "needs", "until")
-
-    def __init__(self, call: Reserving, accounts: Sequence[Account], needs: Sequence[int], most: Most) -> None:
-        self.call = call
-        self.accounts = accounts
-        self.needs = needs
-        self.most = most
-        self.is_tried = False
-        """Whether a connection broke over it: another may, then it is refused."""
-        self.until = time.monotonic() + WAITS
-
-    def hold(self, counts: SharedCounts) -> SharedHold:
-        """What it has then."""
-        return SharedHold(counts, self.call.request_id, self.accounts, self.most)
-
-
-class _Settle(NamedTuple):
-    """What a call counts for in the end."""
-
-    request_id: str
-    parts: Sequence[tuple[str, int]]
-    """Keys of accounts, and amounts."""
-
-
-class _Wishes(NamedTuple):
-    """What is asked in one question."""
-
-    takes: list[_Take]
-    settles: list[_Settle]
-    drops: list[str]
 
 
 class SharedHold:
@@ -151,6 +97,10 @@ class SharedLimits(Limits):
 
     def reserve(self, call: Reserving, most: Most, at: float, *, price_known: bool = True) -> None:  # noqa: ARG002  # Valkey's clock counts
         """See ``Limits``."""
+        hold = self._counts.credits.take(call.request_id, self._accounts, most)
+        if hold is not None:
+            call.reserved(hold)
+            return
         needs = []
         for account in self._accounts:
             need = part(account.budget.kind, most)
@@ -177,21 +127,28 @@ class SharedCounts:
         self._records = records
         self._feed = feed
         self._process = str(process)
+        self._owner = f"{process}:{records.writer}"
+        """As whose credit is known."""
         self._running = running
         # A server may be shared: names tell deployments apart, and nothing of them. In braces: what belongs to one place.
-        self._prefix = f"keybearer:{{{hashlib.sha256(deployment.bytes).hexdigest()[:16]}}}:"
+        # 2: what other versions of the script left, or count elsewhere, is as if it were not there.
+        self._prefix = f"keybearer:2:{{{hashlib.sha256(deployment.bytes).hexdigest()[:16]}}}:"
         self._round = f"{self._prefix}round"
         self._accounts: dict[UUID, Account] = {}
-        self._takes: deque[_Take] = deque()
-        self._settles: deque[_Settle] = deque()
+        self._takes: deque[Take] = deque()
+        self._settles: deque[Settle] = deque()
         """Asked before the takes: what is given back is there for them, and what may have been granted is undone first."""
         self._drops: dict[str, None] = {}
         """Keys of accounts that are not right, or not needed any more. Asked before all else."""
         self._wake = asyncio.Event()
+        self.credits = Credits(self._wake.set, self.settle)
+        self._lost = Lost(self._link, records, running, self.settle, self._drop)
         self._settling: asyncio.TimerHandle | None = None
         self._missing: dict[str, Account] = {}
-        self._parked: list[_Take] = []
+        self._parked: list[Take] = []
         """Calls that wait for missing accounts."""
+        self._short: list[Take] = []
+        """Calls that wait for others to give back what they drew ahead."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._is_troubled = self._is_elsewhen = False
         """What was logged already."""
@@ -205,6 +162,7 @@ class SharedCounts:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self.credits.close()
         with suppress(LimitsUnreachable):
             while wishes := self._next(takes=False):
                 await self._ask(wishes)
@@ -230,10 +188,11 @@ class SharedCounts:
         """See ``Counts``. Accounts are filled when somebody first takes from them."""
         self._spawn("tick", self._tick())
         for budget in budgets:
-            self._accounts.setdefault(budget.id, Account(budget, self._key(budget))).budget = budget
+            self._accounts.setdefault(budget.id, Account(budget, self._key(budget))).hold_to(budget)
         for budget_id in gone:
             if (lifted := self._accounts.pop(budget_id, None)) is not None:
                 self._drops[lifted.key] = None
+                self.credits.forget(lifted)
 
     def limits(self, budget_ids: Sequence[UUID]) -> Limits:
         """See ``Counts``."""
@@ -245,7 +204,9 @@ class SharedCounts:
         found: dict[UUID, State] = {}
         at = time.time()
         with suppress(LimitsUnreachable):
-            for some in _chunks(budgets):
+            for of in chunks(self.credits.of(self._key(budget) for budget in budgets)):  # what calls have reserved here is seen
+                await self._ask_or_return(Wishes([], [], [], list(of)))
+            for some in chunks(budgets):
                 at, *told = await self._link.ask("look", [self._key(budget) for budget in some])
                 for budget, used, reserved in zip(some, told[::2], told[1::2], strict=True):
                     if used:
@@ -260,12 +221,13 @@ class SharedCounts:
 
     def take(self, call: Reserving, accounts: Sequence[Account], needs: Sequence[int], most: Most) -> None:
         """Ask for what a call needs; it is told."""
-        self._takes.append(_Take(call, accounts, needs, most))
+        self.credits.asked(accounts, needs)
+        self._takes.append(Take(call, accounts, needs, most, time.monotonic() + WAITS))
         self._wake.set()
 
     def settle(self, request_id: str, parts: Sequence[tuple[str, int]]) -> None:
         """Say what a call counts for."""
-        self._settles.append(_Settle(request_id, parts))
+        self._settles.append(Settle(request_id, parts))
         if len(self._settles) > UNSENT:
             self._settles.popleft()
         if self._settling is None:
@@ -278,6 +240,7 @@ class SharedCounts:
     async def _tick(self) -> None:
         while True:
             self._spawn("ask", self._run())
+            self.credits.look()
             self._wake.set()
             await asyncio.sleep(SEEN_EVERY)
 
@@ -292,40 +255,49 @@ class SharedCounts:
     async def _turn(self) -> bool:
         """Ask once, for some; whether there is more to ask at once."""
         if self._link.is_resting:
-            for take in _some(self._takes):
+            for take in some(self._takes):
                 self._fail(take)
             return bool(self._takes)
-        wishes = self._next() or _Wishes([], [], [])
-        answer: list[int] | None = None
+        wishes = self._next() or Wishes([], [], [], [])
         try:
-            with suppress(LimitsUnreachable):
-                answer = await self._ask(wishes)
-        finally:
-            if answer is None:
-                self._return(wishes)
-        if answer is None:
+            answer = await self._ask_or_return(wishes)
+        except LimitsUnreachable:
             return bool(self._takes)
         self._tell(wishes.takes, answer)
-        return bool(self._takes or self._drops or len(self._settles) >= TOGETHER)
+        return bool(self._takes or self._drops) or max(len(self._settles), self.credits.waiting) >= TOGETHER
 
-    def _next(self, *, takes: bool = True) -> _Wishes | None:
+    async def _ask_or_return(self, wishes: Wishes) -> list[int]:
+        is_answered = False
+        try:
+            answer = await self._ask(wishes)
+            is_answered = True
+        finally:
+            if not is_answered:
+                self._return(wishes)
+        return answer
+
+    def _next(self, *, takes: bool = True) -> Wishes | None:
         """What is asked in one question; ``None``: nobody wishes anything."""
-        wishes = _Wishes(_some(self._takes) if takes else [], _some(self._settles), list(self._drops)[:TOGETHER])
+        takes_ = some(self._takes) if takes else []
+        wishes = Wishes(takes_, some(self._settles), list(self._drops)[:TOGETHER], self.credits.due(TOGETHER))
         for key in wishes.drops:
             del self._drops[key]
         return wishes if any(wishes) else None
 
-    async def _ask(self, wishes: _Wishes) -> list[int]:
+    async def _ask(self, wishes: Wishes) -> list[int]:
+        """What is answered: Valkey's time, the round that is owed and its position, and how each take ended."""
         keys: dict[str, int] = {self._round: 1}
 
         def place(key: str) -> int:
             return keys.setdefault(key, len(keys) + 1)
 
-        at = time.time()
+        at, sent = time.time(), now()
         drops = [place(key) for key in wishes.drops]
         settles = [
             (wish.request_id, [value for key, amount in wish.parts for value in (place(key), amount)]) for wish in wishes.settles
         ]
+        said = [(account, account.report()) for account in wishes.tells]
+        reports = [(place(account.key), *report.values) for account, report in said]
         takes = []
         for take in wishes.takes:
             parts: list[int] = []
@@ -333,55 +305,89 @@ class SharedCounts:
                 budget = account.budget
                 parts += (place(account.key), need, budget.amount if budget.is_hard else -1, *account.bounds(at))
             takes.append((take.call.request_id, parts))
-        told = msgspec.json.encode(
-            (drops, settles, takes)
-        )  # packed as one: the client library takes a microsecond for each argument
-        answer: list[int] = await self._link.ask("calls", list(keys), [self._process, told])
-        if len(answer) != _BEFORE_CODES + len(wishes.takes):  # whoever can write to Valkey must not be able to stop us
+        # Packed as one: the client library takes a microsecond for each argument.
+        told = msgspec.json.encode((drops, settles, reports, takes))
+        answer: list[Any] = await self._link.ask("calls", list(keys), [self._process, told, self._owner])
+        before = _BEFORE_CODES + VALUES * len(said)
+        if len(answer) != before + len(wishes.takes):  # whoever can write to Valkey must not be able to stop us
             raise LimitsUnreachable
-        return answer
+        for index, (account, report) in enumerate(said):
+            start = _BEFORE_CODES + VALUES * index
+            self.credits.hear(account, report, answer[start : start + VALUES], sent)
+        if answer[1]:
+            self.credits.suspend()
+        return answer[:_BEFORE_CODES] + answer[before:]
 
-    def _tell(self, takes: Sequence[_Take], answer: Sequence[int]) -> None:
+    def _tell(self, takes: Sequence[Take], answer: Sequence[int]) -> None:
         """Tell calls what was answered; follow a round that was begun, fill what is missing."""
-        now, owed, position, *codes = answer
+        at, owed, position, *codes = answer
         for take, code in zip(takes, codes, strict=True):
             if code == 0:
-                take.call.reserved(take.hold(self))
+                take.call.reserved(self._hold(take))
             elif 0 < code <= len(take.accounts):
-                budget = take.accounts[code - 1].budget
-                take.call.unreserved(reached(budget, window(budget.kind, now)[1] - now))
+                self._refuse(take, code - 1, at)
+            elif 0 < (place := _RECALLED - code) <= len(take.accounts):
+                self._wait_for_credit(take, place - 1, at)
             elif code == _MISSING:
                 self._parked.append(take)
                 self._missing |= {account.key: account for account in take.accounts}
             else:
-                if not self._is_elsewhen:
-                    log.error("this machine's clock and Valkey's are more than a window apart: limited calls are refused")
-                self._is_elsewhen = True
+                self._tell_of_clocks()
                 self._fail(take)
         if owed:
             self._spawn("follow", self._follow_owed(owed, position))
         if self._missing:
             self._spawn("fill", self._fill())
+        if self._short:
+            self._spawn("recall", self._ask_again())
 
-    def _return(self, wishes: _Wishes) -> None:
+    def _hold(self, take: Take) -> SharedHold:
+        return SharedHold(self, take.call.request_id, take.accounts, take.most)
+
+    def _tell_of_clocks(self) -> None:
+        if not self._is_elsewhen:
+            log.error("this machine's clock and Valkey's are more than a window apart: limited calls are refused")
+        self._is_elsewhen = True
+
+    def _refuse(self, take: Take, place: int, at: float) -> None:
+        budget = take.accounts[place].budget
+        take.call.unreserved(reached(budget, window(budget.kind, at)[1] - at))
+
+    def _wait_for_credit(self, take: Take, place: int, at: float) -> None:
+        """Others are asked to give back what they have drawn ahead, this process among them."""
+        if time.monotonic() > take.until:
+            self._refuse(take, place, at)
+            return
+        self.credits.recall(take.accounts[place])
+        self._short.append(take)
+
+    async def _ask_again(self) -> None:
+        """For what others may have given back meanwhile."""
+        await asyncio.sleep(RECALLED_EVERY)
+        self._takes.extendleft(reversed(self._short))
+        self._short = []
+        self._wake.set()
+
+    def _return(self, wishes: Wishes) -> None:
         """The answer was lost: takes may have been granted, so they are settled with nothing first. They get a second try."""
         self._drops |= dict.fromkeys(wishes.drops)
         self._settles.extendleft(reversed(wishes.settles))
+        self.credits.keep(wishes.tells)
         for take in reversed(wishes.takes):
-            self._settles.appendleft(_Settle(take.call.request_id, [(account.key, 0) for account in take.accounts]))
+            self._settles.appendleft(Settle(take.call.request_id, [(account.key, 0) for account in take.accounts]))
             if take.is_tried:
                 self._fail(take)
             else:
                 take.is_tried = True
                 self._takes.appendleft(take)
 
-    def _fail(self, take: _Take) -> None:
+    def _fail(self, take: Take) -> None:
         """Nobody can count this call: it is refused, unless its limits only show."""
         if any(account.budget.is_hard for account in take.accounts):
             take.call.unreserved(LimitsUnreachable(retry_after=1.0))
             return
         self._drops |= dict.fromkeys(account.key for account in take.accounts)
-        take.call.reserved(take.hold(self))
+        take.call.reserved(self._hold(take))
 
     def _refuse_late(self) -> None:
         if self._parked:
@@ -400,6 +406,7 @@ class SharedCounts:
 
     async def _follow(self, n: int, position: int) -> None:
         """Bring this process's records to the database, and say so. From ``position`` on its calls know the limits in question."""
+        self.credits.suspend()
         while True:
             if self._feed.position >= min(position, await self._records.newest_change()):
                 break
@@ -443,39 +450,28 @@ class SharedCounts:
             await asyncio.sleep(FOLLOWED_EVERY)
 
     async def _fill_from_records(self, accounts: Sequence[Account]) -> None:
-        (now,) = await self._link.ask("look", [])
-        found = await self._records.used([account.budget for account in accounts], now)
+        (at,) = await self._link.ask("look", [])
+        found = await self._records.used([account.budget for account in accounts], at)
         for account in accounts:
             used = found[account.budget.id]
             calls = [value for pair in used.unsettled.items() for value in pair]
-            end = int(window(account.budget.kind, now)[1])
+            mark = secrets.token_hex(8)
+            end = int(window(account.budget.kind, at)[1])
             await self._link.ask(
-                "fill", [account.key], [end, used.settled, *calls]
+                "fill", [account.key], [end, mark, used.settled, *calls]
             )  # if it is over, who asks finds it missing again
 
     # --- lost outcomes --------------------------------------------------------------------------------------------------
 
     async def turn(self) -> None:
-        """See ``Counts``: settle what its own process did not, once its outcome is in the database."""
+        """See ``Counts``: look for what killed processes left."""
         with suppress(LimitsUnreachable):
-            if self._accounts and await self._link.ask("lease", [f"{self._prefix}lease"], [LOOKS_EVERY]):
-                for some in _chunks(list(self._accounts.values())):
-                    waiting = await self._link.ask("waiting", [account.key for account in some], [LOST_AFTER, LOOKED_AT])
-                    for account, calls in zip(some, waiting, strict=True):
-                        await self._settle_lost(account, [call.decode() for call in calls])
+            if self._accounts:
+                await self._lost.look(f"{self._prefix}lease", list(self._accounts.values()))
 
-    async def _settle_lost(self, account: Account, request_ids: Sequence[str]) -> None:
-        if request_ids:
-            for request_id, amount in (await self._records.settled(account.budget.kind, request_ids)).items():
-                self.settle(request_id, [(account.key, amount)])
-
-
-def _some(queue: deque[T]) -> list[T]:
-    return [queue.popleft() for _ in range(min(TOGETHER, len(queue)))]
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + _KEYS] for start in range(0, len(items), _KEYS))
+    def _drop(self, account: Account) -> None:
+        self._drops[account.key] = None
+        self._wake.set()
 
 
 def _tell_operator(reason: str) -> None:

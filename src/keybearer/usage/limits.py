@@ -43,7 +43,7 @@ class Most(NamedTuple):
 
 
 NOTHING = Most(None, None)
-_PLACES = {
+PLACES = {
     BudgetKind.USD_DAY: 1,
     BudgetKind.USD_MONTH: 1,
     BudgetKind.REQUESTS_MINUTE: 2,
@@ -71,7 +71,7 @@ def is_usd(kind: BudgetKind) -> bool:
 
 def part(kind: BudgetKind, most: Most) -> int | None:
     """What of ``most`` a limit of this kind counts."""
-    return most[_PLACES[kind]]
+    return most[PLACES[kind]]
 
 
 def charged(outcome: str, status: int, used: int | None, reserved: int | None) -> int:
@@ -123,7 +123,7 @@ class Account:
     def hold_to(self, budget: Budget) -> None:
         """Count for this limit from now on: the same one, perhaps changed."""
         self.budget = budget
-        self.place = _PLACES[budget.kind]
+        self.place = PLACES[budget.kind]
         """Where in a ``Most`` stands what it counts."""
         self._room = budget.amount if budget.is_hard else math.inf
         if budget.is_tampered:
