@@ -353,6 +353,61 @@ async def test_lost_memory_lets_nothing_pass_twice(three: Sequence[Process], val
     await here.until(day, 100, 0)
 
 
+async def test_only_what_was_missing_when_the_round_began_is_filled_after_it(
+    three: Sequence[Process], valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = person()
+    day, month = budget(ada, BudgetKind.USD_DAY, 10_000), budget(ada, BudgetKind.USD_MONTH, 10_000)
+    here, there, _ = three
+    for each in (here, there):
+        await each.keep(day, month)
+    assert isinstance(here.counts, SharedCounts)
+    await there.wish(ada, Most(1, 7), [month]).answer
+    fill, is_read, may_go_on = here.counts._fill_from_records, asyncio.Event(), asyncio.Event()
+
+    async def late(accounts: Sequence[credit.Account], n: int) -> None:
+        is_read.set()
+        await may_go_on.wait()
+        await fill(accounts, n)
+
+    monkeypatch.setattr(here.counts, "_fill_from_records", late)
+    call = here.wish(ada, Most(1, 7))  # waits for the limit of a day
+    await asyncio.wait_for(is_read.wait(), 30)
+    await granted([there.wish(ada, Most(1, 7), [month]) for _ in range(20)])  # of which no record is in the database
+    with valkey.client() as client:
+        client.delete(*client.keys(f"*{month.id.hex}"))
+    may_go_on.set()
+    await call.answer
+    await here.until(month, 0, 22 * 7)
+
+
+async def test_what_was_filled_since_a_round_began_is_not_filled_by_it(
+    three: Sequence[Process], valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = person()
+    day = budget(ada, BudgetKind.USD_DAY, 10_000)
+    here, there, _ = three
+    for each in (here, there):
+        await each.keep(day)
+    assert isinstance(here.counts, SharedCounts)
+    fill, is_read, may_go_on = here.counts._fill_from_records, asyncio.Event(), asyncio.Event()
+
+    async def late(accounts: Sequence[credit.Account], n: int) -> None:
+        is_read.set()
+        await may_go_on.wait()
+        await fill(accounts, n)
+
+    monkeypatch.setattr(here.counts, "_fill_from_records", late)
+    call = here.wish(ada, Most(1, 7))
+    await asyncio.wait_for(is_read.wait(), 30)
+    await granted([there.wish(ada, Most(1, 7)) for _ in range(20)])  # filled by a round of its own
+    with valkey.client() as client:
+        client.delete(*client.keys(f"*{day.id.hex}"))
+    may_go_on.set()
+    await call.answer
+    await here.until(day, 0, 21 * 7)
+
+
 async def test_a_killed_process_gives_back_what_it_had_free(
     database_urls: tuple[str, str], tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,15 +78,28 @@ async def test_a_mistake_of_ours_in_one_answer_ends_that_one(
     assert leaving
 
 
-async def test_who_leaves_before_its_answer_does_is_aborted_once(house: House) -> None:
+async def test_who_leaves_before_its_answer_does_pays_for_what_was_used_once(house: House) -> None:
     held: list[Exchange] = []
     house.plane.answers = Gathering(held.extend)
     connection = await house.connect()
     await connection.send(house.request())
     await until(lambda: held)
     connection.writer.write_eof()
-    await until(lambda: outcomes(house) == ["aborted"])
+    await until(lambda: outcomes(house) == ["ok"])
     leave_together(held)
-    assert outcomes(house) == ["aborted"]
-    (outcome,) = [line for line in house.lines() if line["kind"] == "outcome" and line["outcome"] == "aborted"]
-    assert (outcome["status"], outcome["usage"]["input_tokens"]) == (200, 9)  # it was answered, and is to be paid for
+    assert outcomes(house) == ["ok"]
+    (outcome,) = [line for line in house.lines() if line["kind"] == "outcome" and line["outcome"] == "ok"]
+    assert (outcome["status"], outcome["usage"]["input_tokens"]) == (200, 9)
+
+
+async def test_an_answer_that_is_there_when_the_server_stops_still_leaves(house: House) -> None:
+    held: list[Exchange] = []
+    house.plane.answers = Gathering(held.extend)
+    connection = await house.connect()
+    await connection.send(house.request())
+    await until(lambda: held)
+    held[0].cut_off()
+    leave_together(held)
+    answer = await connection.answer()
+    assert (answer.status, answer.body) == (200, CHAT)
+    assert outcomes(house) == ["ok"]

@@ -1,4 +1,6 @@
-"""What comes in one turn of the event loop, and in the next where a turn has several, is dealt with together; what comes alone, at once.
+"""What comes in one turn of the event loop, and in the next where a turn has several, is dealt with together.
+
+What comes alone waits for the next turn only.
 
 Under load each step is then taken for many calls in a row, by one system call or right after each other, and whoever waits for them
 in another process is woken once. At two turns it ends: with three, all callers come to wait for each other.

@@ -9,7 +9,7 @@ the window. It is *suspended*, until a question sent from then on confirms it, w
 before is in the records that are read, and after that it lets pass nothing of an account that may be gone. Where an account was filled
 anew meanwhile (its *mark* is another), calls settle by their request ids, as records knew them.
 
-How much: what was needed in the last two looks, and of what remains a small share at most. Who does not use it gives it back; and
+How much: twice what was needed since the last look, and of what remains a small share at most. Who does not use it gives it back; and
 everybody does, once a call is short of something that others have free. Of limits that only show there is always enough: it is counted.
 """
 

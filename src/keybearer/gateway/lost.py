@@ -49,21 +49,30 @@ class Lost:
         if not await self._link.ask("lease", [lease], [LOOKS_EVERY]):
             return
         running = {str(process) for process in await self._running()}
+        complete: dict[frozenset[UUID], bool] = {}
         for some in chunks(accounts):
             waiting = await self._link.ask("waiting", [account.key for account in some], [LOST_AFTER, LOOKED_AT])
             for account, (calls, owners) in zip(some, waiting, strict=True):
-                await self._settle_ended(account, [call.decode() for call in calls])
                 with suppress(ValueError):  # nonsense that somebody wrote there
-                    await self._recover(account, [owner.decode() for owner in owners], running)
+                    await self._settle_ended(account, [call.decode() for call in calls])
+                    gone = _gone([owner.decode() for owner in owners], running)
+                    if gone and gone not in complete:
+                        complete[gone] = await self._records.are_complete(gone)
+                    if gone and complete[gone]:
+                        self._recover(account)
 
     async def _settle_ended(self, account: Account, request_ids: Sequence[str]) -> None:
         if request_ids:
             for request_id, amount in (await self._records.settled(account.budget.kind, request_ids)).items():
                 self._settle(request_id, [(account.key, amount)])
 
-    async def _recover(self, account: Account, owners: Iterable[str], running: Collection[str]) -> None:
-        pairs = [owner.partition(":") for owner in owners]
-        gone = [UUID(writer) for process, _, writer in pairs if process not in running]
+    def _recover(self, account: Account) -> None:
         at = time.time()
-        if gone and account.bounds(at)[2] - at > RECOVERED and await self._records.are_complete(gone):
+        if account.bounds(at)[2] - at > RECOVERED:
             self._drop(account)
+
+
+def _gone(owners: Iterable[str], running: Collection[str]) -> frozenset[UUID]:
+    """The journals of those processes that do not run any more. Raises ``ValueError``."""
+    pairs = [owner.partition(":") for owner in owners]
+    return frozenset(UUID(writer) for process, _, writer in pairs if process not in running)

@@ -172,7 +172,7 @@ class Relay:
         if rest or self._head or self._is_chunked:
             self._write(rest, ended=True)
         self._is_over = True
-        self._settle("ok" if self._status < _FIRST_ERROR else "upstream_error")
+        self._settle(self._how())
         exchange.finish(keep_alive=exchange.keep_alive)
 
     def on_failure(self, error: KeybearerError, sent: bool) -> None:  # noqa: FBT001  # the seam's shape
@@ -218,10 +218,13 @@ class Relay:
             self._is_over = True
             if self.call is not None:
                 self.call.abort()
-            self._settle("aborted")
+            self._settle("aborted" if self._body is None else self._how())  # else it had its answer, but for a moment
 
     def cut_off(self, error: KeybearerError) -> None:
         """The server stops."""
+        if self._body is not None:
+            self.leave()
+            return
         call, self.call = self.call, None
         if call is not None:
             call.abort()
@@ -324,6 +327,10 @@ class Relay:
         else:
             self._settle(outcome)
             exchange.abort()
+
+    def _how(self) -> str:
+        """The outcome of an answer that came as a whole."""
+        return "ok" if self._status < _FIRST_ERROR else "upstream_error"
 
     def _settle(self, outcome: str) -> None:
         """6. Meter, settle, note the outcome."""

@@ -13,6 +13,7 @@
 --                        =<owner>  a process: what it drew, used, gave back, all since the account began; its part of idle; of open
 -- The round is a hash:   n, position   its number, and up to which change processes were asked to bring their records to the database
 --                        <process>     the last n that this one has followed
+--                        @<account>    what n was when it was filled
 -- Lua's own way to print would round large amounts.
 
 local run, verb = ARGV[1], ARGV[2]
@@ -42,6 +43,12 @@ end
 local function standing(key, before, start, stop, later)
   local found = redis.call('HMGET', key, 'run', 'end', 'used', 'reserved', 'credit', 'open', 'recalled')
   if found[1] ~= run then return nil, MISSING end
+  for i = 2, 7 do -- who writes nonsense there gains nothing: it is filled anew
+    if not tonumber(found[i]) and (i < 7 or found[i]) then
+      redis.call('DEL', key)
+      return nil, MISSING
+    end
+  end
   if now < tonumber(found[2]) then
     return {firm = found[3] + found[4], credit = tonumber(found[5]), open = tonumber(found[6]), recalled = found[7]}
   end
@@ -142,7 +149,7 @@ function verbs.calls()
   local answer = {now, n > tonumber(round[3] or '0') and n or 0, tonumber(round[2] or '0')}
   local wishes = cjson.decode(ARGV[4])
   for _, key in ipairs(wishes[1]) do redis.call('DEL', KEYS[key]) end -- the next who needs it fills it anew
-  for _, wish in ipairs(wishes[2]) do settle(wish[1], wish[2]) end
+  for _, wish in ipairs(wishes[2]) do pcall(settle, wish[1], wish[2]) end -- as below
   for _, wish in ipairs(wishes[3]) do
     local key = KEYS[table.remove(wish, 1)]
     -- What is nonsense there is as good as missing: it must not keep others from being heard.
@@ -154,7 +161,8 @@ function verbs.calls()
   return answer
 end
 
--- Ask all processes to bring their records to the database, those before the change `position` at least. → n, now.
+-- Ask all processes to bring their records to the database, those before the change `position` at least. KEYS: the round, accounts.
+-- → n, now, and for each account 1: it is missing; 0: it is there.
 -- Numbers go on where a server has lost its memory: who followed a round of before has not followed one of after.
 function verbs.ask()
   local n = math.max(tonumber(redis.call('HGET', KEYS[1], 'n') or '0') + 1, now_ms)
@@ -163,7 +171,9 @@ function verbs.ask()
     redis.call('HSET', KEYS[1], 'position', ARGV[3])
   end
   redis.call('EXPIRE', KEYS[1], ROUND_KEPT)
-  return {n, now}
+  local answer = {n, now}
+  for i = 2, #KEYS do answer[i + 1] = redis.call('HGET', KEYS[i], 'run') == run and 0 or 1 end
+  return answer
 end
 
 -- This process has followed the round n.
@@ -174,29 +184,33 @@ function verbs.follow()
   return 1
 end
 
--- How far each of these processes has followed; others than these are forgotten.
+-- The newest round's n, and how far each of these processes has followed; others than these are forgotten.
 function verbs.followed()
-  local answer, running = {}, {n = true, position = true}
+  local answer, running = {tonumber(redis.call('HGET', KEYS[1], 'n') or '0')}, {n = true, position = true}
   for i = 3, #ARGV do
     running[ARGV[i]] = true
-    answer[i - 2] = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '0')
+    answer[i - 1] = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '0')
   end
   for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-    if not running[field] then redis.call('HDEL', KEYS[1], field) end
+    if not running[field] and string.sub(field, 1, 1) ~= '@' then redis.call('HDEL', KEYS[1], field) end
   end
   return answer
 end
 
--- Fill an account from records: `end`, `mark`, `used`, then calls without an outcome and their amounts. 1; 0: it is filled; -1: the window
--- is over.
+-- Fill an account that was missing when the round n began, from records that all have brought since: `end`, `mark`, `used`, this process,
+-- n, then calls without an outcome and their amounts. KEYS: the account, the round. 1; 0: it is filled, or was since, or the round is
+-- forgotten: then somebody may have let pass what these records lack; -1: the window is over.
 function verbs.fill()
-  local key, ends = KEYS[1], ARGV[3]
+  local key, ends, n = KEYS[1], ARGV[3], tonumber(ARGV[7])
   local found = redis.call('HMGET', key, 'run', 'end')
   if found[1] == run and now < tonumber(found[2]) then return 0 end
+  local round = redis.call('HMGET', KEYS[2], 'n', ARGV[6], '@' .. key)
+  if tonumber(round[2] or '0') < n or tonumber(round[3] or '0') >= n then return 0 end
   if now >= tonumber(ends) then return -1 end
   local calls = {}
-  for i = 6, #ARGV do calls[#calls + 1] = ARGV[i] end
+  for i = 8, #ARGV do calls[#calls + 1] = ARGV[i] end
   begin(key, ends, ARGV[4], ARGV[5], calls)
+  redis.call('HSET', KEYS[2], '@' .. key, round[1])
   return 1
 end
 

@@ -204,11 +204,13 @@ class SharedCounts:
         found: dict[UUID, State] = {}
         at = time.time()
         with suppress(LimitsUnreachable):
-            for of in chunks(self.credits.of(self._key(budget) for budget in budgets)):  # what calls have reserved here is seen
-                await self._ask_or_return(Wishes([], [], [], list(of)))
-            for some in chunks(budgets):
-                at, *told = await self._link.ask("look", [self._key(budget) for budget in some])
-                for budget, used, reserved in zip(some, told[::2], told[1::2], strict=True):
+            for drawn in chunks(
+                self.credits.of(self._key(budget) for budget in budgets)
+            ):  # what calls have reserved here is seen
+                await self._ask_or_return(Wishes([], [], [], drawn))
+            for part_of_all in chunks(budgets):
+                at, *told = await self._link.ask("look", [self._key(budget) for budget in part_of_all])
+                for budget, used, reserved in zip(part_of_all, told[::2], told[1::2], strict=True):
                     if used:
                         found[budget.id] = state_of(budget, int(used), int(reserved), at)
         rest = [budget for budget in budgets if budget.id not in found]
@@ -418,15 +420,18 @@ class SharedCounts:
         """Fill what is missing, and let those who wait for it ask again."""
         try:
             while self._missing:
-                missing = list(self._missing.values())
+                wanted = list(self._missing)
                 position = await self._records.newest_change()
-                n, _ = await self._link.ask("ask", [self._round], [position])
+                n, _, *states = await self._link.ask("ask", [self._round, *wanted], [position])
                 async with asyncio.timeout(WAITS):
                     await self._follow(n, position)
-                    await self._all_follow(n)
-                await self._fill_from_records(missing)
-                for account in missing:
-                    self._missing.pop(account.key, None)
+                    if not await self._all_follow(n):
+                        continue
+                # No others: of what was there when the round began, more may have passed than these records tell.
+                missing = [self._missing[key] for key, is_missing in zip(wanted, states, strict=False) if is_missing]
+                await self._fill_from_records(missing, n)
+                for key in wanted:
+                    del self._missing[key]
                 self._takes.extend(self._parked)
                 self._parked = []
                 self._wake.set()
@@ -441,15 +446,18 @@ class SharedCounts:
             for take in parked:
                 self._fail(take)
 
-    async def _all_follow(self, n: int) -> None:
-        """Return when every process that runs has followed the round."""
+    async def _all_follow(self, n: int) -> bool:
+        """Wait until every process that runs has followed the round; ``False``: nobody knows of it any more."""
         while True:
             running = [str(process) for process in await self._running()]
-            if min(await self._link.ask("followed", [self._round], running)) >= n:
-                return
+            newest, *followed = await self._link.ask("followed", [self._round], running)
+            if newest < n:
+                return False
+            if min(followed) >= n:
+                return True
             await asyncio.sleep(FOLLOWED_EVERY)
 
-    async def _fill_from_records(self, accounts: Sequence[Account]) -> None:
+    async def _fill_from_records(self, accounts: Sequence[Account], n: int) -> None:
         (at,) = await self._link.ask("look", [])
         found = await self._records.used([account.budget for account in accounts], at)
         for account in accounts:
@@ -457,9 +465,8 @@ class SharedCounts:
             calls = [value for pair in used.unsettled.items() for value in pair]
             mark = secrets.token_hex(8)
             end = int(window(account.budget.kind, at)[1])
-            await self._link.ask(
-                "fill", [account.key], [end, mark, used.settled, *calls]
-            )  # if it is over, who asks finds it missing again
+            # If it is not filled by this, who asks finds it missing again.
+            await self._link.ask("fill", [account.key, self._round], [end, mark, used.settled, self._process, n, *calls])
 
     # --- lost outcomes --------------------------------------------------------------------------------------------------
 

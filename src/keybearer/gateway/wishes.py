@@ -45,7 +45,7 @@ class Wishes(NamedTuple):
     takes: list[Take]
     settles: list[Settle]
     drops: list[str]
-    tells: list[Account]
+    tells: Sequence[Account]
     """To say of what credit of them there is."""
 
 

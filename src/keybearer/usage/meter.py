@@ -23,6 +23,7 @@ from keybearer.usage.skim import Skimmer
 _WHOLE_LIMIT: Final = 1024 * 1024  # bytes of a whole answer that are kept; decoding is fast, so only larger ones are skimmed
 _PIECES_LIMIT: Final = 4_096
 _EVENT_LIMIT: Final = 256 * 1024  # likewise of one event
+_COST_LIMIT: Final = 10**6  # dollars of one call, likewise
 _COUNT_LIMIT: Final = 10**12  # tokens; more is nonsense, and would not fit where it is stored
 _MODEL_LIMIT: Final = 200
 _TICKS_PER_USD: Final = 10**10
@@ -414,6 +415,6 @@ def _cost(said: Mapping[str, Any]) -> float | None:
     if ticks is not None:
         return ticks / _TICKS_PER_USD
     cost = said.get("cost")
-    if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= _COUNT_LIMIT:
+    if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= _COST_LIMIT:
         return float(cost)
     return None
