@@ -353,6 +353,20 @@ async def test_lost_memory_lets_nothing_pass_twice(three: Sequence[Process], val
     await here.until(day, 100, 0)
 
 
+def late_fill(of: Process, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Hold a process between the end of a round and the filling: told that it is there, and letting it go on."""
+    assert isinstance(of.counts, SharedCounts)
+    fill, is_there, may_go_on = of.counts._fill_from_records, asyncio.Event(), asyncio.Event()
+
+    async def late(accounts: Sequence[credit.Account], n: int) -> None:
+        is_there.set()
+        await may_go_on.wait()
+        await fill(accounts, n)
+
+    monkeypatch.setattr(of.counts, "_fill_from_records", late)
+    return is_there, may_go_on
+
+
 async def test_only_what_was_missing_when_the_round_began_is_filled_after_it(
     three: Sequence[Process], valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,16 +375,8 @@ async def test_only_what_was_missing_when_the_round_began_is_filled_after_it(
     here, there, _ = three
     for each in (here, there):
         await each.keep(day, month)
-    assert isinstance(here.counts, SharedCounts)
     await there.wish(ada, Most(1, 7), [month]).answer
-    fill, is_read, may_go_on = here.counts._fill_from_records, asyncio.Event(), asyncio.Event()
-
-    async def late(accounts: Sequence[credit.Account], n: int) -> None:
-        is_read.set()
-        await may_go_on.wait()
-        await fill(accounts, n)
-
-    monkeypatch.setattr(here.counts, "_fill_from_records", late)
+    is_read, may_go_on = late_fill(here, monkeypatch)
     call = here.wish(ada, Most(1, 7))  # waits for the limit of a day
     await asyncio.wait_for(is_read.wait(), 30)
     await granted([there.wish(ada, Most(1, 7), [month]) for _ in range(20)])  # of which no record is in the database
@@ -389,15 +395,7 @@ async def test_what_was_filled_since_a_round_began_is_not_filled_by_it(
     here, there, _ = three
     for each in (here, there):
         await each.keep(day)
-    assert isinstance(here.counts, SharedCounts)
-    fill, is_read, may_go_on = here.counts._fill_from_records, asyncio.Event(), asyncio.Event()
-
-    async def late(accounts: Sequence[credit.Account], n: int) -> None:
-        is_read.set()
-        await may_go_on.wait()
-        await fill(accounts, n)
-
-    monkeypatch.setattr(here.counts, "_fill_from_records", late)
+    is_read, may_go_on = late_fill(here, monkeypatch)
     call = here.wish(ada, Most(1, 7))
     await asyncio.wait_for(is_read.wait(), 30)
     await granted([there.wish(ada, Most(1, 7)) for _ in range(20)])  # filled by a round of its own

@@ -261,6 +261,8 @@ def test_all_line_ends_of_event_streams(end: str) -> None:
         ({"prompt_tokens": 1, "completion_tokens": 1, "cost": "free"}, Usage(1, 1)),
         ({"prompt_tokens": 1, "completion_tokens": 1, "cost": -1}, Usage(1, 1)),
         ({"prompt_tokens": 1, "completion_tokens": 1, "cost": 0}, Usage(1, 1, cost_usd=0.0)),
+        ({"prompt_tokens": 1, "completion_tokens": 1, "cost": 1_000_000}, Usage(1, 1, cost_usd=1e6)),
+        ({"prompt_tokens": 1, "completion_tokens": 1, "cost": 1_000_001}, Usage(1, 1)),  # sums would overflow
         ({}, NOTHING),
         ([], NOTHING),
         ("x", NOTHING),
