@@ -523,3 +523,4 @@ async def test_nonsense_in_one_account_stops_no_other(three: Sequence[Process], 
                 call.answer.add_done_callback(lambda answer: answer.exception())
             await draw(bob, other, here)
             await there.until(other, 0, 0)
+            await draw(ada, one, here)  # it is filled anew

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
@@ -53,13 +52,16 @@ class Lost:
         for some in chunks(accounts):
             waiting = await self._link.ask("waiting", [account.key for account in some], [LOST_AFTER, LOOKED_AT])
             for account, (calls, owners) in zip(some, waiting, strict=True):
-                with suppress(ValueError):  # nonsense that somebody wrote there
-                    await self._settle_ended(account, [call.decode() for call in calls])
+                try:
                     gone = _gone([owner.decode() for owner in owners], running)
-                    if gone and gone not in complete:
-                        complete[gone] = await self._records.are_complete(gone)
-                    if gone and complete[gone]:
-                        self._recover(account)
+                except ValueError:  # nonsense that somebody wrote there
+                    self._drop(account)
+                    continue
+                await self._settle_ended(account, [call.decode() for call in calls])
+                if gone and gone not in complete:
+                    complete[gone] = await self._records.are_complete(gone)
+                if gone and complete[gone]:
+                    self._recover(account)
 
     async def _settle_ended(self, account: Account, request_ids: Sequence[str]) -> None:
         if request_ids:

@@ -27,6 +27,28 @@ local HEARD_MS, RECALLED_MS = 1500, 3000 -- until then whoever is there has give
 
 local function whole(number) return string.format('%.0f', number) end
 
+-- A number as it stands in an account: one that more can be added to. Anything else is an error.
+local function number(text)
+  local found = string.match(text, '^%-?%d+$') and tonumber(text)
+  assert(found and math.abs(found) < 2 ^ 62)
+  return found
+end
+
+-- Of `understood(key, pcall(work, key, ...))` what `work` returned. Who writes nonsense into an account gains nothing, and stops no other:
+-- that one is dropped, and filled anew.
+local function understood(key, is_understood, ...)
+  if is_understood then return ... end
+  redis.call('DEL', key)
+end
+
+-- What an owner has said: what it drew, used, gave back; its part of idle; of open.
+local function said_by(owner)
+  local said = {}
+  for text in string.gmatch(owner, '%S+') do said[#said + 1] = number(text) end
+  assert(#said == 5)
+  return said
+end
+
 -- Begin an account anew: `calls` and their amounts are under way.
 local function begin(key, ends, mark, used, calls)
   redis.call('DEL', key)
@@ -43,15 +65,9 @@ end
 local function standing(key, before, start, stop, later)
   local found = redis.call('HMGET', key, 'run', 'end', 'used', 'reserved', 'credit', 'open', 'recalled')
   if found[1] ~= run then return nil, MISSING end
-  for i = 2, 7 do -- who writes nonsense there gains nothing: it is filled anew
-    if not tonumber(found[i]) and (i < 7 or found[i]) then
-      redis.call('DEL', key)
-      return nil, MISSING
-    end
-  end
-  if now < tonumber(found[2]) then
-    return {firm = found[3] + found[4], credit = tonumber(found[5]), open = tonumber(found[6]), recalled = found[7]}
-  end
+  local account = {firm = number(found[3]) + number(found[4]), credit = number(found[5]), open = number(found[6])}
+  account.recalled = found[7] and number(found[7])
+  if now < number(found[2]) then return account end
   local ends
   for _, bound in ipairs({before, start, stop, later}) do
     if now < bound then ends = bound break end
@@ -67,13 +83,14 @@ end
 local function take(call, parts)
   local short = 0
   for i = 1, #parts, 7 do
-    local account, why = standing(KEYS[parts[i]], parts[i + 3], parts[i + 4], parts[i + 5], parts[i + 6])
-    if not account then return why end
+    local key = KEYS[parts[i]]
+    local account, why = understood(key, pcall(standing, key, parts[i + 3], parts[i + 4], parts[i + 5], parts[i + 6]))
+    if not account then return why or MISSING end
     local need, most = parts[i + 1], parts[i + 2]
     if most >= 0 and account.firm + account.credit + need > most then
-      local is_heard = account.recalled and now_ms - tonumber(account.recalled) > HEARD_MS
+      local is_heard = account.recalled and now_ms - account.recalled > HEARD_MS
       if account.firm + need > most or account.open == 0 or is_heard then return (i + 6) / 7 end
-      if not account.recalled then redis.call('HSET', KEYS[parts[i]], 'recalled', whole(now_ms)) end
+      if not account.recalled then redis.call('HSET', key, 'recalled', whole(now_ms)) end
       if short == 0 then short = (i + 6) / 7 end
     end
   end
@@ -90,26 +107,25 @@ end
 -- like to have; what of it is idle, and whether that may grow (2: yes, 1: from now on, unless it is recalled); the most (-1: it only
 -- shows). All are sums since the account began: said twice, or late, they change nothing.
 -- → the account's mark (empty: it is missing, or its window is over), what the process drew, ms until the window ends, 1: give back.
-local function report(owner, key, mark, known, used, back, least, wish, idle, open, most)
+local function report(key, owner, mark, known, used, back, least, wish, idle, open, most)
   local found = redis.call('HMGET', key, 'run', 'end', 'mark', 'used', 'reserved', 'credit', 'open', 'recalled', '=' .. owner, 'idle')
-  if found[1] ~= run or now_ms >= tonumber(found[2]) * 1000 then return '', 0, 0, 0 end
-  local left, there = tonumber(found[2]) * 1000 - now_ms, found[3] .. ':' .. found[2]
+  if found[1] ~= run or now_ms >= number(found[2]) * 1000 then return '', 0, 0, 0 end
+  local left, there = number(found[2]) * 1000 - now_ms, found[3] .. ':' .. found[2]
   if mark ~= there then return there, 0, left, 0 end
-  local said = {}
-  for number in string.gmatch(found[9] or '0 0 0 0 0', '%S+') do said[#said + 1] = tonumber(number) end
+  local said = said_by(found[9] or '0 0 0 0 0')
   used, back = math.max(used, said[2]), math.max(back, said[3])
-  local drawn, others = math.max(said[1], least), tonumber(found[7]) - said[5]
-  local credit = tonumber(found[6]) + drawn - said[1] - (used - said[2]) - (back - said[3])
-  local room = most - tonumber(found[4]) - (used - said[2]) - tonumber(found[5]) - credit
-  local recalled = found[8]
+  local drawn, others = math.max(said[1], least), number(found[7]) - said[5]
+  local credit = number(found[6]) + drawn - said[1] - (used - said[2]) - (back - said[3])
+  local room = most - number(found[4]) - (used - said[2]) - number(found[5]) - credit
+  local recalled = found[8] and number(found[8])
   if most < 0 then
     if wish > drawn then credit, drawn = credit + wish - drawn, wish end
     recalled = false
   else
     if not recalled and room < 0 then
-      recalled = whole(now_ms)
-      redis.call('HSET', key, 'recalled', recalled)
-    elseif recalled and room * 4 >= most and now_ms - tonumber(recalled) > RECALLED_MS then
+      recalled = now_ms
+      redis.call('HSET', key, 'recalled', whole(now_ms))
+    elseif recalled and room * 4 >= most and now_ms - recalled > RECALLED_MS then
       recalled = false
       redis.call('HDEL', key, 'recalled')
     end
@@ -120,23 +136,55 @@ local function report(owner, key, mark, known, used, back, least, wish, idle, op
   local is_open = drawn ~= used + back and (open == 2 or open == 1 and not recalled or drawn > known)
   open = is_open and 1 or 0
   redis.call('HSET', key, -- in one: whatever stands there, nothing is half done
-    'used', whole(tonumber(found[4]) + used - said[2]), 'credit', whole(credit), 'idle', whole(tonumber(found[10]) + idle - said[4]),
+    'used', whole(number(found[4]) + used - said[2]), 'credit', whole(credit), 'idle', whole(number(found[10]) + idle - said[4]),
     'open', whole(others + open), '=' .. owner, string.format('%.0f %.0f %.0f %.0f %d', drawn, used, back, idle, open))
   return there, drawn, left, recalled and 1 or 0
 end
 
--- What a call did use takes the place of what it reserved; once, and where that is still known. `parts`: keys, and amounts.
-local function settle(call, parts)
-  for i = 1, #parts, 2 do
-    local key, charged = KEYS[parts[i]], whole(parts[i + 1])
-    local found = redis.call('HMGET', key, 'run', ':' .. call)
-    if found[1] == run and found[2] then
-      local held = string.match(found[2], '^%d+')
-      redis.call('HDEL', key, ':' .. call)
-      if held ~= '0' then redis.call('HINCRBY', key, 'reserved', '-' .. held) end
-      if charged ~= '0' then redis.call('HINCRBY', key, 'used', charged) end
+-- What a call did use takes the place of what it reserved; once, and where that is still known.
+local function settle(key, call, charged)
+  local found = redis.call('HMGET', key, 'run', ':' .. call)
+  if found[1] == run and found[2] then
+    local held = whole(number(string.match(found[2], '^(%d+)@')))
+    redis.call('HDEL', key, ':' .. call)
+    if held ~= '0' then redis.call('HINCRBY', key, 'reserved', '-' .. held) end
+    if charged ~= '0' then redis.call('HINCRBY', key, 'used', charged) end
+  end
+end
+
+-- Whether an account is filled, and of the window that runs.
+local function is_running(key)
+  local found = redis.call('HMGET', key, 'run', 'end')
+  return found[1] == run and now < number(found[2])
+end
+
+-- How an account stands: used and reserved as text; empty ones where it is not filled.
+local function look(key)
+  local found = redis.call('HMGET', key, 'run', 'end', 'used', 'reserved', 'credit', 'idle')
+  if found[1] ~= run then return '', '' end
+  local used, reserved = number(found[3]), number(found[4]) + number(found[5]) - number(found[6])
+  if now >= number(found[2]) then return '0', '0' end
+  return whole(used), whole(math.max(0, reserved))
+end
+
+-- An account's calls that reserved at `oldest` or before and have not settled, at most `most`; and the processes that have drawn ahead
+-- what they have neither used nor given back.
+local function waiting(key, oldest, most)
+  local calls, owners = {}, {}
+  if redis.call('HLEN', key) <= FIXED or redis.call('HGET', key, 'run') ~= run then return calls, owners end
+  local fields = redis.call('HGETALL', key)
+  for f = 1, #fields, 2 do
+    local kind, name = string.match(fields[f], '^([:=])(.*)$')
+    if kind then assert(string.match(name, '^[%w_:-]+$')) end
+    if kind == ':' then
+      local since = number(string.match(fields[f + 1], '^%d+@(%d+)$'))
+      if since <= oldest and #calls < most then calls[#calls + 1] = name end
+    elseif kind == '=' then
+      local said = said_by(fields[f + 1])
+      if said[1] ~= said[2] + said[3] then owners[#owners + 1] = name end
     end
   end
+  return calls, owners
 end
 
 local verbs = {}
@@ -149,13 +197,17 @@ function verbs.calls()
   local answer = {now, n > tonumber(round[3] or '0') and n or 0, tonumber(round[2] or '0')}
   local wishes = cjson.decode(ARGV[4])
   for _, key in ipairs(wishes[1]) do redis.call('DEL', KEYS[key]) end -- the next who needs it fills it anew
-  for _, wish in ipairs(wishes[2]) do pcall(settle, wish[1], wish[2]) end -- as below
+  for _, wish in ipairs(wishes[2]) do
+    local parts = wish[2] -- keys, and amounts
+    for i = 1, #parts, 2 do
+      local key = KEYS[parts[i]]
+      understood(key, pcall(settle, key, wish[1], whole(parts[i + 1])))
+    end
+  end
   for _, wish in ipairs(wishes[3]) do
     local key = KEYS[table.remove(wish, 1)]
-    -- What is nonsense there is as good as missing: it must not keep others from being heard.
-    local is_understood, there, drawn, left, back = pcall(report, ARGV[5], key, unpack(wish))
-    if not is_understood then there, drawn, left, back = '', 0, 0, 0 end
-    for _, value in ipairs({there, drawn, left, back}) do answer[#answer + 1] = value end
+    local there, drawn, left, back = understood(key, pcall(report, key, ARGV[5], unpack(wish)))
+    for _, value in ipairs({there or '', drawn or 0, left or 0, back or 0}) do answer[#answer + 1] = value end
   end
   for _, wish in ipairs(wishes[4]) do answer[#answer + 1] = take(wish[1], wish[2]) end
   return answer
@@ -172,7 +224,7 @@ function verbs.ask()
   end
   redis.call('EXPIRE', KEYS[1], ROUND_KEPT)
   local answer = {n, now}
-  for i = 2, #KEYS do answer[i + 1] = redis.call('HGET', KEYS[i], 'run') == run and 0 or 1 end
+  for i = 2, #KEYS do answer[i + 1] = understood(KEYS[i], pcall(redis.call, 'HGET', KEYS[i], 'run')) == run and 0 or 1 end
   return answer
 end
 
@@ -202,8 +254,7 @@ end
 -- forgotten: then somebody may have let pass what these records lack; -1: the window is over.
 function verbs.fill()
   local key, ends, n = KEYS[1], ARGV[3], tonumber(ARGV[7])
-  local found = redis.call('HMGET', key, 'run', 'end')
-  if found[1] == run and now < tonumber(found[2]) then return 0 end
+  if understood(key, pcall(is_running, key)) then return 0 end
   local round = redis.call('HMGET', KEYS[2], 'n', ARGV[6], '@' .. key)
   if tonumber(round[2] or '0') < n or tonumber(round[3] or '0') >= n then return 0 end
   if now >= tonumber(ends) then return -1 end
@@ -218,16 +269,9 @@ end
 function verbs.look()
   local answer = {now}
   for _, key in ipairs(KEYS) do
-    local found = redis.call('HMGET', key, 'run', 'end', 'used', 'reserved', 'credit', 'idle')
-    local used, reserved = '', ''
-    if found[1] == run then
-      used, reserved = '0', '0'
-      if now < tonumber(found[2]) then
-        used, reserved = found[3], whole(math.max(0, tonumber(found[4]) + tonumber(found[5]) - tonumber(found[6])))
-      end
-    end
-    answer[#answer + 1] = used
-    answer[#answer + 1] = reserved
+    local used, reserved = understood(key, pcall(look, key))
+    answer[#answer + 1] = used or ''
+    answer[#answer + 1] = reserved or ''
   end
   return answer
 end
@@ -237,23 +281,12 @@ function verbs.lease()
   return redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[3]) and 1 or 0
 end
 
--- Of each account the calls that reserved before `age` seconds and have not settled, at most `most`; and the processes that have drawn
--- ahead what they have neither used nor given back.
+-- Of each account what `waiting` says of it; of calls that reserved before `age` seconds.
 function verbs.waiting()
   local answer, oldest, most = {}, now - tonumber(ARGV[3]), tonumber(ARGV[4])
   for i, key in ipairs(KEYS) do
-    local calls, owners = {}, {}
-    if redis.call('HLEN', key) > FIXED and redis.call('HGET', key, 'run') == run then
-      local fields = redis.call('HGETALL', key)
-      for f = 1, #fields, 2 do
-        local call, owner = string.match(fields[f], '^:(.+)$'), string.match(fields[f], '^=(.+)$')
-        local since = call and string.match(fields[f + 1], '@(%d+)$')
-        if since and tonumber(since) <= oldest and #calls < most then calls[#calls + 1] = call end
-        local drew, used, back = string.match(owner and fields[f + 1] or '', '^(%S+) (%S+) (%S+)')
-        if drew and tonumber(drew) ~= tonumber(used) + tonumber(back) then owners[#owners + 1] = owner end
-      end
-    end
-    answer[i] = {calls, owners}
+    local calls, owners = understood(key, pcall(waiting, key, oldest, most))
+    answer[i] = {calls or {}, owners or {}}
   end
   return answer
 end
