@@ -21,6 +21,7 @@ from keybearer.gateway import credit, lost, shared_counts
 from keybearer.gateway.credit import CreditHold
 from keybearer.gateway.ready import now
 from keybearer.gateway.shared_counts import SharedCounts
+from keybearer.gateway.wishes import TOGETHER
 from keybearer.usage.limits import Most
 
 ASKED = 8
@@ -195,6 +196,24 @@ async def test_what_is_free_is_not_shown_as_used(three: Sequence[Process]) -> No
     call.end(1, 5)
     assert (await here.state(day))[:2] == (5, 0)
     await there.until(day, 5, 0)
+
+
+async def test_what_is_told_of_many_limits_is_told_at_once(three: Sequence[Process]) -> None:
+    """Of more than go together in one question; nobody waits for the next look."""
+    ada = person()
+    limits = [budget(ada, BudgetKind.USD_DAY, 10_000, is_hard=False) for _ in range(TOGETHER + 6)]
+    here, there, _ = three
+    for each in (here, there):
+        await each.keep(*limits)
+    deadline = time.monotonic() + 30
+    while not is_here(call := await here.take(ada, Most(1, 7))):
+        assert time.monotonic() < deadline
+        call.end(1, 0)
+        await asyncio.sleep(0.02)
+    here.counts._tasks["tick"].cancel()  # type: ignore[attr-defined]
+    call.end(1, 3)
+    for one in limits:
+        await there.until(one, 3, 0)
 
 
 async def test_what_a_call_settles_is_what_it_counts_for(three: Sequence[Process]) -> None:

@@ -266,7 +266,9 @@ class SharedCounts:
         except LimitsUnreachable:
             return bool(self._takes)
         self._tell(wishes.takes, answer)
-        return bool(self._takes or self._drops) or max(len(self._settles), self.credits.waiting) >= TOGETHER
+        # What did not find room goes right after it; what has come meanwhile waits a little, for others to go with.
+        is_rest = (len(wishes.settles) == TOGETHER and self._settles) or (len(wishes.tells) == TOGETHER and self.credits.waiting)
+        return bool(self._takes or self._drops or is_rest)
 
     async def _ask_or_return(self, wishes: Wishes) -> list[int]:
         is_answered = False
