@@ -18,6 +18,7 @@ from keybearer.domain import Caller, Grade, Role, SecretType
 from keybearer.errors import Forbidden, Invalid, NotFound, ScopeMissing, TooLarge
 from keybearer.store.db import Actor
 from keybearer.store.schema import change
+from keybearer.vault.models import NewModel
 from keybearer.vault.secrets import NewSecret, SecretFilter
 from keybearer.vault.transfer import imports as module
 from keybearer.vault.transfer.imports import Imports, Options, Report
@@ -342,6 +343,29 @@ async def test_what_stands_twice_with_two_values_is_a_question_though_the_first_
     entries = [{"provider": "openai", "name": "a", "value": text} for text in ("kbtest nonsense", OPENAI_KEY)]
     report = await run(sqlite_world, ada, json.dumps(entries), Options(skip_failed=True), "json")
     assert report.counts() == {"invalid": 2}
+
+
+async def test_what_stands_twice_is_refused_for_the_same_reason(sqlite_world: World) -> None:
+    ada = await sqlite_world.person("ada")
+    await sqlite_world.secrets.create(ada, NewSecret("openai", value(OTHER_OPENAI_KEY), name="taken"))
+    entries: list[tuple[str, str, dict[str, Any]]] = [
+        ("secrets", "invalid", {"provider": "azure", "value": "0a" * 16}),  # without its resource
+        ("secrets", "invalid", {"provider": "openai", "name": "a", "value": "kbtest nonsense"}),
+        ("secrets", "unknown", {"provider": "nobody", "name": "a", "value": OPENAI_KEY}),
+        ("secrets", "conflict", {"provider": "openai", "name": "taken", "value": OPENAI_KEY}),
+        ("models", "conflict", {"provider": "openai", "name": "m", "aliases": ["b"], "api_key": OPENAI_KEY}),
+        ("models", "invalid", {"provider": "openai", "name": "n", "kind": "kbtest"}),
+        ("secrets", "create", {"provider": "openai", "name": "good", "value": OPENAI_KEY}),
+    ]
+    await sqlite_world.models.create(ada, NewModel("openai", "other", aliases=("b",)))
+    for kind, outcome, entry in entries:
+        spelled = [{**entry, "name": f" {entry.get('name', 'default')} "}] if kind == "secrets" else []
+        content = json.dumps({kind: [entry, entry, *spelled]})
+        report = await run(sqlite_world, ada, content, Options(skip_failed=True, dry_run=True), "json")
+        first, *others = report.results
+        assert first.outcome == outcome
+        told = ("unchanged", "It stands in the file twice.") if outcome == "create" else (outcome, first.reason)
+        assert [(other.outcome, other.reason) for other in others] == [told] * len(others)
 
 
 async def test_names_meet_as_they_are_stored_and_not_as_they_are_spelled(sqlite_world: World) -> None:

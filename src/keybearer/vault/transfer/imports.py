@@ -40,6 +40,7 @@ from keybearer.vault.transfer.items import CONTENT_LIMIT, ITEMS_LIMIT, Format, I
 Outcome = Literal["create", "update", "unchanged", "conflict", "unknown", "invalid"]
 
 FAILURES: frozenset[Outcome] = frozenset({"conflict", "invalid"})
+_REFUSED: frozenset[Outcome] = FAILURES | {"unknown"}
 CUSTOM = "env"
 """The provider's name of variables that are nobody's key, where they are wanted."""
 
@@ -211,7 +212,10 @@ class _Import:
     shelf: Shelf
     options: Options
     progress: Progress
-    seen: dict[tuple[str, ...], bytes] = field(default_factory=dict)
+    seen: dict[tuple[str, ...], tuple[int, bytes]] = field(default_factory=dict)
+    """Names, where each stands first, and its value there."""
+    again: list[tuple[int, int]] = field(default_factory=list)
+    """What stands in the file twice, and where it stands first."""
     waiting: list[_Waiting] = field(default_factory=list)
 
     async def run(self, items: list[Item]) -> Report:
@@ -221,6 +225,9 @@ class _Import:
             await self._pause("checking", len(results), len(items))
         keys = await self.room.models.add(self.tx, self.caller, self.shelf)
         added, changed = await self._store(results)
+        for place, first in self.again:
+            if (found := results[first]).outcome in _REFUSED:
+                results[place] = replace(results[place], outcome=found.outcome, reason=found.reason)
         # Last of all: from here to the commit nobody else can change anything.
         await self.room.models.note(self.tx, self.caller, self.shelf, keys)
         await self.room.secrets.intake.note(self.tx, self.shelf.owner, added)
@@ -239,7 +246,7 @@ class _Import:
         if item.problem:
             return result
         try:
-            return await self._model(item, result) if item.kind == "model" else self._secret(item, result, place)
+            return await self._model(item, result, place) if item.kind == "model" else self._secret(item, result, place)
         except _REFUSALS as error:
             return _refused(result, error)
 
@@ -262,11 +269,11 @@ class _Import:
         )
         # As they are spelled, whether the first is good or not; then as they would be stored.
         spelled = ("secret", target.provider, str(target.secret_type or ""), target.name)
-        if not self._is_first(raw, *spelled):
-            return self._twice(result, raw, *spelled)
+        if (twice := self._twice(result, place, raw, *spelled)) is not None:
+            return twice
         entry = self.room.secrets.intake.checked(self.known, new)
-        if not self._is_first(raw, "stored", *entry.named):
-            return self._twice(result, raw, "stored", *entry.named)
+        if (twice := self._twice(result, place, raw, "stored", *entry.named)) is not None:
+            return twice
         provider, name = self.room.shown(target.provider), self.room.shown(target.name)
         result = replace(result, provider=provider, name=name, preview=entry.draft.content.preview)
         self.waiting.append(_Waiting(place, entry, result))
@@ -296,29 +303,30 @@ class _Import:
             await self._pause("storing", number, len(self.waiting))
         return await intake.add(self.tx, self.caller, owner, adding), changed
 
-    async def _model(self, item: Item, result: Result) -> Result:
+    async def _model(self, item: Item, result: Result, place: int) -> Result:
         fields: dict[str, Any] = dict(item.fields)
         new = NewModel(
             item.provider, str(fields.pop("name", "")), api_key=item.value, **fields, save_anyway=self.options.save_anyway
         )
         raw = item.value.reveal() if item.value is not None else b""
-        if not self._is_first(raw, "model", new.provider, new.name):
-            return self._twice(result, raw, "model", new.provider, new.name)
+        if (twice := self._twice(result, place, raw, "model", new.provider, new.name)) is not None:
+            return twice
         outcome = await self.room.models.put(self.tx, self.caller, self.shelf, new)
         shown_as = {"provider": self.room.shown(new.provider), "name": self.room.shown(new.name)}
         reason = "A model of this name is registered otherwise." if outcome == "conflict" else ""
         return replace(result, outcome=outcome, reason=reason, **shown_as)
 
-    def _is_first(self, raw: bytes, *key: str) -> bool:
-        if key in self.seen:
-            return False
-        self.seen[key] = raw
-        return True
+    def _twice(self, result: Result, place: int, raw: bytes, *key: str) -> Result | None:
+        """Of a name that stands in a file twice; ``None``: it has not stood there before.
 
-    def _twice(self, result: Result, raw: bytes, *key: str) -> Result:
-        """Of a name that stands twice in a file: the same value again is no news, another one is a question to its author."""
+        The same value again is no news, unless the first is refused: then it is, too. Another one is a question to its author.
+        """
+        first, value = self.seen.setdefault(key, (place, raw))
+        if first == place:
+            return None
         provider, name = self.room.shown(key[1]), self.room.shown(key[-1])
-        if self.seen[key].strip() == raw.strip():
+        if value.strip() == raw.strip():
+            self.again.append((place, first))
             return replace(result, outcome="unchanged", provider=provider, name=name, reason="It stands in the file twice.")
         return replace(result, outcome="invalid", name=name, reason="It stands in the file twice, with different values.")
 
