@@ -21,7 +21,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -30,7 +29,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
-from keybearer import api, config, console, jobs, root_keys
+from keybearer import api, config, console, jobs, limit_counts, root_keys
 from keybearer.access.sessions import Sessions
 from keybearer.access.tokens import Tokens
 from keybearer.access.users import Users
@@ -46,10 +45,10 @@ from keybearer.config import Fallback, RootKeyProvider, Settings
 from keybearer.crypto.keyring import Keyring
 from keybearer.crypto.memory import forbid_core_dumps
 from keybearer.descriptors import raise_limit
-from keybearer.errors import Conflict, Invalid, KeybearerError, OperatorError, SettingsInvalid
+from keybearer.errors import Invalid, KeybearerError, OperatorError, SettingsInvalid
 from keybearer.gateway.checks import Checker
 from keybearer.gateway.counters import Counters
-from keybearer.gateway.counts import Counts, Records
+from keybearer.gateway.counts import Records
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
 from keybearer.gateway.egress import CONNECTION_ALLOW, EgressPolicy
@@ -57,7 +56,6 @@ from keybearer.gateway.hooks import HookPoster
 from keybearer.gateway.mailer import Mailer
 from keybearer.gateway.objects import Objects
 from keybearer.gateway.openrouter import Listing
-from keybearer.gateway.own_counts import OwnCounts
 from keybearer.gateway.plane import Plane
 from keybearer.gateway.post import PostTarget
 from keybearer.gateway.prober import Prober
@@ -68,8 +66,7 @@ from keybearer.gateway.upstream import Upstream
 from keybearer.reference_stores import external_of
 from keybearer.services import ServerOptions, Services
 from keybearer.store.changes import EVERYTHING, Change, Feed
-from keybearer.store.db import Actor, Database, migrate
-from keybearer.store.queries import budgets
+from keybearer.store.db import Database, migrate
 from keybearer.telemetry import configure_logging
 from keybearer.usage import prices
 from keybearer.vault.budgets import Budgets
@@ -140,7 +137,7 @@ async def prepare(settings: Settings) -> Start:
     async with contextlib.AsyncExitStack() as stack:
         db = await Database.open(settings.sqlalchemy_url, settings.database_direct_url)
         stack.push_async_callback(db.close)
-        await check_limits(db, settings)
+        await limit_counts.check_limits(db, settings)
         keyring = await root_keys.open_keyring(db, wrappers)
         users = Users(db, keyring, sessions_of(settings, db, keyring))
         with contextlib.ExitStack() as undo:
@@ -199,7 +196,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         feed.subscribe(partial(forget_deleted, keyring))
         feed.subscribe(secrets.external.forget)
         records = Records(db, journal, shipper)
-        counters = Counters(db, feed, keyring, counts_of(settings, keyring.deployment, holder, feed, records))
+        counters = Counters(db, feed, keyring, limit_counts.counts_of(settings, keyring.deployment, holder, feed, records))
         await feed.start()
         stack.push_async_callback(feed.stop)
         await counters.catch_up()
@@ -231,7 +228,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             imports=Imports(db, keyring, catalog, secrets, models, config.server_environment),
             resolver=resolver,
             credentials=credentials,
-            budgets=Budgets(db, keyring, catalog, partial(check_counts, holder, settings)),
+            budgets=Budgets(db, keyring, catalog, partial(limit_counts.check_counts, holder, settings)),
             counters=counters,
             records=records,
             upstream=upstream,
@@ -240,38 +237,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             reminders=Reminders(db, mailer_of(settings), settings.reminder_days, public_url(settings), hooks=hooks),
             hooks=hooks,
         )
-
-
-def counts_of(settings: Settings, deployment: UUID, holder: KeyHolder, feed: Feed, records: Records) -> Counts:
-    """Where limits are counted: in Valkey for several processes, else in the memory of one."""
-    if settings.redis_url is None:
-        return OwnCounts(records, holder.claim)
-    # Imported by name, here: it brings the client library, which one process does not need.
-    shared = import_module("keybearer.gateway.shared_counts").SharedCounts
-    counts: Counts = shared(settings.redis_url.get_secret_value(), deployment, records, feed, holder.id, holder.running)
-    return counts
-
-
-async def check_counts(holder: KeyHolder, settings: Settings) -> None:
-    """Refuse limits that each of several processes would count for itself. Raises ``Conflict``."""
-    if settings.redis_url is None and (settings.workers > 1 or await holder.others()):
-        raise Conflict(
-            "Several processes serve this deployment, and each would count for itself.",
-            hint="Set KEYBEARER_REDIS_URL, or serve with one worker. A process that was killed counts as running for 20 seconds.",
-        )
-
-
-async def check_limits(db: Database, settings: Settings) -> None:
-    """Refuse several workers where limits are set and nothing shares their counts, or cannot. Raises ``SettingsInvalid``."""
-    if settings.redis_url is not None:
-        await import_module("keybearer.gateway.valkey").check(settings.redis_url.get_secret_value())
-    elif settings.workers > 1:
-        async with db.read(Actor.system()) as tx:
-            if await budgets.exist(tx):
-                raise SettingsInvalid(
-                    "Budgets and limits are set, and each of several workers would count for itself.",
-                    hint="Set KEYBEARER_REDIS_URL, serve with --workers 1, or delete the limits first: 'keybearer budget list'.",
-                )
 
 
 def forget_deleted(keyring: Keyring, change: Change) -> None:

@@ -53,9 +53,9 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import secrets as rows
 from keybearer.store.schema import audit_record, metadata, secret_version
 from keybearer.vault.budgets import Budgets, NewBudget
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.external import External
 from keybearer.vault.hooks import Hooks
-from keybearer.vault.models import NewModel
 from keybearer.vault.oauth import PARTS
 from keybearer.vault.providers import NewProvider
 from keybearer.vault.references import Leaves

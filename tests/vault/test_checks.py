@@ -31,8 +31,8 @@ from keybearer.mock import MockProvider, Options, start
 from keybearer.store.changes import Feed
 from keybearer.store.schema import secret
 from keybearer.vault import checks
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.drafts import NewSecret
-from keybearer.vault.models import NewModel
 from keybearer.vault.reminders import Reminders
 from keybearer.vault.retention import Retention
 from keybearer.vault.secrets import Secrets

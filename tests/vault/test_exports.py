@@ -15,7 +15,7 @@ from keybearer.catalog import Catalog
 from keybearer.domain import MEMBER_SCOPES, Caller, Role, Scope, SecretType
 from keybearer.errors import Forbidden, ScopeMissing
 from keybearer.store.schema import secret_version
-from keybearer.vault.models import NewModel
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.secrets import NewSecret
 from keybearer.vault.transfer.exports import Exports
 from keybearer.vault.transfer.imports import Imports, Options

@@ -18,7 +18,7 @@ from keybearer.domain import Caller, Grade, Role, SecretType
 from keybearer.errors import Forbidden, Invalid, NotFound, ScopeMissing, TooLarge
 from keybearer.store.db import Actor
 from keybearer.store.schema import change
-from keybearer.vault.models import NewModel
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.secrets import NewSecret, SecretFilter
 from keybearer.vault.transfer import imports as module
 from keybearer.vault.transfer.imports import Imports, Options, Report

@@ -17,7 +17,7 @@ from keybearer.domain import MEMBER_SCOPES, Caller, OwnerKind, Role, Scope
 from keybearer.errors import Conflict, EgressRefused, Forbidden, Invalid, KeyMissing, NotFound, ProviderUnknown, ScopeMissing
 from keybearer.store.db import Actor
 from keybearer.store.schema import secret, secret_version
-from keybearer.vault.models import NewModel
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.providers import NewProvider, ProviderView
 from keybearer.vault.secrets import NewSecret, SecretFilter
 

@@ -14,7 +14,7 @@ from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value
 from keybearer.domain import KeySource, Role
 from keybearer.errors import Conflict, EgressRefused, KeyMissing, KeyUnreadable, NotFound
 from keybearer.store.schema import model, secret, secret_version
-from keybearer.vault.models import NewModel
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.secrets import NewSecret
 
 MINE = NewModel("openai", "gpt-5", base_url="https://llm.example/v1", api_key=value("kbtest-own-0123456789"), aliases=("best",))

@@ -20,7 +20,7 @@ from keybearer.catalog.openrouter import stand_in
 from keybearer.domain import Caller, Credential, Grade, KeySource, Role, Secret
 from keybearer.errors import KeybearerError, KeyInactive
 from keybearer.store.schema import secret_version
-from keybearer.vault.models import NewModel
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.secrets import NewSecret
 
 NEW = NewSecret("openai", value(OPENAI_KEY))

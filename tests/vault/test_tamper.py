@@ -23,7 +23,7 @@ from keybearer.store.queries import secrets as rows
 from keybearer.store.schema import owner_key, provider, secret, secret_version
 from keybearer.vault.adoption import Adoption
 from keybearer.vault.budgets import Budgets, NewBudget
-from keybearer.vault.models import NewModel
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.providers import NewProvider
 from keybearer.vault.sealed import binding
 from keybearer.vault.secrets import NewSecret

@@ -15,7 +15,7 @@ from keybearer.api.secrets import check_stored, run_test, secret_bytes, tuples
 from keybearer.catalog import Provider
 from keybearer.domain import Caller, KeySource, Scope
 from keybearer.services import Services
-from keybearer.vault.models import NewModel
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.sealed import egress_for
 
 router = APIRouter(prefix="/models", tags=["models"])

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from keybearer import app, config, root_keys
+from keybearer import app, config, limit_counts, root_keys
 from keybearer.config import Settings
 from keybearer.crypto.keyring import Keyring, held_by
 from keybearer.crypto.kms.file import KeyFileMissing
@@ -289,7 +289,7 @@ async def _opens(db: Database, providers: Providers) -> Finding:
 async def _limits(db: Database, settings: Settings) -> Finding:
     """Where budgets and limits are counted, as a start asks it."""
     try:
-        await app.check_limits(db, settings)
+        await limit_counts.check_limits(db, settings)
     except KeybearerError as error:
         return failed("limits", error)
     except ImportError:

@@ -16,7 +16,7 @@ from keybearer.console.pages import CurrentVisitor, Visitor, go, render
 from keybearer.domain import Scope
 from keybearer.errors import KeybearerError
 from keybearer.services import Services
-from keybearer.vault.models import NewModel
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.providers import NewProvider
 
 router = APIRouter(include_in_schema=False)

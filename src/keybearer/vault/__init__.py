@@ -29,4 +29,5 @@ Credential    a secret resolved and opened for one call
 ``refresh``    OAuth tokens, refreshed once           ``token_answer`` what an endpoint grants (pure)
 ``reach``      what somebody gets through teams       ``audience``   whom a change concerns
 ``disclosure`` to whom a value is handed out (pure)   ``remains``    what was removed and files may still hold
+``models``     models, registered and changed         ``descriptions`` models as typed, checked (pure)
 """

@@ -8,7 +8,7 @@ everybody's (the system's).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -19,19 +19,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import macs, policy
 from keybearer.access.attempts import attempt, taken
-from keybearer.access.fields import NAME_LIMIT, Fields
+from keybearer.access.fields import Fields
 from keybearer.audit import management
-from keybearer.catalog import Catalog, Provider, Registered, Registry, with_registered
-from keybearer.catalog.registry import check_model_name
+from keybearer.catalog import Catalog, Provider, Registry, with_registered
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import SYSTEM_OWNER, SYSTEM_OWNER_ID, Caller, ManagementRecord, Owner, OwnerKind, Scope, SecretBytes
-from keybearer.errors import Conflict, FieldError, Invalid, NotFound
+from keybearer.errors import Invalid, NotFound
 from keybearer.gateway.egress import EgressPolicy
 from keybearer.store.db import Database
 from keybearer.store.queries import models as rows
 from keybearer.store.queries.secrets import Named
-from keybearer.vault import audience, reach, registry
-from keybearer.vault.addresses import check_base_url
+from keybearer.vault import audience, descriptions, reach, registry
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.drafts import provider_named
 from keybearer.vault.intake import Entry, parts
 from keybearer.vault.keeper import sealing_actor
@@ -42,41 +41,6 @@ Put = Literal["create", "unchanged", "conflict"]
 """What ``Models.put`` did."""
 
 PAGE_LIMIT = 200
-MODELS_LIMIT = 5_000
-"""Models one owner may register."""
-ALIASES_LIMIT = 20
-PARAMETERS_LIMIT = 8_192
-"""Characters of JSON."""
-KINDS = ("chat", "embedding", "rerank", "image", "audio", "moderation")
-CHANGEABLE = frozenset(
-    {"display_name", "kind", "base_url", "api_key", "auth_style", "auth_header", "parameters", "aliases", "save_anyway"}
-)
-_LIFTED_BY_NONE = frozenset({"base_url", "api_key", "auth_style"})
-"""Fields for which ``None`` is a value: the provider's own. For the others it means: as it is."""
-_NOT_DEFAULTS = frozenset({"model", "messages", "input", "prompt", "contents", "stream", "stream_options"})
-
-
-@dataclass(frozen=True, slots=True)
-class NewModel:
-    """A model to be registered; see ``ModelView`` for the fields."""
-
-    provider: str
-    """By name or id."""
-    name: str
-    display_name: str = ""
-    kind: str = "chat"
-    base_url: str | None = None
-    api_key: SecretBytes | None = None
-    """Its own; ``None`` or blank: what resolution finds."""
-    auth_style: str | None = None
-    auth_header: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
-    system: bool = False
-    """For everybody; administrators only."""
-    team_id: UUID | None = None
-    """For this team; its owners and admins only."""
-    save_anyway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +147,8 @@ class Models:
         """The provider as it would be called for a new model, for a test before it is saved. Raises as ``create`` does."""
         async with self._db.read(policy.actor_of(caller)) as tx:
             owner, provider = await self._owner_of_new(tx, caller, new), await self._provider(tx, caller, new.provider)
-        columns = _columns(self._egress, provider, owner, _given(new))
-        return with_registered(provider, _registered(uuid4(), owner, None, columns))
+        columns = descriptions.columns_of(self._egress, provider, owner, descriptions.given_of(new))
+        return with_registered(provider, descriptions.registered(uuid4(), owner, None, columns))
 
     def templates(self) -> Sequence[Template]:
         """The catalogue's models."""
@@ -240,7 +204,9 @@ class Models:
             is_same = row.secret_id is None
         else:
             is_same = row.secret_id is not None and await self._secrets.is_model_key(tx, owner.id, row.secret_id, new.api_key)
-        wanted = _columns(self._egress, provider_named(shelf.known, new.provider), owner, _given(new))
+        wanted = descriptions.columns_of(
+            self._egress, provider_named(shelf.known, new.provider), owner, descriptions.given_of(new)
+        )
         kept = {name: getattr(row, name) for name in wanted}
         return "unchanged" if is_same and kept == wanted else "conflict"
 
@@ -272,15 +238,17 @@ class Models:
     def _added(self, caller: Caller, shelf: Shelf, new: NewModel) -> _Added:
         """A new model, checked."""
         now, owner, provider = datetime.now(UTC), shelf.owner, provider_named(shelf.known, new.provider)
-        columns = _columns(self._egress, provider, owner, _given(new))
-        row = {"id": uuid4(), "owner_id": owner.id, "provider": provider.name, "name": _model_name(new.name)}
+        columns = descriptions.columns_of(self._egress, provider, owner, descriptions.given_of(new))
+        row = {"id": uuid4(), "owner_id": owner.id, "provider": provider.name, "name": descriptions.model_name(new.name)}
         row |= {"secret_id": None, "created_at": now, "updated_at": now, **columns}
-        _check_names(shelf.models.values(), row)
+        descriptions.check_names(shelf.models.values(), row)
         found = self._key(caller, provider, owner, row, new.api_key, anyway=new.save_anyway)
         return _Added(row, None if found is None else found[1])
 
     async def update(self, caller: Caller, model_id: UUID, fields: Mapping[str, Any]) -> ModelView:
-        """Change the fields given (``CHANGEABLE``). A blank ``api_key`` keeps the key; ``None`` takes it off the model and deletes it.
+        """Change the fields given (``descriptions.CHANGEABLE``).
+
+        A blank ``api_key`` keeps the key; ``None`` takes it off the model and deletes it.
 
         A new address binds a new key only: one that is kept stays bound to where it was, so it must be entered again with it.
         Raises ``NotFound``, ``Invalid`` and its kinds, ``Conflict``, ``ScopeMissing``.
@@ -291,19 +259,19 @@ class Models:
         ):
             policy.require(caller, Scope.MODELS_WRITE)
             checked = Fields()
-            checked.unknown(fields.keys() - CHANGEABLE)
+            checked.unknown(fields.keys() - descriptions.CHANGEABLE)
             checked.check()
-            given = {name: value for name, value in fields.items() if value is not None or name in _LIFTED_BY_NONE}
+            given = {name: value for name, value in fields.items() if value is not None or name in descriptions.LIFTED_BY_NONE}
             async with self._db.write(sealing_actor(caller)) as tx:
                 owners = await self._managed_owners(tx, caller)
                 found = self._ours(await rows.lock(tx, owners, model_id))
                 owner = owners[found.owner_id]
                 provider = await self._provider(tx, caller, found.provider)
-                before = _before(found)
-                columns = _columns(self._egress, provider, owner, before | given)
+                before = descriptions.kept_of(found)
+                columns = descriptions.columns_of(self._egress, provider, owner, before | given)
                 row = {"id": found.id, "owner_id": owner.id, "provider": found.provider, "name": found.name}
                 row |= {"secret_id": found.secret_id, "created_at": found.created_at, "updated_at": datetime.now(UTC), **columns}
-                _check_names(await rows.of_owner(tx, owner.id), row)
+                descriptions.check_names(await rows.of_owner(tx, owner.id), row)
                 anyway = bool(given.get("save_anyway", False))
                 if "api_key" in given and given["api_key"] is None and found.secret_id is not None:
                     await self._secrets.drop_for_model(tx, caller, owner.id, found.secret_id)
@@ -371,7 +339,7 @@ class Models:
         policy.require(caller, Scope.SECRETS_WRITE)
         if provider.parameters and not row["base_url"]:
             raise Invalid.of("base_url", f"is required with a key of its own: an address of {provider.display_name}")
-        called = with_registered(provider, _registered(row["id"], owner, row["secret_id"], row))
+        called = with_registered(provider, descriptions.registered(row["id"], owner, row["secret_id"], row))
         return called, self._secrets.intake.checked_for_model(called, row["name"], value, save_anyway=anyway)
 
     def _sealed(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -387,102 +355,6 @@ class Models:
 def _record(caller: Caller, action: str, row: Mapping[str, Any], owner: Owner, **detail: str) -> ManagementRecord:
     facts = {"name": f"{row['provider']}/{row['name']}"} | ({"base_url": row["base_url"]} if row["base_url"] else {}) | detail
     return ManagementRecord(action, caller, str(row["id"]), owner=owner, detail=tuple(facts.items()))
-
-
-def _check_names(models: Collection[Any], row: Mapping[str, Any]) -> None:
-    """Each alias means one of an owner's ``models``, and there are not too many. Raises ``Conflict``, ``Invalid``."""
-    others = len(models) - any(other.id == row["id"] for other in models)
-    if others >= MODELS_LIMIT:
-        raise Invalid.of("name", f"would be one too many; at most {MODELS_LIMIT} models are allowed")
-    if not row["aliases"]:
-        return
-    taken_names = {alias for other in models if other.id != row["id"] for alias in (other.aliases or ())}
-    for number, alias in enumerate(row["aliases"]):
-        if alias in taken_names:
-            message = "is an alias of another model of yours"
-            raise Conflict(f"The alias {message}.", fields=(FieldError(f"aliases.{number}", message),))
-
-
-def _given(new: NewModel) -> dict[str, Any]:
-    names = ("name", "display_name", "kind", "base_url", "auth_style", "auth_header", "parameters", "aliases")
-    return {name: getattr(new, name) for name in names}
-
-
-def _before(row: Any) -> dict[str, Any]:
-    given = {name: getattr(row, name) for name in ("name", "display_name", "base_url", "auth_style")}
-    given |= {"kind": row.kind or "chat", "auth_header": row.auth_header or "", "aliases": tuple(row.aliases or ())}
-    return given | {"parameters": json.loads(row.parameters) if row.parameters else {}}
-
-
-def _columns(egress: EgressPolicy, provider: Provider, owner: Owner, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What can be said of a model, checked together. Raises ``Invalid`` and its kinds."""
-    fields = Fields()
-    name = _model_name(given["name"])
-    kind = given["kind"]
-    if kind not in KINDS:
-        fields.wrong("kind", f"is none of {', '.join(KINDS)}")
-    aliases = fields.words("aliases", given["aliases"], ALIASES_LIMIT, NAME_LIMIT)
-    for number, alias in enumerate(aliases):
-        _check_alias(fields, f"aliases.{number}", alias)
-    columns = {
-        "display_name": fields.line("display_name", given["display_name"], NAME_LIMIT) or name,
-        "kind": kind,
-        "base_url": (given["base_url"] or "").strip().rstrip("/") or None,
-        "auth_style": given["auth_style"] or None,
-        "auth_header": given["auth_header"].lower() if given["auth_style"] == "header" else None,
-        "parameters": _parameters(fields, given["parameters"]),
-        "aliases": list(aliases) or None,
-    }
-    fields.check()
-    with_registered(provider, _registered(uuid4(), owner, None, columns))
-    if columns["base_url"]:
-        if not provider.apis:
-            raise Invalid.of("base_url", f"does not fit: {provider.display_name} is not reached by HTTP")
-        if owner.kind is OwnerKind.TEAM and provider.owner_id != owner.id:
-            raise Invalid.of("base_url", "of a team's model is that of a provider of the team's; make one")
-        check_base_url(egress, columns["base_url"], admin_defined=owner == SYSTEM_OWNER)
-    elif columns["auth_style"] == "none":
-        raise Invalid.of("auth_style", "is none only at an address of its own")
-    return columns
-
-
-def _registered(model_id: UUID, owner: Owner, secret_id: UUID | None, columns: Mapping[str, Any]) -> Registered:
-    address, style, header = (columns[name] or "" for name in ("base_url", "auth_style", "auth_header"))
-    return Registered(model_id, owner, secret_id, address, style, header)
-
-
-def _model_name(name: str) -> str:
-    """The model's name. Raises ``Invalid``."""
-    try:
-        check_model_name(name)
-    except Invalid as error:
-        raise Invalid.of("name", error.fields[0].message) from None
-    return name
-
-
-def _check_alias(fields: Fields, field_name: str, alias: str) -> None:
-    """An alias is one word without a slash: ``provider/model`` always means that provider's."""
-    try:
-        check_model_name(alias)
-    except Invalid as error:
-        fields.wrong(field_name, error.fields[0].message)
-        return
-    if "/" in alias:
-        fields.wrong(field_name, "has a slash; that is how a provider's model is named")
-
-
-def _parameters(fields: Fields, given: Mapping[str, Any]) -> str | None:
-    """Defaults of requests as canonical JSON text."""
-    for name in sorted(_NOT_DEFAULTS & {str(key).casefold() for key in given}):
-        fields.wrong("parameters", f"cannot set {name}")
-    try:
-        text = json.dumps(given, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        fields.wrong("parameters", "are not a JSON object")
-        return None
-    if len(text) > PARAMETERS_LIMIT:
-        fields.wrong("parameters", f"have {len(text)} characters of JSON; at most {PARAMETERS_LIMIT} are allowed")
-    return text if given else None
 
 
 def _view(row: Any, caller: Caller) -> ModelView:

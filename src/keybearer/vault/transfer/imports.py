@@ -28,10 +28,11 @@ from keybearer.domain import Caller, ManagementRecord, Owner, Scope, SecretType
 from keybearer.errors import Conflict, FieldError, Invalid, KeybearerError, ProviderUnknown, TooLarge
 from keybearer.store.db import Database
 from keybearer.vault import registry
+from keybearer.vault.descriptions import NewModel
 from keybearer.vault.drafts import NewSecret
 from keybearer.vault.intake import TOGETHER, Entry
 from keybearer.vault.keeper import sealing_actor
-from keybearer.vault.models import Models, NewModel, Shelf
+from keybearer.vault.models import Models, Shelf
 from keybearer.vault.pointing import owner_of_new
 from keybearer.vault.secrets import Secrets
 from keybearer.vault.transfer import documents, dotenv
