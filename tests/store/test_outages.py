@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.support.proxy import Proxy, before_postgresql
 
 from keybearer.errors import TrustLost, Unavailable
@@ -59,6 +63,39 @@ def hearing(feed: Feed) -> list[Change]:
     heard: list[Change] = []
     feed.subscribe(heard.append)
     return heard
+
+
+async def test_closing_waits_until_the_server_has_heard_of_who_was_cancelled_twice(
+    proxied: tuple[Proxy, Database],
+) -> None:
+    """Else the connection is nobody's, and stays open until the collector finds it."""
+    proxy, db = proxied
+    inside: asyncio.Queue[None] = asyncio.Queue()
+
+    async def stay(begun: AbstractAsyncContextManager[AsyncConnection]) -> None:
+        async with begun as tx:
+            await tx.execute(sa.text("SELECT 1"))
+            inside.put_nowait(None)
+            await asyncio.Event().wait()
+
+    staying = [asyncio.create_task(stay(begun)) for begun in (db.read(Actor.system()), db.write(Actor.system()), db.watch())]
+    for _ in staying:
+        await inside.get()
+    pools: list[Any] = [db._writers.sync_engine.pool, db._side.sync_engine.pool]
+    proxy.silence()
+    for _ in range(2):
+        for each in staying:
+            each.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait(staying, timeout=10)
+    assert all(each.cancelled() for each in staying)
+    closing = asyncio.create_task(db.close())
+    await asyncio.wait({closing}, timeout=0.2)
+    assert not closing.done()
+    assert [pool.checkedout() for pool in pools] == [2, 1]
+    proxy.heal()
+    await closing
+    assert [pool.checkedout() for pool in pools] == [0, 0]
 
 
 async def test_after_a_break_the_feed_goes_on_where_it_was(proxied: tuple[Proxy, Database], feed: Feed, near: Database) -> None:
