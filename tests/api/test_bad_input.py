@@ -224,6 +224,9 @@ def test_a_row_edited_by_other_hands_is_shown_beside_the_others(ada: Person) -> 
         "owner_kind = 'king'",
         "rotation_period = -3",
         "tags = '[1]'",
+        "description = CAST(x'6b62ff' AS TEXT)",
+        "preview = CAST(x'6b62ff' AS TEXT)",
+        "state_reason = CAST(x'6b62ff' AS TEXT)",
     )
     for edit in (*held, "check_every = 99999", "usage_count = 'many'", "created_at = 'once'", "oauth = '{\"a\": 1}'"):
         with sqlite3.connect(ada.server.data_dir / "keybearer.db") as database:

@@ -182,15 +182,16 @@ async def test_usage_is_read_page_by_page_by_who_called_and_who_paid(database: D
 
 async def test_an_edited_row_takes_no_other_along(database: Database, ann: Person, ben: Person) -> None:
     """SQLite lets anything into any column."""
-    edits = "cost_micro_usd = 0.5, input_tokens = 'many', status = 'x', owner_id = 'nobody'"
+    edits = "cost_micro_usd = 0.5, input_tokens = 'many', status = 'x', owner_id = 'nobody', model = CAST(x'6b62ff' AS TEXT)"
     if database.name == "postgresql":
-        edits = "cost_micro_usd = -1, input_tokens = -1, status = -1, owner_id = 'ffffffff-ffff-ffff-ffff-ffffffffffff'"
+        edits = "cost_micro_usd = -1, input_tokens = -1, status = -1, owner_id = 'ffffffff-ffff-ffff-ffff-ffffffffffff', model = 'kb\ufffd'"
     async with database.write(Actor.system()) as tx:
         await tx.execute(sa.text(f"UPDATE usage_record SET {edits} WHERE request_id = 'ann2'"))  # from the lines above
     usage = UsageRecords(database)
     found = {row.request_id: row for row in (await usage.page(member(ann), ALL_USAGE))[0]}
     assert len(found) == 7
     assert (found["ann2"].cost_micro_usd, found["ann2"].input_tokens, found["ann2"].status) == (-1, -1, -1)
+    assert found["ann2"].model == "kb\ufffd"
     assert found["ann3"].cost_micro_usd == 3000
     (all_of_it,) = await usage.summary(member(ben), [], ALL_USAGE)
     assert all_of_it.requests == 2

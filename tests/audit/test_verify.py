@@ -118,6 +118,19 @@ async def test_a_change_in_any_column_is_found(trail: Trail, tamper: Tamper, dat
     assert (await trail.verify()).ok
 
 
+async def test_text_that_is_no_utf_8_is_found_in_sqlite(trail: Trail, tamper: Tamper, database: Database) -> None:
+    if database.name != "sqlite":
+        return  # holds nothing else in a text
+    (row,) = await rows(database, RECORD, trail.record(3))
+    for column in ("at", "kind", "action", "user_id", "request_id", "outcome", "line"):
+        await tamper(sa.update(RECORD).where(trail.record(3)).values({column: sa.text("CAST(x'6b62ff' AS TEXT)")}))
+        problem = await trail.first_problem()
+        assert (problem.writer, problem.seq, problem.where) == (trail.writer, 3, "database"), column
+        await tamper(sa.update(RECORD).where(trail.record(3)).values(**row._mapping))
+    await tamper(sa.update(USAGE).where(USAGE.c.request_id == "r1").values(model=sa.text("CAST(x'6b62ff' AS TEXT)")))
+    assert (await trail.first_problem()).where == "usage"
+
+
 async def test_a_record_given_to_another_writer_is_found(trail: Trail, tamper: Tamper) -> None:
     await tamper(sa.update(RECORD).where(trail.record(4)).values(writer_id=management.WRITER))
     problem = await trail.first_problem()

@@ -330,6 +330,16 @@ NONSENSE = (
     ("token_expires_at", "'2020-01-01'", False),
     ("created_by", "'somebody'", False),
     ("last_used_at", "'yesterday'", False),
+    ("name", "CAST(x'6b62ff' AS TEXT)", False),  # no UTF-8
+    ("description", "CAST(x'6b62ff' AS TEXT)", False),
+    ("provider", "CAST(x'6b62ff' AS TEXT)", None),
+    ("secret_type", "CAST(x'6b62ff' AS TEXT)", None),
+    ("owner_kind", "CAST(x'6b62ff' AS TEXT)", True),
+    ("state", "CAST(x'6b62ff' AS TEXT)", None),
+    ("preview", "CAST(x'6b62ff' AS TEXT)", False),
+    ("expires_at", "CAST(x'6b62ff' AS TEXT)", True),
+    ("allowed_models", "CAST(x'5b22ff225d' AS TEXT)", True),
+    ("model_id", "CAST(x'6b62ff' AS TEXT)", None),
 )
 """A column of a secret, what its row holds there in SQL, whether that makes it unreadable; ``None``: no listing has it, or no call asks."""
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,9 @@ BUSY_TIMEOUT_MS = 10_000
 """How long SQLite waits for another process's write transaction."""
 
 POOL_TIMEOUT_S = 10.0
+
+_TEXT = methodcaller("decode", "utf-8", "replace")
+"""SQLite does not look whether text is UTF-8: where somebody wrote what is none, it is another text, and no query fails by it."""
 
 _DRIVERS: dict[str, tuple[Name, str]] = {
     "sqlite": ("sqlite", "sqlite+aiosqlite"),
@@ -100,6 +104,7 @@ def sqlite(url: sa.URL, *, pool_size: int, begin: Literal["BEGIN", "BEGIN IMMEDI
     def configure(connection: Any, _record: object) -> None:
         # The driver's own transactions begin late and commit around DDL; ours begin below.
         connection.isolation_level = None
+        connection.driver_connection.text_factory = _TEXT
         cursor = connection.cursor()
         for pragma in (
             f"busy_timeout = {BUSY_TIMEOUT_MS}",
