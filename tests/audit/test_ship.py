@@ -231,6 +231,23 @@ async def test_between_batches_it_waits_for_an_idle_loop_unless_somebody_waits_f
         assert took < 5 * 0.02
 
 
+@pytest.mark.parametrize(("uses", "by", "waits"), [(100, "job", True), (100, "who waits", False), (5, "job", False)])
+async def test_a_peak_is_served_before_what_it_leaves_behind_is_shipped(
+    who: Person, journal: Journal, shipper: Shipper, monkeypatch: pytest.MonkeyPatch, *, uses: int, by: str, waits: bool
+) -> None:
+    await shipper.ship_once()
+    monkeypatch.setattr(ship, "BUSY", 50)
+    monkeypatch.setattr(ship, "PATIENCE", 5)
+    monkeypatch.setattr(time, "thread_time", time.monotonic)  # the event loop is never idle
+    monkeypatch.setattr(ship, "_SCHEDSTAT", Path("/none"))
+    monkeypatch.setattr(ship, "PACE", 0.002)
+    for _ in range(uses):
+        journal.use(who.use(uuid4().hex))
+    began = time.monotonic()
+    assert await (shipper.ship_in_turn() if by == "job" else shipper.ship_once()) == uses
+    assert (time.monotonic() - began >= 5 * 100 * 0.002) is waits
+
+
 async def test_what_is_written_while_a_turn_ships_waits_for_the_next(
     database: Database, who: Person, journal: Journal, shipper: Shipper
 ) -> None:

@@ -51,7 +51,9 @@ BUSY = 500
 REST = 1.0
 """Seconds from one turn to the next in busy times, when larger batches cost less than prompt ones."""
 PATIENCE = 19
-"""Times as long as it worked that shipping waits for the event loop to be idle: a twentieth of the time is the most it takes at a peak."""
+"""Times as long as it will work that shipping waits for an idle event loop: a twentieth of the time is the most it takes at a peak."""
+PACE = 0.0001
+"""Seconds that an entry takes, at most: half a second for a full batch."""
 LOOK = 0.1
 """Seconds from one look at whether the event loop was idle to the next, at most."""
 BACKLOG = 500_000
@@ -237,23 +239,24 @@ class Shipper:
         """Ship what ``stream`` has until about then; return whether that was all of it. An alarm ends it.
 
         What is written meanwhile waits for the next turn, or a busy journal would be shipped in ever so many small batches.
-        Between full batches it rests, so that a backlog does not take the event loop from the calls that make it; what cannot be
+        Before it works long it rests, so that a backlog does not take the event loop from the calls that make it; what cannot be
         shipped at a peak waits in the journal.
         """
+        size = self._waiting() if stream is self._own and not self._hurried else 0
         try:
             while True:
-                began = time.monotonic()
+                if size >= BUSY and (self._journal is None or self._journal.durability != "database"):
+                    await self._rest(PACE * min(size, BATCH))
                 is_end = False
                 if not stream.unsent:
                     is_end = await stream.fill()
                 if stream.unsent:
+                    size = len(stream.unsent)
                     await self._commit(stream)
                 if is_end:
                     return True
                 if time.monotonic() > until:
                     return False
-                if self._journal is None or self._journal.durability != "database":
-                    await self._rest(time.monotonic() - began)
         except _Behind:
             await self._rewind(stream)
         except _Misfit as misfit:
@@ -262,18 +265,18 @@ class Shipper:
             await self._alarm(stream.writer, broken.seq, broken.what)
         return False
 
-    async def _rest(self, worked: float) -> None:
-        """Leave the event loop to the calls until it was idle for as long as shipping ``worked``, but no more than so many times that.
+    async def _rest(self, work: float) -> None:
+        """Leave the event loop to the calls until it was idle for as long as shipping will ``work``, but no more than so many times that.
 
         Half of the loop's time is shipping's if somebody waits for what is shipped, or if too much waits to be.
         """
-        idle, until = 0.0, time.monotonic() + PATIENCE * worked
+        idle, until = 0.0, time.monotonic() + PATIENCE * work
         while True:
             began, used = time.monotonic(), _wanted()
-            await asyncio.sleep(min(worked, LOOK))
+            await asyncio.sleep(min(work, LOOK))
             now = time.monotonic()
             idle += now - began - (_wanted() - used)
-            if idle > worked / 2 or now > until or self._hurried or self._waiting() > BACKLOG:
+            if idle > work / 2 or now > until or self._hurried or self._waiting() > BACKLOG:
                 return
 
     def _waiting(self) -> int:
