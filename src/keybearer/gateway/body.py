@@ -249,8 +249,10 @@ def _compact_spans(body: bytes, values: Mapping[str, msgspec.Raw]) -> Spans | No
         at = start + len(raw)
         spans[key] = (start, at)
         at += 1
-        if len(key) in _DECISIVE_LENGTHS and key not in _DECISIVE and key.casefold() in values:
-            return None
+        if len(key) in _DECISIVE_LENGTHS and key not in _DECISIVE:
+            folded = key.casefold()
+            if folded in _DECISIVE and folded in values:
+                return None
     return spans if at == len(body) else None
 
 

@@ -23,6 +23,7 @@ from keybearer.usage.limits import Limits, Most, Reserving
 from keybearer.vault.budgets import budget_of
 
 _ALL = ""
+_UNKNOWN = Most(None, None), True
 
 
 class Counters:
@@ -135,25 +136,24 @@ def reserve(limits: Limits, planned: Plan, provider: str, body: bytes, call: Res
     if not limits.asks_tokens:
         limits.reserve(call, Most(None, None), at)
         return
-    most, price_known = _most(planned, provider, body, at, asks_price=limits.asks_price)
+    asked = bounds.asked(planned.operation, planned.method, body)
+    most, price_known = _most(asked, provider, planned.model, at if limits.asks_price else None)
     limits.reserve(call, most, at, price_known=price_known)
 
 
-def _most(planned: Plan, provider: str, body: bytes, at: float, *, asks_price: bool) -> tuple[Most, bool]:
-    """The most that a call may use, and whether its price is known (or does not matter)."""
-    unknown = Most(None, None), True
-    asked = bounds.asked(planned.operation, planned.method, body)
-    if not asked.is_bounded:
-        return unknown
-    window = prices.context_window(provider, planned.model)
-    given = window if asked.given is None else asked.given
-    made = window if asked.made is None else asked.made
-    if given is None or made is None:
-        return unknown
-    made *= asked.answers
+def _most(asked: bounds.Asked, provider: str, model: str, at: float | None) -> tuple[Most, bool]:
+    """The most that a call may use, and whether its price is known. ``at``: when it is to be priced; ``None``: no limit asks."""
+    given, made, answers, is_bounded, is_listed = asked
+    if is_bounded and (given is None or made is None):
+        window = prices.context_window(provider, model)
+        given = window if given is None else given
+        made = window if made is None else made
+    if not is_bounded or given is None or made is None:
+        return _UNKNOWN
+    made *= answers
     cost: int | None = 0 if not given + made else None
-    if asks_price and cost is None and asked.is_listed:
-        cost = prices.most_micro_usd(provider, planned.model, given, made, at)
+    if at is not None and cost is None and is_listed:
+        cost = prices.most_micro_usd(provider, model, given, made, at)
     return Most(given + made, cost), cost is not None
 
 

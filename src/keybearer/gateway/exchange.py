@@ -176,10 +176,16 @@ class Exchange(Use):
             raise Wait(credentials.fill_frozen())
         if credentials.is_frozen:
             raise Frozen
+        ready = self._key(admission, wanted)
+        ready.check_egress()
+        return ready
+
+    def _key(self, admission: Admission, wanted: Wanted) -> Ready:
+        """3. The key whose turn it is, of those that have not failed this call."""
+        credentials = self.plane.credentials
         ready = credentials.ready(admission, wanted, self._tried)
         if ready is None:
             raise Wait(credentials.fill_ready(admission, wanted))
-        ready.check_egress()
         return ready
 
     def _check_objects(self, guard: Guard, body: bytes) -> None:
@@ -192,12 +198,13 @@ class Exchange(Use):
     def _take_turn(self, course: Course, ready: Ready, key: CourseKey) -> tuple[Course, Ready]:
         """3. Of several keys, or where something is known against the only one: the key that serves this call, and its course."""
         head = self._head
-        chosen = self._credentials(course.admission, ready.wanted)
+        chosen = self._key(course.admission, ready.wanted)
         if chosen is ready:
             return course, ready
         key = (*key, chosen.health)
         beside = head.courses.get(key)
         if beside is None or beside.admission is not course.admission or beside.ready() is not chosen:
+            chosen.check_egress()
             beside = self._set_course(course.admission, course.plan, chosen, key)
         return beside, chosen
 
