@@ -255,6 +255,13 @@ def test_a_decisive_key_that_stands_twice_is_refused(body: bytes, padding: int) 
     assert refused.value.hint
 
 
+@pytest.mark.parametrize("key", ["top_p", "tools", "logits", "max_new_tokens"])
+def test_a_key_as_long_as_a_decisive_one_needs_no_walk(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr(bodies, "_walk", None)
+    body = b'{"model":"gpt-4o","%b":1,"padding":"%b"}' % (key.encode(), b"x" * 5_000)
+    assert _plan("POST /v1/chat/completions", body).body == body
+
+
 _KEYS = st.sampled_from(["model", "stream", "stream_options", "messages", "a", "", "é", "mod", "\\", '"', "\u2028"]) | st.text(
     max_size=3
 )
