@@ -19,11 +19,11 @@ from keybearer.store.changes import EVERYTHING, Change, Feed
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import budgets as rows
 from keybearer.usage import bounds, prices
-from keybearer.usage.limits import Limits, Most, Reserving
+from keybearer.usage.limits import NOTHING, Limits, Most, Reserving
 from keybearer.vault.budgets import budget_of
 
 _ALL = ""
-_UNKNOWN = Most(None, None), True
+_UNKNOWN = NOTHING, True
 
 
 class Counters:
@@ -134,7 +134,7 @@ def reserve(limits: Limits, planned: Plan, provider: str, body: bytes, call: Res
     """Take what a call may use at most. ``body``: as it goes to the provider. Raises ``LimitReached`` and its fellows."""
     at = time.time()
     if not limits.asks_tokens:
-        limits.reserve(call, Most(None, None), at)
+        limits.reserve(call, NOTHING, at)
         return
     asked = bounds.asked(planned.operation, planned.method, body)
     most, price_known = _most(asked, provider, planned.model, at if limits.asks_price else None)

@@ -6,7 +6,6 @@ takes the place of the reservation. What is not known to have been less counts i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -125,9 +124,8 @@ class Account:
         self.budget = budget
         self.place = PLACES[budget.kind]
         """Where in a ``Most`` stands what it counts."""
-        self._room = budget.amount if budget.is_hard else math.inf
-        if budget.is_tampered:
-            self._room = -1
+        self._room = -1 if budget.is_tampered else budget.amount if budget.is_hard else None
+        """Up to where it takes calls; ``None``: any."""
 
     def begin(self, at: float, used: int = 0, unsettled: Mapping[str, int] | None = None) -> None:
         """Count anew in the window of ``at``, from what records say."""
@@ -152,9 +150,12 @@ class Account:
 
     def has_room(self, need: int | None) -> bool:
         """Whether a call that needs so much may surely be made, said quickly; if not, ``refusal`` may say why."""
+        room = self._room
+        if room is None:
+            return True
         if self.unsettled or need is None:
             return False
-        return self.used + self.reserved + need <= self._room
+        return self.used + self.reserved + need <= room
 
     def refusal(self, need: int | None, at: float, *, price_known: bool = True) -> KeybearerError | None:
         """Why a call that needs so much may not be made; ``None``: it may."""
