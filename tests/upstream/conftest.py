@@ -74,7 +74,7 @@ async def serve(scheme: str, server_tls: ssl.SSLContext) -> AsyncIterator[Serve]
             task.cancel()
         await asyncio.gather(*provider.tasks, return_exceptions=True)
         for line in provider.lines:
-            line.writer.transport.abort()
+            line.reset()
     await asyncio.sleep(0)
 
 

@@ -114,7 +114,8 @@ class Line:
             raw.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        self.writer.transport.abort()
+        if not self.writer.transport.is_closing():  # else asyncio's TLS of Python 3.11.2 fails
+            self.writer.transport.abort()
 
 
 class Provider:

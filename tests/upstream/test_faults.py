@@ -82,7 +82,7 @@ async def test_after_hundreds_of_faults_nothing_is_left(
     await upstream.close()
     assert (upstream.open_connections, len(upstream._dialing)) == (0, 0)
     for line in provider.lines:
-        line.writer.transport.abort()
+        line.reset()
     await until(lambda: not provider.tasks)
     gc.collect()
     await until(lambda: open_files() <= before_files)
@@ -104,7 +104,7 @@ async def test_dials_cancelled_at_every_step_leave_nothing(
     await until(lambda: upstream.open_connections == upstream.idle_connections and not upstream._dialing)
     await upstream.close()
     for line in provider.lines:
-        line.writer.transport.abort()
+        line.reset()
     await until(lambda: open_files() <= before_files)
 
 

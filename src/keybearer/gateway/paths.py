@@ -341,11 +341,12 @@ def _passed(method: bytes, path: bytes) -> Route | None:
 
 _PASSED_SHOWN: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _PASSED_METHODS: Final = frozenset(name.encode() for name in _PASSED_SHOWN)
-_CHARACTER: Final = rb"(?:[A-Za-z0-9_~!$&'()*+,=:@-]|%[0-9A-Fa-f]{2})"
+_CHARACTERS: Final = rb"[A-Za-z0-9._~!$&'()*+,=:@/-]*+"
 _PASSED: Final = re.compile(
-    rb"/p/(?P<provider>[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?)(?P<path>/(?:"
-    + (_CHARACTER + rb"(?:" + _CHARACTER + rb"|\.)*+(?:/" + _CHARACTER + rb"(?:" + _CHARACTER + rb"|\.)*+)*/?")
-    + rb")?)"
+    rb"/p/(?P<provider>[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?)(?P<path>(?!.*/[/.])/"
+    # of the possessive groups that every Python gets right (``usage.skim``)
+    + (_CHARACTERS + rb"(?:%[0-9A-Fa-f][0-9A-Fa-f]" + _CHARACTERS + rb")*+")
+    + rb")"
 )
 _ESCAPABLE: Final = frozenset(b" !\"$&'()*+,:<=>@[]^`{|}")
 """ASCII characters that may be escaped: those that mean nothing in a path, or that careful clients escape."""

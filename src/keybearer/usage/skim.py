@@ -16,11 +16,14 @@ _KEPT_LIMIT: Final = 64 * 1024  # bytes of one value; usage objects have some hu
 _KEY_LIMIT: Final = 64
 _DEPTH_LIMIT: Final = 1_000
 _STEPS_LIMIT: Final = 300_000  # some 0.5 s; answers of the same size need a hundredth of it, unless they mean harm
+# Possessive groups only where a repetition that fails does so before it has tried anything twice: up to Python 3.11.4 others go on from
+# where they failed (CPython's issue 106052). Plain ones keep a way back for each repetition, so they are counted.
 _IN_STRING: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _OTHER: Final = rb'[^"{}\[\]]++'
 _WHOLE_STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT: Final = _OTHER + rb"|" + _WHOLE_STRING
-_RUN: Final = re.compile(rb"(?:" + _FLAT + rb"|\{(?:" + _FLAT + rb")*+\}|\[(?:" + _FLAT + rb")*+\])*+", re.DOTALL)
+_FLATS: Final = rb"(?:" + _FLAT + rb"){0,256}"
+_RUN: Final = re.compile(rb"(?:" + _FLAT + rb"|\{" + _FLATS + rb"\}|\[" + _FLATS + rb"\]){0,64}", re.DOTALL)
 """Numbers, whole strings and containers of nothing else, as many as follow each other: what needs no step of ours."""
 _DEEP: Final = re.compile(rb'["{}\[\]]')
 _HERE: Final = re.compile(rb'["{}\[\]:,]')
