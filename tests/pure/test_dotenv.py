@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,16 @@ def test_a_broken_line_is_named_and_spoils_no_other(line: str, problem: str) -> 
     assert broken.value is None
     assert "kbtest" not in broken.problem + broken.variable
     assert (whole.place, whole.variable, value_of(whole)) == ("line 2", "B", "kbtest-2")
+
+
+@pytest.mark.parametrize(
+    "line", ["a" + " " * 60_000 + "b", " " * 3000 + "b", "A=" + "$(" * 50_000, "A=" + "${A" * 40_000], ids=len
+)
+def test_no_line_is_looked_at_over_and_over(line: str) -> None:
+    """Nobody else in the process has a turn meanwhile: a line of 20 kB took half an hour."""
+    began = time.thread_time()
+    list(dotenv.read(line))
+    assert time.thread_time() - began < 0.5
 
 
 def test_lines_are_counted_through_values_of_several_lines() -> None:

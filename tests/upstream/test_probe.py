@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from dataclasses import replace
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from keybearer.catalog import Catalog, Provider, custom, with_base_url
 from keybearer.domain import SYSTEM_OWNER_ID, SecretBytes
 from keybearer.errors import EgressRefused, Invalid
 from keybearer.gateway.egress import egress_set
-from keybearer.gateway.probe import MAX_BODY_BYTES, ProbeResult, probe
+from keybearer.gateway.probe import MAX_BODY_BYTES, ProbeResult, probe, redacted, shown
 from keybearer.gateway.upstream import Upstream
 
 KEY = SecretBytes(b"sk-kbtest-0123456789abcdefgh-tail")
@@ -291,6 +292,22 @@ async def test_the_providers_words_are_shown_without_the_key(words: str, serve: 
     assert "gh-tail" not in result.message
     assert len(result.message) <= 300
     assert result.message.isprintable()
+
+
+@pytest.mark.parametrize("words", ["a" * 100_000, "'" + "ab" * 50_000, "\u202e" * 1_000_000], ids=len)
+def test_words_without_end_are_not_searched_to_their_end(words: str) -> None:
+    """A provider of somebody's own answered a test with a word of 4 MB: for hours nobody else had a turn."""
+    began = time.thread_time()
+    assert len(redacted(words, KEY)) <= 300
+    assert len(shown(words)) <= 300
+    assert time.thread_time() - began < 0.2
+
+
+def test_what_is_cut_in_two_shows_no_part_of_the_key() -> None:
+    for before in range(4050, 4100):
+        words = ("x" * 49 + " ") * (before // 50) + "y" * (before % 50) + " 0123456789abcdefgh-tail"
+        assert "0123" not in redacted(words, KEY)
+    assert redacted("z" * 5000, KEY) == "…"
 
 
 async def test_the_key_goes_only_where_it_is_bound(serve: Serve, make_upstream: MakeUpstream) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from keybearer.catalog.provider import Provider
+from keybearer.catalog.provider import KeyPattern, Provider
 from keybearer.domain import SecretType
 
 KEY_LIMIT: Final = 16 * 1024
@@ -35,9 +35,7 @@ def detect(providers: Iterable[Provider], value: str) -> tuple[str, ...]:
 
     Forms that providers share (``loose_patterns``) do not count: DeepSeek's keys begin with ``sk-``, and so do many others'.
     """
-    return tuple(
-        provider.name for provider in providers if any(known.pattern.fullmatch(value) for known in provider.key_patterns)
-    )
+    return tuple(provider.name for provider in providers if _fits(provider.key_patterns, value))
 
 
 def check_key(
@@ -58,13 +56,18 @@ def check_key(
     if is_document or secret_type not in {SecretType.API_KEY, provider.secret_type}:
         return KeyCheck()
     forms = (*provider.key_patterns, *provider.loose_patterns)
-    if any(known.pattern.fullmatch(value) for known in forms) or not (forms or provider.is_predefined):
+    if _fits(forms, value) or not (forms or provider.is_predefined):
         return KeyCheck()
     swapped = [other for other in others if other.name != provider.name and detect((other,), value)]
     if swapped:
         names = " or ".join(other.display_name for other in swapped)
         return KeyCheck(warnings=(f"This looks like a key of {names}, not of {provider.display_name}.",))
     return KeyCheck(warnings=(f"This does not look like a key of {provider.display_name}.",)) if forms else KeyCheck()
+
+
+def _fits(forms: Iterable[KeyPattern], value: str) -> bool:
+    """Whether a value is of one of these forms. No form has a line break; patterns would try very long to find one of theirs before it."""
+    return "\n" not in value and any(known.pattern.fullmatch(value) for known in forms)
 
 
 def preview(value: str, secret_type: SecretType) -> str:

@@ -36,7 +36,11 @@ __all__ = [
 ]
 
 _JSON_TYPES: Final = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
-_JSON_TYPE: Final = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*"?utf-?8"?[ \t]*)?;?[ \t]*', re.IGNORECASE)
+_JSON_TYPE: Final = re.compile(
+    # No white space could be two parts' of it: of 60 kB it would be tried in as many ways as that has pairs.
+    rb'application/json[ \t]*(?:;[ \t]*(?:charset[ \t]*=[ \t]*"?utf-?8"?[ \t]*(?:;[ \t]*)?)?)?',
+    re.IGNORECASE,
+)
 _NAMED_INSIDE: Final = frozenset({"embedContent", "batchEmbedContents", "countTokens"})  # their bodies repeat the path's model
 _ASKABLE: Final = frozenset({"chat.completions", "completions"})  # where OpenAI defines stream_options.include_usage
 

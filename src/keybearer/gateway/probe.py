@@ -38,6 +38,8 @@ MAX_BODY_BYTES = 4 * 2**20
 """OpenRouter lists its models in about 0.6 MB."""
 MAX_MODELS = 2000
 _MAX_NAME, _MAX_MESSAGE, _MAX_WORDS = 200, 300, 64
+_READ = 4096
+"""Characters of a message that are looked at: a part of the key is looked for from each of them to the end of its word."""
 _KEY_PART = 8
 """A word of the provider's message that begins or ends with this many of the key's characters is taken for the key, cut."""
 
@@ -221,6 +223,8 @@ def _models(content: Any) -> tuple[str, ...]:
 def redacted(message: str, value: SecretBytes) -> str:
     """Put the message on one line, without the key or a part of it, and cut to a length."""
     text = Scrubber(value).whole(message.encode("utf-8", "replace")).decode("utf-8", "replace")
+    if len(text) > _READ:
+        text = text[:_READ].rpartition(" ")[0] or "…"  # a word that is cut may be a part of the key that is not recognised
     text = _on_one_line(text)
     key = value.reveal().decode("utf-8", "replace")
     if len(key) > _KEY_PART:
@@ -231,7 +235,7 @@ def redacted(message: str, value: SecretBytes) -> str:
 
 def shown(words: str) -> str:
     """Words without a key in them, on one line and cut to a length."""
-    return _cut(_on_one_line(words))
+    return _cut(_on_one_line(words[:_READ]))
 
 
 def _on_one_line(text: str) -> str:

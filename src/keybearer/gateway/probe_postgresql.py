@@ -28,7 +28,7 @@ _WORDS: tuple[tuple[str, ProbeStatus, str], ...] = (
     # The server's words are those of its own language; what is not recognised is passed on as an error.
     ("password authentication failed", "invalid", "The server refused the user name or the password."),
     ("no password supplied", "invalid", "The server asks for a password, and the connection string has none."),
-    (r"role \".*\" does not exist", "invalid", "The server does not know the user."),
+    (r"role \"[^\"]*\" does not exist", "invalid", "The server does not know the user."),
     (r"no pg_hba\.conf entry", "forbidden", "The server's pg_hba.conf does not let this user in from here."),
     (r"pg_hba\.conf rejects", "forbidden", "The server's pg_hba.conf does not let this user in from here."),
     ("permission denied for database", "forbidden", "The user may not connect to this database."),

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from keybearer.access.fields import secret_value
 from keybearer.vault.transfer.items import VARIABLE, Item
 
-_ASSIGNMENT = re.compile(r"[ \t]*(?:export[ \t]+)?([^=\n]*?)[ \t]*=[ \t]*")
+# A pattern that looks at one place over and over takes hours of a large file, and nobody else in the process has a turn meanwhile.
+_ASSIGNMENT = re.compile(r"([^=\n]*)=[ \t]*")
+_EXPORT = re.compile(r"[ \t]*(?:export[ \t]+)?")
 _BLANK = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\n|\Z)")
 _QUOTED = {
     '"': re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL),
@@ -26,7 +28,7 @@ _LINE = re.compile(r"[^\n]*")
 _COMMENT = re.compile(r"(?:^|[ \t])#.*")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
-_REFERENCE = re.compile(r"(?<!\\)\$(?:\{[A-Za-z_][^}]*\}|\([^)]*\))")
+_REFERENCE = re.compile(r"(?<!\\)\$(?:(\{)[A-Za-z_]|\()")
 
 
 def read(text: str) -> Iterator[Item]:
@@ -50,7 +52,7 @@ def _entry(text: str, at: int, place: str) -> tuple[int, Item]:
     end = _end_of_line(text, at)
     if not found:
         return end, Item(place, problem="is not of the form NAME=value")
-    name = found.group(1)
+    name = found.group(1)[_EXPORT.match(found.group(1)).end() :].rstrip(" \t")  # type: ignore[union-attr]  # it matches always
     if not VARIABLE.fullmatch(name):
         return end, Item(place, problem="has no variable's name before the sign =")
     start = found.end()
@@ -65,13 +67,19 @@ def _entry(text: str, at: int, place: str) -> tuple[int, Item]:
         raw, end = quoted.group(1), _end_of_line(text, after.end())
     else:
         raw = _COMMENT.sub("", _LINE.match(text, start).group(0), count=1).rstrip(" \t")  # type: ignore[union-attr]  # it matches always
-    if quote not in {"'", "`"} and _REFERENCE.search(raw):
+    if quote not in {"'", "`"} and _refers(raw):
         return end, Item(place, name, problem="refers to another variable; write the value itself")
     if quote == '"':
         raw = _ESCAPED.sub(lambda escaped: _ESCAPES.get(escaped.group(1), escaped.group(1)), raw)
     if not raw.strip():
         return end, Item(place, name, problem="is empty")
     return end, Item(place, name, secret_value(raw))
+
+
+def _refers(raw: str) -> bool:
+    """Whether a value names another variable, or a command: ``${OTHER}``, ``$(date)``."""
+    brace, parenthesis = raw.rfind("}"), raw.rfind(")")
+    return any(found.end() <= (brace if found.group(1) else parenthesis) for found in _REFERENCE.finditer(raw))
 
 
 def _end_of_line(text: str, at: int) -> int:

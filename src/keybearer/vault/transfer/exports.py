@@ -191,15 +191,17 @@ def _csv(entries: Sequence[Mapping[str, Any]], known: Mapping[str, Provider]) ->
 def _env(entries: Sequence[Mapping[str, Any]], known: Mapping[str, Provider]) -> str:
     """Variables of the usual names; further ones are named by provider and name, and numbered where these meet."""
     taken: set[str] = set()
+    numbers: dict[str, int] = {}
+    """The last number that a name was given: with 5,000 of one, counting from two on each time took seconds."""
     lines = []
     for entry in entries:
         provider = known.get(entry["provider"])
         usual = provider.variables[:1] if provider is not None and entry["name"] == DEFAULT_NAME else ()
         wanted = usual[0] if usual else re.sub(r"[^A-Z0-9]+", "_", f"{entry['provider']}_{entry['name']}".upper()).strip("_")
-        variable, number = wanted if wanted[:1].isalpha() else f"KEY_{wanted}", 2
-        base = variable
+        base = variable = wanted if wanted[:1].isalpha() else f"KEY_{wanted}"
         while variable in taken:
-            variable, number = f"{base}_{number}", number + 1
+            numbers[base] = numbers.get(base, 1) + 1
+            variable = f"{base}_{numbers[base]}"
         taken.add(variable)
         escaped = entry["value"].replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("\r", "\\r")
         lines.append(f'{variable}="{escaped}"\n')
