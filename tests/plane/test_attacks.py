@@ -85,6 +85,28 @@ async def test_a_body_of_a_million_keys_holds_nobody_up(open_house: Opener) -> N
         assert (answer.status, b"more than 1000 keys" in answer.body) == (400, True)
 
 
+NESTED = b"[" + b"[]," * 600_000 + b"[]]"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/v1/chat/completions", b'{"model":"gpt-4o-mini","stream":true,"stream_options":{"x":%b}}', b"stream_options"),
+        (
+            "/v1beta/models/gemini/embedding-001:embedContent",
+            b'{"model":"models/gemini/embedding-001","x":%b}',
+            b"too many parts",
+        ),
+    ],
+)
+async def test_brackets_hold_nobody_up(open_house: Opener, path: str, body: bytes, said: bytes) -> None:
+    """Decoded they take twenty times their size: 32 MB of them took everybody's turn for seconds, and most of a gigabyte."""
+    async with open_house(body=2**24, buffered=2**25) as house:
+        answer = await house.ask(house.request(body % NESTED, path=path))
+        assert (answer.status, said in answer.body) == (400, True)
+        assert house.provider.received == []
+
+
 FURTHER = {
     "fallback models": b'"models":["openai/gpt-5-pro"]',
     "Anthropic's way": b'"fallbacks":[{"model":"claude-opus-4"}]',

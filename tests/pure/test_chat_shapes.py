@@ -195,6 +195,54 @@ ENDLESS: dict[str, dict[str, Any]] = {
 }
 
 
+CALLS: dict[str, Any] = {
+    "openai's ids": lambda number: {"choices": [{"delta": {"tool_calls": [{"index": number, "id": LONG}]}}]},
+    "openai's names": lambda number: {"choices": [{"delta": {"tool_calls": [{"index": number, "function": {"name": LONG}}]}}]},
+    "anthropic's ids": lambda number: {
+        "type": "content_block_start", "index": number, "content_block": {"type": "tool_use", "id": LONG, "name": "f"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_calls_without_end_are_given_up(what: str) -> None:
+    reply = Reply(what.partition("'")[0])
+    with pytest.raises(UpstreamMalformed, match="no end"):
+        list(chain.from_iterable(reply.feed(sse(CALLS[what](number))) for number in range(600)))
+
+
+NESTED = b"[" + b"[]," * 600_000 + b"[]]"
+BRACKETS = {
+    "openai": b'{"choices":[{"message":{"content":%b}}]}',
+    "anthropic": b'{"content":[],"x":%b}',
+    "gemini": b'{"candidates":[],"x":%b}',
+}
+
+
+@pytest.mark.parametrize("dialect", BRACKETS)
+def test_an_answer_of_brackets_is_not_decoded(dialect: str) -> None:
+    """16 MB of them took half a gigabyte, and everybody's calls waited."""
+    with pytest.raises(UpstreamMalformed):
+        Reply(dialect).take(BRACKETS[dialect] % NESTED)
+    with pytest.raises(UpstreamMalformed):
+        list(Reply(dialect).feed(b"data: " + BRACKETS[dialect] % NESTED + b"\n\n"))
+
+
+def test_arguments_of_brackets_are_not_decoded() -> None:
+    reply = Reply("openai")
+    for text in ('{"x":[[]', *[",[]" * 100_000] * 6, "]}"):
+        call = {"index": 0, "id": "1", "function": {"name": "f", "arguments": text}}
+        list(reply.feed(sse({"choices": [{"delta": {"tool_calls": [call]}}]})))
+    with pytest.raises(UpstreamMalformed, match="no end"):
+        list(reply.end())
+
+
+@pytest.mark.parametrize("index", ["0", -1, 10**9, [0]])
+def test_a_call_has_a_plain_index(index: Any) -> None:
+    with pytest.raises(UpstreamMalformed):
+        list(Reply("openai").feed(sse({"choices": [{"delta": {"tool_calls": [{"index": index, "id": "1"}]}}]})))
+
+
 @pytest.mark.parametrize("dialect", ENDLESS)
 def test_an_answer_without_end_is_given_up(dialect: str) -> None:
     """What it says is kept, to be told as a whole: a stream of a provider of somebody's own filled the memory."""

@@ -27,6 +27,8 @@ _INCLUDE_USAGE: Final = b'"stream_options":{"include_usage":true},'
 _SMALL: Final = 4096
 """Bytes. Measured: looking for needles costs 0.5 to 4 ns a byte, decoding 0.25, walking over the keys 1 µs a key."""
 _KEYS_LIMIT: Final = 1_000  # no request has so many; a million of them would hold up everybody's calls for seconds
+_PARTS_LIMIT: Final = 500_000
+"""Brackets and commas of a body that is decoded as a whole: some tenths of a second, and 50 MB."""
 
 _ABSENT: Final = msgspec.Raw(b"")
 _DECISIVE: Final = frozenset({"model", "stream", "stream_options"})
@@ -106,6 +108,8 @@ class Document:
             brace = self.body.index(b"{") + 1
             self._edits.append((brace, brace, _INCLUDE_USAGE))  # other keys follow: there is a model
             return True
+        if len(options) > _SMALL:  # decoded, brackets take twenty times their size, and other calls wait
+            raise Invalid(fields=(FieldError("stream_options", "is too large"),))
         try:
             decoded = {} if options == b"null" else _ANY.decode(options)
         except msgspec.DecodeError:
@@ -201,8 +205,12 @@ def check_object(body: bytes) -> None:
 def rename_inside(body: bytes, old: str, new: str) -> bytes:
     """Gemini's embedding and counting bodies repeat the path's model in ``model`` and ``requests[].model``: rename those, too.
 
-    Decodes and encodes again: such bodies are rare, and their values keep their meaning. Raises ``InvalidJson``.
+    Decodes and encodes again: such bodies are rare, and their values keep their meaning. Raises ``InvalidJson``, ``Invalid``.
     """
+    if body.count(b"[") + body.count(b"{") + body.count(b",") > _PARTS_LIMIT:
+        raise Invalid(
+            "The body has too many parts to put another model's name into it.", hint="Name the model as the provider does."
+        )
     try:
         decoded = _ANY.decode(body)
     except (ValueError, RecursionError) as error:

@@ -27,6 +27,10 @@ _TARGETS: Final = {OPENAI: b"/v1/chat/completions", ANTHROPIC: b"/v1/messages"}
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _EVENT_LIMIT: Final = 16 * 2**20
 _KEPT_LIMIT: Final = 32 * 2**20
+_DECODED_BYTES, _PARTS_LIMIT = 64 * 1024, 500_000
+"""From so many bytes on brackets and commas are counted before anything is decoded; 16 MB of them would take half a gigabyte."""
+_CALLS_LIMIT: Final = 10_000
+"""One more than the highest index of a call."""
 _PIECE_BYTES: Final = 64
 """Of memory, that an answer is put together in, and that each piece of it takes beside its text. No model says so much, but a provider
 of somebody's own may go on for ever."""
@@ -249,7 +253,7 @@ class Reply:
         self._dialect = dialect
         self._held = bytearray()
         """What has come of an event that has not ended: of a large one, in pieces, it is not looked at over and over."""
-        self._kept = 0
+        self._kept = self._parts = 0
         self._open: dict[int, list[str]] = {}
         """Calls whose arguments still come, by their index: id, name, JSON."""
 
@@ -312,6 +316,16 @@ class Reply:
             raise UpstreamMalformed("The provider's answer has no end.")
         return piece
 
+    def _named(self, text: object) -> str:
+        return self._keep(text) if isinstance(text, str) else ""
+
+    def _brought(self, arguments: bytes) -> bytes:
+        """What calls bring is kept, decoded."""
+        self._parts += _parts(arguments)
+        if self._parts > _PARTS_LIMIT:
+            raise UpstreamMalformed("The provider's answer has no end.")
+        return arguments
+
     def _said(self, text: object) -> Iterator[Delta]:
         if isinstance(text, str) and text:
             self._keep(text)
@@ -322,9 +336,10 @@ class Reply:
         yield from self._said(message.get("content"))
         for number, call in enumerate(message.get("tool_calls") or ()):
             function = call.get("function") or {}
-            part = self._open.setdefault(call.get("index", number), ["", "", ""])
-            part[0] = part[0] or call.get("id") or ""
-            part[1] = part[1] or function.get("name") or ""
+            index = call.get("index")
+            part = self._open.setdefault(number if index is None else _index(index), ["", "", ""])
+            part[0] = part[0] or self._named(call.get("id"))
+            part[1] = part[1] or self._named(function.get("name"))
             part[2] += self._keep(function.get("arguments") or "")
         self._finished(finish)
 
@@ -341,8 +356,7 @@ class Reply:
         if kind == "content_block_start":
             block = document["content_block"]
             if block["type"] == "tool_use":
-                self._keep(block["name"])
-                self._open[document["index"]] = [block["id"], block["name"], ""]
+                self._open[_index(document["index"])] = [self._named(block["id"]), self._named(block["name"]), ""]
             elif block["type"] == "text":
                 yield from self._said(block.get("text"))
         elif kind == "content_block_delta":
@@ -362,7 +376,7 @@ class Reply:
             for part in (candidate.get("content") or {}).get("parts") or ():
                 if "functionCall" in part:
                     made = part["functionCall"]
-                    self._keep(_text(part))
+                    self._brought(self._keep(_text(part)).encode())
                     name = made.get("id") or f"call_{len(self.tool_calls)}"
                     signature = part.get("thoughtSignature")
                     call = ToolCall(
@@ -378,7 +392,7 @@ class Reply:
         """The arguments of calls that were open are whole."""
         opened, self._open = self._open, {}
         for name, function, arguments in opened.values():
-            made = _decoded((arguments or "{}").encode())
+            made = _decoded(self._brought((arguments or "{}").encode()))
             call = ToolCall(name or f"call_{len(self.tool_calls)}", function, made)
             self.tool_calls.append(call)
             yield call
@@ -413,7 +427,20 @@ def _stream_error(error: object) -> UpstreamError:
     return UpstreamError(f"The provider broke off: {_message(error) or 'it gave no reason'}")
 
 
+def _index(number: Any) -> int:
+    """The index of a call, which is kept as well. Raises ``ValueError``, ``TypeError``."""
+    if not 0 <= number < _CALLS_LIMIT:
+        raise ValueError
+    return int(number)
+
+
+def _parts(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{") + text.count(b",")
+
+
 def _decoded(text: bytes) -> dict[str, Any]:
+    if len(text) > _DECODED_BYTES and _parts(text) > _PARTS_LIMIT:
+        raise UpstreamMalformed
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (ValueError, RecursionError) as error:
