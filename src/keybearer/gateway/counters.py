@@ -24,6 +24,9 @@ from keybearer.vault.budgets import budget_of
 
 _ALL = ""
 _UNKNOWN = NOTHING, True
+_MOST = 10**12
+"""Tokens of one call, or millionths of a dollar: who states more has stated nothing. Sums of such would fit nowhere where limits are
+counted, and stop the counting of everybody's."""
 
 
 class Counters:
@@ -151,9 +154,13 @@ def _most(asked: bounds.Asked, provider: str, model: str, at: float | None) -> t
     if not is_bounded or given is None or made is None:
         return _UNKNOWN
     made *= answers
+    if given + made > _MOST:
+        return _UNKNOWN
     cost: int | None = 0 if not given + made else None
     if at is not None and cost is None and is_listed:
         cost = prices.most_micro_usd(provider, model, given, made, at)
+    if cost is not None and cost > _MOST:
+        return Most(given + made, None), True
     return Most(given + made, cost), cost is not None
 
 

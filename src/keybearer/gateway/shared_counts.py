@@ -57,6 +57,8 @@ RECALLED_EVERY: Final = 0.03
 """Seconds until a call asks again that others must give something back for."""
 UNSENT: Final = 100_000
 """Settlements kept while Valkey is away; the oldest are dropped, and found in the database later."""
+_FILLED: Final = 2**61
+"""As what an account begins, at most: more than any limit, and what the script can still add to."""
 _MISSING: Final = -1
 _RECALLED: Final = -2
 _BEFORE_CODES: Final = 3
@@ -468,7 +470,8 @@ class SharedCounts:
             mark = secrets.token_hex(8)
             end = int(window(account.budget.kind, at)[1])
             # If it is not filled by this, who asks finds it missing again.
-            await self._link.ask("fill", [account.key, self._round], [end, mark, used.settled, self._process, n, *calls])
+            settled = min(used.settled, _FILLED)
+            await self._link.ask("fill", [account.key, self._round], [end, mark, settled, self._process, n, *calls])
 
     # --- lost outcomes --------------------------------------------------------------------------------------------------
 

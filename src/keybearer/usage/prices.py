@@ -24,6 +24,8 @@ _PROVIDERS: Final = {"openai": "openai", "anthropic": "anthropic", "gemini": "go
 
 _SCALE: Final = 10**18  # a dollar per million tokens is a micro-dollar per token; listed prices have up to 16 decimals of that
 _MICRO: Final = 10**6
+_MOST: Final = 10**12
+"""Micro-dollars of one call: an answer that comes to more claims tokens that it never had, and what it cost is not known."""
 _REMEMBERED: Final = 4_096
 
 Steps = tuple[tuple[int, int], ...]
@@ -72,9 +74,10 @@ def cost_micro_usd(provider: str, model: str, usage: Usage, at: float) -> int | 
         return None
     try:
         rates = _loaded[0].rates(listed, model, usage.model, at)
-        return None if rates is None else _round_up(_cost(rates, usage, usage.input_tokens))
+        cost = None if rates is None else _round_up(_cost(rates, usage, usage.input_tokens))
     except _Unpriced:
         return None
+    return cost if cost is None or cost <= _MOST else None
 
 
 def context_window(provider: str, model: str) -> int | None:

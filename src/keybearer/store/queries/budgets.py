@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keybearer.domain import BudgetKind, BudgetSubject
 from keybearer.store import bulk
 from keybearer.store.queries import cursors
+from keybearer.store.queries.sums import total
 from keybearer.store.schema import budget, provider, reservation, team, usage_record, user
 
 Row = sa.Row[Any]
@@ -105,16 +106,16 @@ async def used(tx: AsyncConnection, row: Any, since: datetime) -> Used:
     c = usage_record.c
     joined = usage_record.outerjoin(reservation, reservation.c.request_id == c.request_id)
     concerned = (*_concerned(row), c.at >= since, c.operation.not_in(NOT_LIMITED))
-    total = sa.select(sa.func.coalesce(sa.func.sum(_charged(row.kind)), 0)).select_from(joined)
-    settled = (await tx.execute(total.where(*concerned, c.outcome != "unknown"))).scalar_one()
+    ended = sa.select(total(_charged(row.kind))).select_from(joined).where(*concerned, c.outcome != "unknown")
+    settled = int((await tx.execute(ended)).scalar_one())
     query = sa.select(c.request_id, _reserved(row.kind)).select_from(joined).where(*concerned, c.outcome == "unknown")
     found = (await tx.execute(query.order_by(c.at.desc()).limit(UNSETTLED_LIMIT + 1))).all()
     unsettled = {request_id: int(amount or 0) for request_id, amount in found[:UNSETTLED_LIMIT]}
     if len(found) > UNSETTLED_LIMIT:  # the rest is beyond looking at one by one: it counts until the window ends
-        whole = sa.select(sa.func.coalesce(sa.func.sum(_reserved(row.kind)), 0)).select_from(joined)
+        whole = sa.select(total(_reserved(row.kind))).select_from(joined)
         everything = (await tx.execute(whole.where(*concerned, c.outcome == "unknown"))).scalar_one()
-        settled += everything - sum(unsettled.values())
-    return Used(int(settled), unsettled)
+        settled += int(everything) - sum(unsettled.values())
+    return Used(settled, unsettled)
 
 
 async def settled(tx: AsyncConnection, kind: BudgetKind, request_ids: Sequence[str]) -> dict[str, int]:

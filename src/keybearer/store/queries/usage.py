@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.store import bulk
 from keybearer.store.queries import cursors
+from keybearer.store.queries.sums import total
 from keybearer.store.schema import access_token, audit_record, secret, usage_record
 
 GroupBy = Literal["day", "provider", "model", "secret", "user", "token", "workflow"]
@@ -242,7 +243,7 @@ async def summary(tx: AsyncConnection, wanted: Filter, group_by: Sequence[GroupB
     conditions = _conditions(wanted)
     if wanted.seen_by is not None:
         conditions.append(sa.or_(c.user_id == wanted.seen_by, c.owner_id == wanted.seen_by))
-    totals = [sa.func.coalesce(sa.func.sum(c[name]), 0) for name in OUTCOME_COLUMNS[4:]]
+    totals = [total(c[name]) for name in OUTCOME_COLUMNS[4:]]
     query = (
         sa.select(
             *groups,
