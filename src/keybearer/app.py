@@ -61,6 +61,7 @@ from keybearer.gateway.post import PostTarget
 from keybearer.gateway.prober import Prober
 from keybearer.gateway.protocol import PLANE, GatewayProtocol
 from keybearer.gateway.refused import RefusedKeys
+from keybearer.gateway.resolve import OF_USERS, SystemResolver
 from keybearer.gateway.token_endpoint import TokenEndpoint
 from keybearer.gateway.upstream import Upstream
 from keybearer.reference_stores import external_of
@@ -176,16 +177,18 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             read_timeout=settings.upstream_timeout,
             ca_file=settings.egress_ca_file,
         )
+        names_of_users = upstream.resolver_of_users = SystemResolver(at_once=OF_USERS)
         stack.push_async_callback(upstream.close)
         secrets = Secrets(db, keyring, catalog, retention_of(settings), external_of(settings), TokenEndpoint(upstream))
         providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
         resolver = Resolver(db, keyring, secrets, settings.fallback.value)
-        to_users = Upstream(EgressPolicy(settings.connection_allow, CONNECTION_ALLOW), ca_file=settings.egress_ca_file)
+        to_users = Upstream(
+            EgressPolicy(settings.connection_allow, CONNECTION_ALLOW), ca_file=settings.egress_ca_file, resolver=names_of_users
+        )
         stack.push_async_callback(to_users.close)
         hooks = Hooks(db, keyring, HookPoster(to_users))
-        prober = Prober(
-            upstream, to_users, Dialer(settings.connection_allow, settings.egress_allow, ca_file=settings.egress_ca_file)
-        )
+        allowed = settings.connection_allow, settings.egress_allow
+        prober = Prober(upstream, to_users, Dialer(*allowed, ca_file=settings.egress_ca_file, resolver=names_of_users))
         credentials = Credentials(db, feed, tokens, providers, resolver)
         if settings.fallback is Fallback.OPENROUTER:
             credentials.openrouter = Listing(upstream)

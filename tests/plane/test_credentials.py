@@ -283,6 +283,23 @@ async def test_too_many_reads_at_once_are_refused(bench: Bench, monkeypatch: pyt
     await bench.admission()
 
 
+async def test_who_waits_for_many_slow_reads_leaves_room_for_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One's own token endpoint that never answers, and a thousand calls that wait for it, stopped everybody's cold calls."""
+    monkeypatch.setattr(module, "_FILLS", 8)
+    admission = await bench.admission()
+    latch = Latch(bench.vault)
+    wanted = [bench.wanted._replace(model=f"m{number}") for number in range(9)]
+    filling = [asyncio.create_task(bench.credentials.fill_ready(admission, one)) for one in wanted]
+    await latch.reached.wait()
+    others = asyncio.create_task(bench.credentials.fill_registry(OTHER))
+    await asyncio.sleep(0)
+    latch.opened.set()
+    await others
+    outcomes = await asyncio.gather(*filling, return_exceptions=True)
+    assert [isinstance(outcome, Overloaded) for outcome in outcomes] == [False] * 4 + [True] * 5
+    assert bench.credentials.registry(OTHER) is not None
+
+
 # --- the end of what is held -----------------------------------------------------------------------------------------------
 
 

@@ -83,7 +83,8 @@ class Upstream:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._resolver: Resolver = resolver or SystemResolver()
-        self._resolver_of_users: Resolver = resolver or SystemResolver(at_once=OF_USERS)
+        self.resolver_of_users: Resolver = resolver or SystemResolver(at_once=OF_USERS)
+        """Of names that users chose: where there are several upstreams, one for all of them."""
         self._limits = limits or Limits()
         self._tls = tls.for_http(ca_file)
         self._pools: dict[str, Pool] = {}
@@ -209,7 +210,7 @@ class Upstream:
     async def _addresses(self, target: Target) -> Sequence[str]:
         """Resolve once; refuse if any answer is denied, for a mixed answer is how a name is rebound."""
         host, port = target.origin.host, target.origin.port
-        resolver = self._resolver if target.admin_defined else self._resolver_of_users
+        resolver = self._resolver if target.admin_defined else self.resolver_of_users
         addresses = [host] if is_address(host) else await resolver.resolve(host, port)
         for address in addresses:
             self._policy.may_connect(target.origin, address, admin_defined=target.admin_defined)
