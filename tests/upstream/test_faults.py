@@ -14,6 +14,7 @@ from tests.upstream.scripted import Line, MakeUpstream, Resolver, Script, Serve,
 from keybearer.errors import KeybearerError
 from keybearer.gateway.connection import Call, Connection
 from keybearer.gateway.pool import Limits, Pool
+from keybearer.gateway.steps import Steps
 
 ROUNDS = 300
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -224,7 +225,7 @@ def test_no_bytes_make_a_connection_raise_or_come_back_dirty(  # one story
 ) -> None:
     watch = Watch()
     pool = Pool("key", Limits(), 10, watch)
-    connection = Connection(pool, 5.0)
+    connection = Connection(pool, 5.0, Steps())
     wire = Wire()
     connection.connection_made(wire)
     sink = Bounded()

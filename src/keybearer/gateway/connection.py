@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from keybearer.errors import KeybearerError, UpstreamError, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from keybearer.gateway.response import ResponseReader
+from keybearer.gateway.steps import FAST, IN_A_ROW, LARGE, Steps
 
 if TYPE_CHECKING:
     from keybearer.gateway.pool import Pool
@@ -64,7 +65,7 @@ class Sink(Protocol):
 class Call:
     """One request under way."""
 
-    __slots__ = ("connection", "dialing", "head_only", "is_ended", "is_paused", "request", "sink")
+    __slots__ = ("connection", "dialing", "head_only", "is_ended", "is_events", "is_paused", "request", "sink")
 
     def __init__(self, sink: Sink, request: Request, *, head_only: bool) -> None:
         self.sink = sink
@@ -74,6 +75,8 @@ class Call:
         self.dialing: asyncio.Task[None] | None = None
         self.is_paused = False
         self.is_ended = False
+        self.is_events = False
+        """Set by the sink of an event stream: if it comes fast, it may come in steps."""
 
     def pause_reading(self) -> None:
         """Stop reading from the provider. While paused no time-out runs: the sender watches over its own client."""
@@ -107,12 +110,15 @@ class Connection(asyncio.Protocol):
     """An open connection. ``pool`` hears when it becomes free and when it is gone."""
 
     __slots__ = (
+        "_fast_reads",
         "_is_open",
         "_is_write_paused",
         "_opened_at",
         "_poll",
         "_quiet_until",
+        "_read_at",
         "_read_timeout",
+        "_steps",
         "_unwritten",
         "_was_heard",
         "call",
@@ -124,8 +130,13 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: Pool, read_timeout: float) -> None:
+    def __init__(self, pool: Pool, read_timeout: float, steps: Steps) -> None:
         self.pool = pool
+        self._steps = steps
+        self._read_at = 0.0
+        """When events came last."""
+        self._fast_reads = 0
+        """Of events, one fast after the other, until now."""
         self.call: Call | None = None
         self.idle_until = 0.0
         self._read_timeout = read_timeout
@@ -144,6 +155,9 @@ class Connection(asyncio.Protocol):
         self.idle_until = self._opened_at + _UNCLAIMED_SECONDS  # not to be swept before the dialler's next step
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        if transport.get_extra_info("ssl_object") is not None:
+            # While reading is paused, the TLS layer would read ahead, and at the connection's end forget what it has read.
+            self.transport.set_read_buffer_limits(high=1, low=0)  # type: ignore[attr-defined]  # uvloop's and asyncio's have it
         self.pool.opened(self)
 
     def is_usable(self, now: float, max_age: float) -> bool:
@@ -221,6 +235,8 @@ class Connection(asyncio.Protocol):
             call.sink.on_response(reader.status, reader.headers)
         pieces = reader.pieces
         if pieces:
+            if call.is_events and not is_complete:
+                self._pace(len(pieces), len(data))
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             if not call.is_ended:
@@ -229,6 +245,24 @@ class Connection(asyncio.Protocol):
             call.sink.on_wait()
         if is_complete and not call.is_ended:
             self._finish(call)
+
+    def _pace(self, events: int, size: int) -> None:
+        """Where events come fast, let some gather."""
+        now = monotonic()
+        if events <= (now - self._read_at) * FAST:
+            self._fast_reads = 0
+        elif self._fast_reads < IN_A_ROW:
+            self._fast_reads += 1
+        elif size < LARGE:
+            self.transport.pause_reading()
+            self._steps.wait(self)
+        self._read_at = now
+
+    def read_on(self) -> None:
+        """The next step has come."""
+        call = self.call
+        if not (self.transport.is_closing() or (call is not None and call.is_paused)):
+            self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         call = self.call

@@ -176,8 +176,10 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 # --- the usage event that the client did not ask for ------------------------------------------------------------------
 
 _HELD_LIMIT: Final = 64 * 1024  # a usage event has some hundred bytes; what is longer is none and is let through
-_USAGE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
-_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+_NAME: Final = b'"usage"'
+_USAGE: Final = re.compile(_NAME + rb"[ \t]*:[ \t]*\{")
+_BLANK_LINE: Final = b"\n\n"
+"""Ends an event, with all providers we know. The standard has two more."""
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
@@ -204,12 +206,22 @@ class UsageHider:
 
     def feed(self, data: bytes) -> bytes:
         """What may go on to the client, now that ``data`` has come."""
-        if not self._held and not self._passing and data.endswith(_EVENT_ENDS):
-            if _USAGE.search(data) is None:
-                return data
-            if b"\r" not in data:
-                return self._judge_some(data)
-        return self._feed_slowly(data)
+        held = self._held
+        if not held and not self._passing and data.endswith(_BLANK_LINE) and _NAME not in data:
+            return data
+        if self._passing or b"\r" in data or b"\r" in held:
+            return self._feed_slowly(data)
+        if held:
+            data = held + data
+        end = data.rfind(_BLANK_LINE, max(len(held) - 1, 0)) + len(_BLANK_LINE)
+        if end < len(_BLANK_LINE):
+            end = 0
+        if len(data) - end > _HELD_LIMIT:
+            self._held = b""
+            return self._feed_slowly(data)
+        data, self._held = data[:end], data[end:]
+        at = data.find(_NAME)
+        return data if at < 0 else self._judge_some(data, at)
 
     def finish(self) -> bytes:
         """What was held back when the stream ended."""
@@ -232,20 +244,20 @@ class UsageHider:
         self._held = rest
         return b"".join(passed)
 
-    def _judge_some(self, data: bytes) -> bytes:
+    def _judge_some(self, data: bytes, searched: int) -> bytes:
         """What passes of whole events whose lines end with a line feed alone: those that cannot state usage are not looked at."""
         passed: list[bytes] = []
         at = 0
-        for match in _USAGE.finditer(data):
+        for match in _USAGE.finditer(data, searched):
             if match.start() < at:
                 continue
-            before = data.rfind(b"\n\n", at, match.start())
+            before = data.rfind(_BLANK_LINE, at, match.start())
             start = at if before < 0 else before + 2
-            end = data.index(b"\n\n", match.end()) + 2
+            end = data.index(_BLANK_LINE, match.end()) + 2
             passed += (data[at:start], self._judge(data[start:end]))
             at = end
         passed.append(data[at:])
-        return b"".join(passed)
+        return b"".join(passed) if at else data
 
     def _judge(self, event: bytes) -> bytes:
         """What passes of a whole event, or of the rest of one whose beginning has passed."""

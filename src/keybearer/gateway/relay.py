@@ -254,6 +254,8 @@ class Relay:
             elif name == b"content-type":
                 self._is_event_stream = value[:17].lower() == b"text/event-stream"
             lines += (name, b": ", value, b"\r\n")
+        if self._is_event_stream and self.call is not None:
+            self.call.is_events = True
         lines.append(exchange.receipt())
         if not (has_length or exchange.is_http10 or status in _WITHOUT_BODY or exchange.is_head):
             self._is_chunked = True

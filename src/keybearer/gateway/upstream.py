@@ -32,6 +32,7 @@ from keybearer.gateway.egress import EgressPolicy, Origin
 from keybearer.gateway.outgoing import build_head, build_request
 from keybearer.gateway.pool import Limits, Pool
 from keybearer.gateway.resolve import OF_USERS, Resolver, SystemResolver, is_address
+from keybearer.gateway.steps import Steps
 
 __all__ = ["Call", "Limits", "Request", "Sink", "Target", "Upstream", "build_head", "build_request"]
 
@@ -88,6 +89,7 @@ class Upstream:
         self._limits = limits or Limits()
         self._tls = tls.for_http(ca_file)
         self._pools: dict[str, Pool] = {}
+        self._steps = Steps()
         self._connections: set[Connection] = set()
         self._dialing: set[Call] = set()
         self._sweep_seconds = min(_SLOWEST_SWEEP, read_timeout / _SWEEPS_PER_TIMEOUT)
@@ -218,7 +220,7 @@ class Upstream:
 
     async def _open_at(self, pool: Pool, origin: Origin, address: str) -> Connection:
         is_tls = origin.scheme == "https"
-        connection, is_ours = Connection(pool, self._read_timeout), False
+        connection, is_ours = Connection(pool, self._read_timeout, self._steps), False
         try:
             await asyncio.get_running_loop().create_connection(
                 lambda: connection,

@@ -28,11 +28,14 @@ _COUNT_LIMIT: Final = 10**12  # tokens; more is nonsense, and would not fit wher
 _MODEL_LIMIT: Final = 200
 _TICKS_PER_USD: Final = 10**10
 
-_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+_BLANK_LINE: Final = b"\n\n"
+"""Ends an event, with all providers we know. The standard has two more."""
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _DATA_LINE: Final = re.compile(rb"(?:^|[\r\n])data:")
 _NEEDLE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
+_NAME: Final = b'"usage'
+"""Both begin so; looking for bytes alone takes a fifth of the time."""
 _GEMINI_NEEDLE: Final = re.compile(rb'"usageMetadata"')
 _SPACE: Final = b" \t\r\n\xef\xbb\xbf"
 
@@ -124,10 +127,10 @@ class Meter:
     def feed(self, data: bytes) -> None:
         """Take the next piece of the body. Never raises."""
         if self._mode == _EVENTS:
-            if self._held or not data.endswith(_EVENT_ENDS):
+            if self._held or not data.endswith(_BLANK_LINE):
                 self._feed_events(data)
-            elif self._needle.search(data) is not None:
-                self._note(data)
+            else:
+                self._note_usage(data)
         elif self._mode == _WHOLE:
             self._feed_whole(data)
         else:
@@ -167,16 +170,28 @@ class Meter:
     # --- an event stream ----------------------------------------------------------------------------------------------
 
     def _feed_events(self, data: bytes) -> None:
-        searched = max(len(self._held) - 3, 0)  # what was held has no end of an event, but may have a part of one
-        data = self._held + data
+        held = self._held
+        if held:
+            data = held + data
+        searched = max(len(held) - 3, 0)  # what was held has no end of an event, but may have a part of one
         end = 0
-        for match in _EVENT_END.finditer(data, searched):
-            end = match.end()
+        if b"\r" in data:
+            for match in _EVENT_END.finditer(data, searched):
+                end = match.end()
+        elif (last := data.rfind(_BLANK_LINE, searched)) >= 0:
+            end = last + len(_BLANK_LINE)
         events, self._held = data[:end], data[end:]
-        if events and self._needle.search(events) is not None:
-            self._note(events)
+        self._note_usage(events)
         if len(self._held) > _EVENT_LIMIT:
             self._begin_large_event()
+
+    def _note_usage(self, events: bytes) -> None:
+        """Of whole events, remember those from the first that can state usage."""
+        at = events.find(_NAME)
+        found = self._needle.search(events, at) if at >= 0 else None
+        if found is not None:
+            before = -1 if b"\r" in events else events.rfind(_BLANK_LINE, 0, found.start())
+            self._note(events[before + len(_BLANK_LINE) :] if before >= 0 else events)
 
     def _note(self, events: bytes) -> None:
         """Remember whole events of which one can state usage."""
