@@ -57,7 +57,7 @@ lint: setup
 docs: setup
 	$(BIN)/python .ci/docs.py
 
-# mypy runs among the tests (tests/test_types.py). Tests wait more than they reckon: three at a time keep two cores busy.
+# mypy runs among the tests (tests/test_types.py). Tests wait more than they compute: three at a time keep two cores busy.
 test: lint frameworks tests/browser/node_modules/.stamp
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 

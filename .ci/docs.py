@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,25 @@ def settings_page() -> str:
     """Build the table of settings from their descriptions."""
     rows = ["| setting | default | what it does |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = field.default.value if isinstance(field.default, Enum) else field.default
-        shown = "" if default in (None, "", ()) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
-        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |")
+        default = _written(field.default)
+        rows.append(f"| `{PREFIX}{name.upper()}` | {f'`{default}`' if default else ''} | {field.description} |")
     intro = (
         "# Settings\n\nRead once at start from the environment and from `.env` in the working directory. "
         f"`{PREFIX}NAME_FILE` reads the setting `NAME` from a file, for container secrets.\n\n"
     )
     return GENERATED + intro + "\n".join(rows) + "\n"
+
+
+def _written(default: Any) -> str:
+    """A default as it is written in the environment; empty: there is none."""
+    match default:
+        case None:
+            return ""
+        case bool():
+            return str(default).lower()
+        case tuple():
+            return ",".join(map(str, default))
+    return str(default)
 
 
 def cli_page() -> str:

@@ -1,8 +1,9 @@
-"""The gates that no linter holds: sizes, parameters, globals, the environment, broad excepts. Exits 1 on any breach."""
+"""The gates that no linter holds: sizes, parameters, globals, the environment, broad excepts, glossaries. Exits 1 on any breach."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ def main() -> int:
             print(f"note: {name} has {lines} lines, over {FILE_LINES}")
         tree = ast.parse(text)
         breaches.extend(f"{name}:{problem}" for problem in _file_breaches(name, tree))
+        if path.name == "__init__.py":
+            breaches.extend(f"{name}: its docstring does not name ``{module}``" for module in _unnamed(path, tree))
         lengths.extend((function_lines(node), f"{name}:{node.lineno} {node.name}") for node in _functions(tree))
     breaches.extend(_length_breaches(lengths))
     breaches.extend(_name_breaches())
@@ -73,6 +76,14 @@ def _name_breaches() -> Iterator[str]:
         if path.name in seen:
             yield f"{path.relative_to(ROOT)}: {seen[path.name].relative_to(ROOT)} has the same name"
         seen[path.name] = path
+
+
+def _unnamed(path: Path, tree: ast.Module) -> list[str]:
+    """The modules of a package that its docstring leaves out, where that is a list of them: it names some."""
+    named = set(re.findall(r"``(\w+)``", ast.get_docstring(tree) or ""))
+    modules = {each.stem for each in path.parent.glob("*.py") if not each.stem.startswith("__")}
+    modules |= {each.parent.name for each in path.parent.glob("*/__init__.py")}
+    return sorted(modules - named) if modules & named else []
 
 
 def _length_breaches(lengths: list[tuple[int, str]]) -> Iterator[str]:

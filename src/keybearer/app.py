@@ -296,7 +296,7 @@ def retention_of(settings: Settings) -> Retention:
 
 
 def server_options(settings: Settings) -> ServerOptions:
-    """The settings that lower rooms need, as plain values."""
+    """The settings that packages below need, as plain values."""
     return ServerOptions(
         public_url=public_url(settings),
         secure_cookies=public_url(settings).startswith("https://"),

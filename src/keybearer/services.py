@@ -41,7 +41,7 @@ from keybearer.vault.transfer.imports import Imports
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """The settings that rooms below ``app`` need, as plain values."""
+    """The settings that packages below ``app`` need, as plain values."""
 
     public_url: str
     """Without a trailing slash, for example ``https://keys.example.com``."""

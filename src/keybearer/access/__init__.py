@@ -13,4 +13,5 @@ Row MAC         proof that a row was written by this program, not into its datab
 ``users``      accounts and the set-up link          ``limiter``    sign-in attempts per account and address
 ``fields``     what people type, checked             ``attempts``   refused attempts, recorded
 ``macs``       what row MACs cover                   ``pace``       how often one may do what harms by the hundred
+``freeze``     the emergency stop
 """

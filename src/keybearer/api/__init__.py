@@ -3,6 +3,7 @@
 ``problems``        how errors are answered
 ``authentication``  who calls: access token or session cookie; CSRF
 ``gate``            asking that before a body is read
+``records``         audit and usage records as answers show them
 ``schemas``         what requests and answers hold; ``account_schemas`` and ``registry_schemas`` have those about people and providers
 ``auth`` ``me`` ``providers`` ``models`` ``secrets`` ``fetch`` ``chat`` ``teams`` ``tokens`` ``usage`` ``budgets`` ``audit``
 ``checkpoints`` ``users`` ``keys`` ``transfer`` ``health``   the routes
@@ -58,7 +59,7 @@ def install(app: FastAPI) -> None:
         gate.Gate, covers=gate.needs_caller, ask=current_caller, refusals=(KeybearerError,), answer=problems.answer
     )
     v1 = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
-    for room in (
+    for routes in (
         auth,
         me,
         providers,
@@ -75,7 +76,7 @@ def install(app: FastAPI) -> None:
         keys,
         transfer,
     ):
-        v1.include_router(room.router)
+        v1.include_router(routes.router)
     v1.include_router(teams.shares)
     app.include_router(v1)
     app.include_router(chat.router, responses=problems.RESPONSES)

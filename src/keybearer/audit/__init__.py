@@ -13,6 +13,7 @@ Terms
 ``lines``       what entries look like, to the byte (pure)
 ``segments``    where a journal's files lie, who holds them, and reading them back
 ``journal``     writing a use before the key leaves, and its outcome after
+``gathering``   dealing together with what comes in one turn of the event loop, or in two
 ``management``  chaining a record into the transaction of its change
 ``refusals``    attempts that were turned away: recorded, and bounded
 ``batch``       what entries mean for the database (pure)

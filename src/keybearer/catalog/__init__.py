@@ -9,6 +9,7 @@ Preview    what a listing may show of a value
 ``provider``   the nouns, and custom providers      ``load``     reading ``providers.yaml``
 ``registry``   finding the provider of a model       ``keys``     format checks, detection, previews
 ``places``     a provider's address for one key      ``sharing``  what a key of several people may be used for
+``openrouter`` which chats it can serve in place of other providers
 """
 
 from keybearer.catalog.keys import KeyCheck, check_key, detect, preview

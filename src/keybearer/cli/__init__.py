@@ -1,19 +1,20 @@
 """The command line.
 
 ``serving``  ``serve``, ``demo``, ``mock-provider``
-``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``
+``operate``  commands on the server's own data directory and database: ``admin``, ``user``, ``token``, ``freeze``, ``unfreeze``;
+``operator`` is what they work with
 ``trail``    the audit trail, likewise: ``audit``
 ``keys``     ``key``: the root key and the owners' keys
 ``use``      commands that talk HTTP with ``KEYBEARER_URL`` and ``KEYBEARER_TOKEN``: ``usage``
 ``registry`` ``provider`` and ``model``, likewise
+``budgets``  ``budget``, likewise
 ``secrets``  ``secret``, likewise
 ``teams``    ``team``, likewise; ``names`` turns names that people type into ids
 ``transfer``  ``import`` and ``export``: over HTTP, or on the server's own data
 ``backups``  ``backup`` and ``restore``: everything, on the server's own data
-``budgets``  ``budget``, likewise
 ``doctor``   ``doctor``, likewise; ``diagnosis`` is what it looks at
 ``run``      ``keybearer run -- CMD``
-``output``   tables, JSON, ``error:`` and ``hint:``
+``output``   tables, JSON, ``error:`` and ``hint:``; ``progress`` shows how far long work is
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typer.exceptions import TyperException
 
 from keybearer.errors import Invalid, KeybearerError
 
-ROOMS = (
+MODULES = (
     "serving",
     "operate",
     "keys",
@@ -43,15 +44,15 @@ ROOMS = (
     "doctor",
     "run",
 )
-ROOM_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
-"""Commands that start a server import their own room alone: the others bring an HTTP client that a server does not need."""
+MODULE_OF = {"serve": "serving", "demo": "serving", "mock-provider": "serving"}
+"""Commands that start a server import their own module alone: the others bring an HTTP client that a server does not need."""
 
 COLLECT_WHILE_STARTING = (100_000, 50, 100)
 """Hardly ever: what a start builds stays. Measured: 75 ms of a start of 1.1 s went into looking for garbage."""
 
 
-def commands(rooms: Sequence[str] = ROOMS) -> typer.Typer:
-    """Build the command line with the commands of ``rooms``."""
+def commands(modules: Sequence[str] = MODULES) -> typer.Typer:
+    """Build the command line with the commands of ``modules``."""
     app = typer.Typer(
         name="keybearer",
         help="Bring-your-own-key vault and LLM gateway.",
@@ -60,8 +61,8 @@ def commands(rooms: Sequence[str] = ROOMS) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    for room in rooms:
-        import_module(f"{__name__}.{room}").add_to(app)
+    for module in modules:
+        import_module(f"{__name__}.{module}").add_to(app)
     return app
 
 
@@ -76,9 +77,9 @@ def _print_usage_error(error: TyperException) -> None:
 def main() -> None:
     """Run the command line; errors print as ``error:`` and ``hint:``: deliberate ones exit with 1, wrong usage with 2."""
     gc.set_threshold(*COLLECT_WHILE_STARTING)
-    room = ROOM_OF.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    module = MODULE_OF.get(sys.argv[1]) if len(sys.argv) > 1 else None
     try:
-        code = commands((room,) if room else ROOMS)(standalone_mode=False)
+        code = commands((module,) if module else MODULES)(standalone_mode=False)
     except TyperException as error:
         _print_usage_error(error)
         sys.exit(error.exit_code)

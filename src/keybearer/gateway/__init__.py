@@ -19,7 +19,8 @@ Upstream     the provider's side of an exchange
 ``connection``, ``pool``, ``resolve``  one connection, those of an origin, names to addresses
 ``response``  reading answers, without a socket                         ``outgoing`` writing requests, strictly
 ``scrubber``  masking a key in what a provider says
-``probe``     connection tests                                          ``credentials``  tokens and keys, cached
+``asking``    one request of our own and its whole answer                ``tls``      how servers are verified
+``credentials``  tokens and keys, cached
 ``protocol``  one client connection, taken out before the ASGI app     ``turns``    what stands in its queue
 ``request``, ``fields``  a request's head, read strictly                ``limits``   durations and sizes
 ``exchange``  one gateway request in six steps                          ``allowance`` what a token allows
@@ -33,6 +34,15 @@ Upstream     the provider's side of an exchange
 ``fetch``    a secret's value for a program that needs it              ``handout``  that value, ready and cached; ``asked``, which one
 ``inside``   a gateway call without a socket                            ``chat``     one chat for all dialects
 ``refused``   keys a provider refused, tested and marked               ``client_address``  where a request comes from
+``refusal``   what goes on record of a call that was refused
 ``health``    which keys rest, until when, and why                      ``ring``     whose turn it is, and who is next
 ``leftover``  the rest of an answer that nobody wants                  ``openrouter`` which models OpenRouter has
+``steps``     when fast event streams are read on
+
+Connection tests: ``checks`` is the way of all, ``prober`` says which test is whose, ``verdict`` what one says. ``probe`` asks a
+provider; ``probe_postgresql``, ``probe_mysql`` (in ``mysql``'s protocol), ``probe_smtp`` and ``probe_webhook`` go where a secret itself
+says (``connection_string``), at addresses that ``dial`` has checked.
+
+What the deployment sends for itself: ``token_endpoint`` refreshes OAuth tokens, ``hooks`` posts reminders, signed as
+``standard_webhook`` says, ``mailer`` sends mail, ``post`` brings checkpoints elsewhere.
 """

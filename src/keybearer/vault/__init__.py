@@ -30,4 +30,9 @@ Credential    a secret resolved and opened for one call
 ``reach``      what somebody gets through teams       ``audience``   whom a change concerns
 ``disclosure`` to whom a value is handed out (pure)   ``remains``    what was removed and files may still hold
 ``models``     models, registered and changed         ``descriptions`` models as typed, checked (pure)
+``addresses``  where a provider may be                 ``budgets``    who may limit what
+``intake``     new secrets, many at once              ``adoption``   models' keys from before their rows said whose
+``checks``     which keys are tested when             ``sealed_columns`` what is sealed, and under whose key
+``reminders``  what people are told, and when         ``hooks``      where they are told by signed webhook
+``holders``    which processes hold which root key    ``transfer``   import, export, backup, restore
 """

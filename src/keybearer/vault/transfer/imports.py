@@ -206,7 +206,7 @@ class _Waiting:
 class _Import:
     """One file on its way in: its models together, then its secrets."""
 
-    room: Imports
+    imports: Imports
     tx: AsyncConnection
     caller: Caller
     known: Registry
@@ -224,15 +224,15 @@ class _Import:
         for item in items:
             results.append(await self._one(item, len(results)))
             await self._pause("checking", len(results), len(items))
-        keys = await self.room.models.add(self.tx, self.caller, self.shelf)
+        keys = await self.imports.models.add(self.tx, self.caller, self.shelf)
         added, changed = await self._store(results)
         for place, first in self.again:
             if (found := results[first]).outcome in _REFUSED:
                 results[place] = replace(results[place], outcome=found.outcome, reason=found.reason)
         # Last of all: from here to the commit nobody else can change anything.
-        await self.room.models.note(self.tx, self.caller, self.shelf, keys)
-        await self.room.secrets.intake.note(self.tx, self.shelf.owner, added)
-        await self.room.secrets.note_all(self.tx, self.shelf.owner.id, changed)
+        await self.imports.models.note(self.tx, self.caller, self.shelf, keys)
+        await self.imports.secrets.intake.note(self.tx, self.shelf.owner, added)
+        await self.imports.secrets.note_all(self.tx, self.shelf.owner.id, changed)
         applied = self.options.skip_failed or not any(result.outcome in FAILURES for result in results)
         return Report(self.options.dry_run, applied, tuple(results))
 
@@ -243,7 +243,7 @@ class _Import:
             await asyncio.sleep(0)
 
     async def _one(self, item: Item, place: int) -> Result:
-        result = Result(item.place, self.room.shown(item.variable), "invalid", kind=item.kind, reason=item.problem)
+        result = Result(item.place, self.imports.shown(item.variable), "invalid", kind=item.kind, reason=item.problem)
         if item.problem:
             return result
         try:
@@ -253,7 +253,7 @@ class _Import:
 
     def _secret(self, item: Item, result: Result, place: int) -> Result:
         raw = item.value.reveal() if item.value is not None else b""
-        target = self.room.target(self.known, item, raw.decode("utf-8", "replace").strip())
+        target = self.imports.target(self.known, item, raw.decode("utf-8", "replace").strip())
         if target is None and self.options.keep_unknown:
             target = Target(CUSTOM, SecretType.CUSTOM, item.variable.lower() or "default")
         if target is None:
@@ -272,17 +272,17 @@ class _Import:
         spelled = ("secret", target.provider, str(target.secret_type or ""), target.name)
         if (twice := self._twice(result, place, raw, *spelled)) is not None:
             return twice
-        entry = self.room.secrets.intake.checked(self.known, new)
+        entry = self.imports.secrets.intake.checked(self.known, new)
         if (twice := self._twice(result, place, raw, "stored", *entry.named)) is not None:
             return twice
-        provider, name = self.room.shown(target.provider), self.room.shown(target.name)
+        provider, name = self.imports.shown(target.provider), self.imports.shown(target.name)
         result = replace(result, provider=provider, name=name, preview=entry.draft.content.preview)
         self.waiting.append(_Waiting(place, entry, result))
         return result
 
     async def _store(self, results: list[Result]) -> tuple[Sequence[ManagementRecord], Sequence[ManagementRecord]]:
         """Store the secrets that wait, and put what became of each in its place; what is to be put on record: added, changed."""
-        intake, owner, replacing = self.room.secrets.intake, self.shelf.owner, self.options.replace
+        intake, owner, replacing = self.imports.secrets.intake, self.shelf.owner, self.options.replace
         held = await intake.held(self.tx, owner.id, [each.entry for each in self.waiting])
         adding: list[Entry] = []
         changed: list[ManagementRecord] = []
@@ -294,7 +294,7 @@ class _Import:
                     adding.append(each.entry)
                     results[each.place] = replace(each.result, outcome="create")
                 else:
-                    again = self.room.secrets.put_again(self.tx, self.caller, row, each.entry, replace=replacing)
+                    again = self.imports.secrets.put_again(self.tx, self.caller, row, each.entry, replace=replacing)
                     outcome, record = await again
                     changed += [record] if record else []
                     reason = _CONFLICT if outcome == "conflict" else ""
@@ -312,8 +312,8 @@ class _Import:
         raw = item.value.reveal() if item.value is not None else b""
         if (twice := self._twice(result, place, raw, "model", new.provider, new.name)) is not None:
             return twice
-        outcome = await self.room.models.put(self.tx, self.caller, self.shelf, new)
-        shown_as = {"provider": self.room.shown(new.provider), "name": self.room.shown(new.name)}
+        outcome = await self.imports.models.put(self.tx, self.caller, self.shelf, new)
+        shown_as = {"provider": self.imports.shown(new.provider), "name": self.imports.shown(new.name)}
         reason = "A model of this name is registered otherwise." if outcome == "conflict" else ""
         return replace(result, outcome=outcome, reason=reason, **shown_as)
 
@@ -325,7 +325,7 @@ class _Import:
         first, value = self.seen.setdefault(key, (place, raw))
         if first == place:
             return None
-        provider, name = self.room.shown(key[1]), self.room.shown(key[-1])
+        provider, name = self.imports.shown(key[1]), self.imports.shown(key[-1])
         if value.strip() == raw.strip():
             self.again.append((place, first))
             return replace(result, outcome="unchanged", provider=provider, name=name, reason="It stands in the file twice.")
