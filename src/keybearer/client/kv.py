@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
+from keybearer.client.http import is_sendable
 from keybearer.errors import FieldError, Forbidden, Invalid, NotFound, TooLarge, Unavailable
 
 MOST_PATHS = 2_000
@@ -23,17 +24,14 @@ class Kv:
     """``Kv(address, token)``; ``mount``: where the engine is; ``namespace``: of Vault Enterprise or OpenBao."""
 
     def __init__(self, address: str, token: str, *, mount: str = "secret", namespace: str = "", timeout: float = 30.0) -> None:
-        parts = urlsplit(address)
-        if (
-            parts.scheme not in {"https", "http"}
-            or not parts.hostname
-            or (parts.scheme == "http" and parts.hostname not in _LOOPBACK)
-        ):
+        if not _is_address(address):
             raise Invalid(
                 "The address is not https://host:port.",
                 hint="http:// is for this machine alone.",
                 fields=(FieldError("address", "is not https://host:port"),),
             )
+        if not is_sendable(token):
+            raise Forbidden("The token has characters that no token has.", hint="Copy it again: BAO_TOKEN or VAULT_TOKEN.")
         headers = {"x-vault-token": token, "x-vault-request": "true"} | ({"x-vault-namespace": namespace} if namespace else {})
         self._mount = mount.strip("/")
         self._http = httpx2.Client(base_url=address.rstrip("/"), headers=headers, timeout=timeout, follow_redirects=False)
@@ -77,7 +75,7 @@ class Kv:
     def _get(self, kind: str, path: str, query: str = "") -> dict[str, Any] | None:
         try:
             answer = self._http.get(f"/v1/{self._mount}/{kind}/{quote(path)}{query}")
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise Unavailable(f"OpenBao does not answer: {type(error).__name__}.", hint="Check its address.") from None
         if answer.status_code == 404:  # noqa: PLR2004  # HTTP's own number
             return None
@@ -92,3 +90,11 @@ class Kv:
         if not isinstance(data, dict):
             raise Unavailable("What answers there is no KV engine of version 2.", hint="Check address and mount.")
         return data
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return bool(parts.hostname) and (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK))
