@@ -180,6 +180,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         names_of_users = upstream.resolver_of_users = SystemResolver(at_once=OF_USERS)
         stack.push_async_callback(upstream.close)
         secrets = Secrets(db, keyring, catalog, retention_of(settings), external_of(settings), TokenEndpoint(upstream))
+        stack.push_async_callback(secrets.refresher.close)
         providers = Providers(db, keyring, catalog, policy, secrets, settings.fallback.value)
         resolver = Resolver(db, keyring, secrets, settings.fallback.value)
         to_users = Upstream(

@@ -18,7 +18,7 @@ from tests.support.vault import ANTHROPIC_KEY, OPENAI_KEY, OTHER_OPENAI_KEY, Wor
 from keybearer.access import freeze
 from keybearer.catalog import Catalog
 from keybearer.domain import Caller, KeySource, Role, Secret, TeamRole
-from keybearer.errors import Invalid, KeyFailed
+from keybearer.errors import Invalid, KeyFailed, Unavailable
 from keybearer.gateway.checks import Checker
 from keybearer.gateway.credentials import Credentials
 from keybearer.gateway.dial import Dialer
@@ -339,3 +339,22 @@ async def test_keys_that_are_refused_in_use_are_marked_whosesoever_they_are(site
 
 async def settled(told: RefusedKeys) -> None:
     await asyncio.gather(*told._tasks)
+
+
+async def test_a_turn_ends_when_all_its_tests_have(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = await site.world.person("ada")
+    made = await store(site, ada)
+    await site.due()
+    first = site.world.secrets.checks.take
+    begun: list[str] = []
+
+    async def take() -> checks.Due | None:
+        if begun:
+            raise Unavailable
+        begun.append("one")
+        return await first()
+
+    monkeypatch.setattr(site.world.secrets.checks, "take", take)
+    with pytest.raises(Unavailable):
+        await site.processes[0].turn()
+    assert (await site.world.secrets.get(ada, made.id)).check_status == "ok", "the other test is not left behind"

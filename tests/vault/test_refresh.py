@@ -41,6 +41,8 @@ class Scripted:
     forms: list[dict[str, list[str]]] = field(default_factory=list)
     authorizations: list[bytes] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    mistakes: int = 0
+    """Of ours, at once, instead of an answer."""
 
     async def post(
         self, url: str, form: SecretBytes, authorization: SecretBytes | None, owner_id: UUID | None
@@ -49,6 +51,9 @@ class Scripted:
         assert owner_id is not None, "a user's endpoint is held to what users may reach"
         self.forms.append(parse_qs(form.reveal().decode()))
         self.authorizations.append(b"" if authorization is None else authorization.reveal())
+        if self.mistakes:
+            self.mistakes -= 1
+            raise ZeroDivisionError
         await self.gate.wait()
         return self.answers.pop(0)
 
@@ -79,6 +84,14 @@ async def served(world: World, caller: Caller) -> str:
     providers = (await world.providers.registry(caller.user_id)).providers
     (credential, *_) = await world.resolver.resolve(caller.user_id, None, providers["google_drive"], "")
     return credential.value.reveal().decode()
+
+
+async def asked(endpoint: Scripted, times: int) -> None:
+    """Wait until the endpoint was asked so often."""
+    deadline = asyncio.get_running_loop().time() + 20
+    while len(endpoint.forms) < times:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.01)
 
 
 async def expire(tamper: Tamper) -> None:
@@ -153,6 +166,40 @@ async def test_a_process_that_is_killed_leaves_its_lease_and_one_that_slept_writ
     endpoint.gate.set()
     assert sorted([await asleep, await awake]) == [False, True]
     assert (await other.secrets.get(bob, made.id)).version == 2
+
+
+async def test_a_grant_is_saved_also_if_nobody_waits_for_it_any_more(world: World, endpoint: Scripted) -> None:
+    here = process(world, endpoint)
+    bob = await here.person("bob")
+    made = await here.secrets.create(bob, draft())
+    endpoint.gate.clear()
+    endpoint.grants(refresh_token="kbtest-refresh-1")
+    waiting = asyncio.create_task(here.secrets.refresher.refresh(made.id, bob.user_id))
+    await asked(endpoint, 1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    ending = asyncio.create_task(here.secrets.refresher.close())
+    endpoint.gate.set()
+    await ending
+    assert (await here.secrets.get(bob, made.id)).version == 2
+
+
+async def test_a_turn_ends_when_all_of_it_has(world: World, endpoint: Scripted) -> None:
+    here = process(world, endpoint)
+    bob = await here.person("bob")
+    both = [await here.secrets.create(bob, draft(name=name)) for name in ("one", "other")]
+    endpoint.mistakes, endpoint.answers = 1, []
+    endpoint.grants()
+    endpoint.gate.clear()
+    turn = asyncio.create_task(here.secrets.refresher.turn())
+    await asked(endpoint, 2)
+    await asyncio.sleep(0.05)
+    assert not turn.done(), "a mistake with one token leaves the other's refresh under way"
+    endpoint.gate.set()
+    with pytest.raises(ZeroDivisionError):
+        await turn
+    assert sorted([(await here.secrets.get(bob, made.id)).version for made in both]) == [1, 2]
 
 
 async def test_what_was_granted_is_saved_before_it_is_used(world: World, endpoint: Scripted) -> None:

@@ -65,7 +65,9 @@ class Checker:
     async def turn(self) -> None:
         """Make the checks that are due. For a job; safe in every process at once."""
         until = monotonic() + TURN_SECONDS
-        await asyncio.gather(*(self._work(until) for _ in range(AT_ONCE)))
+        outcomes = await asyncio.gather(*(self._work(until) for _ in range(AT_ONCE)), return_exceptions=True)
+        for error in filter(None, outcomes):  # when all have ended: nothing goes on behind a turn
+            raise error
 
     async def _work(self, until: float) -> None:
         while monotonic() < until:

@@ -73,6 +73,7 @@ class Refresher:
         self._keeper = keeper
         self._catalog = catalog
         self._endpoint = endpoint
+        self._under_way: set[asyncio.Task[bool]] = set()
 
     async def turn(self) -> None:
         """Refresh what is due, of all owners. For a job; safe in every process at once."""
@@ -88,7 +89,9 @@ class Refresher:
                 except (Unreadable, Frozen) as error:
                     log.warning("a token could not be refreshed", secret=str(row.id), code=error.code)
 
-        await asyncio.gather(*(one(row) for row in due))
+        outcomes = await asyncio.gather(*(one(row) for row in due), return_exceptions=True)
+        for error in filter(None, outcomes):  # when all have ended: nothing goes on behind a turn
+            raise error
 
     async def at_use(self, secret_id: UUID, owner_id: UUID, version: int) -> None:
         """Have an expired token refreshed for a call, or wait while another process does. Raises ``KeyExpired`` where it is not."""
@@ -146,7 +149,26 @@ class Refresher:
                 return await self._keeper.shown(tx, caller, row)
 
     async def refresh(self, secret_id: UUID, owner_id: UUID) -> bool:
-        """Refresh a token if it is due and nobody else does; whether a new one is in force. Raises ``Unreadable``, ``Frozen``."""
+        """Refresh a token if it is due and nobody else does; whether a new one is in force. Raises ``Unreadable``, ``Frozen``.
+
+        Whoever waits for it may be cancelled: it goes on, for what an endpoint has granted must be saved.
+        """
+        work = asyncio.create_task(self._refresh(secret_id, owner_id))
+        self._under_way.add(work)
+        work.add_done_callback(self._ended)
+        return await asyncio.shield(work)
+
+    def _ended(self, work: asyncio.Task[bool]) -> None:
+        self._under_way.discard(work)
+        if not work.cancelled():
+            work.exception()  # who waits has it; if nobody does any more, nobody misses it
+
+    async def close(self) -> None:
+        """Wait for what is under way: a rotated refresh token that is not saved is lost. An endpoint is not waited for for long."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def _refresh(self, secret_id: UUID, owner_id: UUID) -> bool:
         async with self._keeper.marking():
             lease = await self._take(secret_id, owner_id)
         if lease is None:
