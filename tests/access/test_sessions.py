@@ -16,7 +16,7 @@ from keybearer.access import policy
 from keybearer.access.limiter import PER_ACCOUNT_AND_ADDRESS
 from keybearer.access.tokens import NewToken
 from keybearer.domain import MEMBER_SCOPES, Client, Role, Scope
-from keybearer.errors import Forbidden, Invalid, NotFound, RateLimited, SessionInvalid, SignInFailed
+from keybearer.errors import Forbidden, Invalid, NotFound, Overloaded, RateLimited, SessionInvalid, SignInFailed
 from keybearer.store.schema import session, user
 
 WRONG = "kbtest-not the password"
@@ -79,6 +79,26 @@ async def test_guessing_is_slowed_but_nobody_is_locked_out(world: World, email: 
     assert (await world.recorded()).count(("session.sign_in", "rate_limited")) == 1
     if email == "ada@example.com":
         await world.sessions.sign_in(email, PASSWORD, Client("203.0.113.5"))
+
+
+@pytest.mark.parametrize("how", ["sign in", "prove it again"])
+async def test_an_attempt_that_nobody_had_time_for_does_not_count(
+    world: World, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    ada = await world.person("ada")
+
+    async def prove() -> None:
+        if how == "prove it again":
+            await world.users.prove(ada, "secret.export", PASSWORD)
+        else:
+            await world.sessions.sign_in("ada@example.com", PASSWORD, BROWSER)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(world.sessions.passwords, "_most", 0)
+        for _ in range(2 * PER_ACCOUNT_AND_ADDRESS.burst):
+            with pytest.raises(Overloaded):
+                await prove()
+    await prove()
 
 
 async def test_attempts_at_the_same_moment_count_each(world: World) -> None:

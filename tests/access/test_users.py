@@ -180,6 +180,15 @@ async def test_an_account_edited_in_the_database_can_be_disabled_but_not_enabled
         await world.users.set_active(mallory.user_id, True, admin)
 
 
+async def test_an_address_typed_on_another_keyboard_is_the_same(world: World) -> None:
+    made = await world.users.create("Zoe\u0308@example.com", PASSWORD, "", Role.MEMBER, None)
+    assert made.email == "zo\u00eb@example.com"
+    for typed in ("zo\u00eb@example.com", " Zoe\u0308@example.com"):
+        assert (await world.users.find(typed)).id == made.id
+        caller, _ = await world.sessions.sign_in(typed, PASSWORD, BROWSER)
+        assert caller.user_id == made.id
+
+
 async def test_unknown_accounts(world: World) -> None:
     admin, ada = await world.person("admin", Role.ADMIN), await world.person("ada")
     with pytest.raises(NotFound):

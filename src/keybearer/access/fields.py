@@ -36,6 +36,11 @@ def has_control(text: str, *, lines: bool = False) -> bool:
     )
 
 
+def normalised_email(text: str) -> str:
+    """An e-mail address in the one form that accounts are kept and looked for under."""
+    return unicodedata.normalize("NFC", text).strip().lower()
+
+
 def secret_value(text: str) -> SecretBytes:
     """A typed value on its way in. Lone surrogates are let through here and refused by name where the value is checked."""
     return SecretBytes(text.encode("utf-8", "surrogatepass"))

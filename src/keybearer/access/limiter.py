@@ -11,8 +11,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 
+from keybearer.audit.refusals import place_of
 from keybearer.errors import RateLimited
 
 
@@ -28,7 +28,6 @@ PER_ACCOUNT_AND_ADDRESS = Rate(5, 60.0)
 PER_ADDRESS = Rate(30, 10.0)
 REMEMBERED = 20_000
 """Counters kept; the longest unused one is dropped first."""
-_IPV6_PREFIX = 64
 
 Key = tuple[str | None, str]
 """Account and place; ``None``: over all accounts."""
@@ -85,7 +84,7 @@ class Limiter:
             self._counter(key).until -= rate.seconds
 
     def _keys(self, account: str, ip: str) -> tuple[tuple[Key, Rate], ...]:
-        place = _place(ip)
+        place = place_of(ip)
         return ((account, place), self._account), ((None, place), self._address)
 
     def _counter(self, key: Key) -> _Counter:
@@ -96,16 +95,3 @@ class Limiter:
                 self._counters.popitem(last=False)
         self._counters.move_to_end(key)
         return counter
-
-
-def _place(ip: str) -> str:
-    """An IPv4 address, or the network that an IPv6 customer gets: one has 2⁶⁴ addresses to try from."""
-    try:
-        address = ip_address(ip)
-    except ValueError:
-        return ip
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return f"{int(address) >> (128 - _IPV6_PREFIX):x}"
-    return ip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import unicodedata
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import macs, policy
 from keybearer.access.attempts import attempt, record_alone
-from keybearer.access.fields import EMAIL_LIMIT, has_control
+from keybearer.access.fields import EMAIL_LIMIT, has_control, normalised_email
 from keybearer.access.limiter import Limiter, Refused
 from keybearer.access.passwords import Passwords
 from keybearer.audit import management
@@ -73,19 +74,16 @@ class Sessions:
         Raises ``SignInFailed`` (unknown address, wrong password, disabled account: one answer, and as much work),
         ``RateLimited``, ``Overloaded``.
         """
-        address = unicodedata.normalize("NFC", email[: EMAIL_LIMIT + 1]).strip().lower()
-        await self.count_attempt(address, client)
-        row = await self._account(address)
+        address = normalised_email(email[: EMAIL_LIMIT + 1])
+        row: Any = None
         try:
-            await self.passwords.check(row and row.id, row and row.password_hash, password)
-            self._check_active(row)
+            async with self.counted(address, client):
+                row = await self._account(address)
+                await self.passwords.check(row and row.id, row and row.password_hash, password)
+                self._check_active(row)
         except SignInFailed as error:
             await self._record_failure(row, client, error.code)
             raise
-        except Overloaded:
-            self.limiter.give_back(address, client.ip)
-            raise
-        self.limiter.give_back(address, client.ip)
         hashed = await self.passwords.hash(row.id, password) if self.passwords.is_outdated(row.password_hash) else None
         async with self._db.write(Actor.user(row.id)) as tx:
             if hashed is not None:
@@ -194,12 +192,12 @@ class Sessions:
 
     async def check_password(self, address: str, caller: Caller, kept: str | None, password: str) -> None:
         """Ask a signed-in person for the password again, limited like sign-in. Raises ``SignInFailed``, ``RateLimited``."""
-        await self.count_attempt(address, caller.client)
-        await self.passwords.check(caller.user_id, kept, password)
-        self.limiter.give_back(address, caller.client.ip)
+        async with self.counted(address, caller.client):
+            await self.passwords.check(caller.user_id, kept, password)
 
-    async def count_attempt(self, account: str, client: Client) -> None:
-        """Count an attempt to prove who one is; ``limiter.give_back`` when it succeeds. Raises ``RateLimited``.
+    @asynccontextmanager
+    async def counted(self, account: str, client: Client) -> AsyncIterator[None]:
+        """Count an attempt to prove who one is, unless it succeeds, or nobody has time to look at it. Raises ``RateLimited``.
 
         Of many refusals in a row only the first is recorded: a flood must not fill the records.
         """
@@ -209,6 +207,12 @@ class Sessions:
             if error.is_first:
                 await self._record_failure(None, client, error.code)
             raise
+        try:
+            yield
+        except Overloaded:
+            self.limiter.give_back(account, client.ip)
+            raise
+        self.limiter.give_back(account, client.ip)
 
     async def _account(self, address: str) -> Any:
         if len(address) > EMAIL_LIMIT or has_control(address):

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keybearer.access import macs, policy
 from keybearer.access.attempts import attempt, taken
-from keybearer.access.fields import Fields
+from keybearer.access.fields import Fields, normalised_email
 from keybearer.access.passwords import Passwords, check_policy
 from keybearer.access.sessions import Sessions
 from keybearer.audit import management
@@ -89,8 +89,8 @@ class Users:
         Raises ``LinkInvalid`` (unknown, used, expired, or somebody was first), ``Invalid`` (the link then stays good).
         """
         detail = (("ip", client.ip), ("user_agent", client.user_agent))
-        await self._sessions.count_attempt(_LINK_ACCOUNT, client)
         async with (
+            self._sessions.counted(_LINK_ACCOUNT, client),
             attempt(self._db, "setup_link.redeem", None, detail=detail),
             taken("There is an account with this e-mail address already."),
         ):
@@ -108,7 +108,6 @@ class Users:
                 user = await self._insert(tx, new)
                 by = Caller(user.id, user.role, policy.scopes_of(user.role), client=client)
                 await self._note(tx, by, "user.create", user.id, ("role", user.role))
-        self._sessions.limiter.give_back(_LINK_ACCOUNT, client.ip)
         return await self._sessions.begin(user.id, user.role, client)
 
     async def create(self, email: str, password: str, name: str, role: Role, by: Caller | None) -> User:
@@ -133,7 +132,7 @@ class Users:
     async def find(self, email: str) -> User:
         """The account with this address, for the operator's commands. Raises ``NotFound``."""
         async with self._db.read(Actor.system()) as tx:
-            return _user(await rows.by_email(tx, email.strip().lower()))
+            return _user(await rows.by_email(tx, normalised_email(email)))
 
     async def page(self, caller: Caller, cursor: str | None = None, limit: int = 50) -> tuple[list[User], str | None]:
         """A page of all accounts, by address, and the cursor of the next.

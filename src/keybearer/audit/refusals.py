@@ -114,7 +114,7 @@ class Refusals:
     def admits(self, refusal: Refusal) -> bool:
         """Whether a refusal is to be recorded by itself; else it has been counted."""
         self._turn_over()
-        key = (_place(refusal.client.ip), refusal.token_id or str(refusal.user_id or ""))
+        key = (place_of(refusal.client.ip), refusal.token_id or str(refusal.user_id or ""))
         if key not in self._counts and len(self._counts) >= REMEMBERED:
             key = _OTHERS
         count = self._counts.setdefault(key, _Count(refusal))
@@ -188,8 +188,8 @@ def cut(detail: dict[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, lines.clean(value, lines.DETAIL_VALUE)) for name, value in detail.items() if value)
 
 
-def _place(ip: str) -> str:
-    """Return an address, or the network that an IPv6 customer gets: one has 2⁶⁴ addresses to be refused from."""
+def place_of(ip: str) -> str:
+    """Return an address, or the network that an IPv6 customer gets: one has 2⁶⁴ addresses to try from."""
     try:
         address = ip_address(ip)
     except ValueError:
