@@ -13,6 +13,9 @@ from tests.e2e.conftest import KEYS, World, settle
 from tests.support import server as servers
 from tests.support.provider import Provider
 
+from keybearer.api import problems
+from keybearer.api.chat import provider_error
+
 HELLO = [{"role": "user", "content": "Hello"}]
 MODELS = {"openai": "openai/gpt-4o-mini", "anthropic": "anthropic/claude-sonnet-4-6", "gemini": "gemini/gemini-2.5-flash"}
 WEATHER = {
@@ -35,6 +38,15 @@ def world(provider: Provider, tmp_path_factory: pytest.TempPathFactory, request:
 
 def ask(http: httpx2.Client, model: str, **more: Any) -> httpx2.Response:
     return http.post("/api/chat", json={"modelId": model, "messages": HELLO, **more})
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [("30", "30"), ("1.2", "2"), ("Fri, 31 Dec 1999 23:59:59 GMT", "0"), ("9" * 400, None), ("soon", None), ("", None)],
+)
+def test_how_long_a_provider_wants_to_be_left_alone_is_passed_on(stated: str, told: str | None) -> None:
+    error = provider_error(429, {"retry-after": stated}, b"")
+    assert problems.response(error).headers.get("retry-after") == told
 
 
 def events(answer: httpx2.Response) -> list[tuple[str, dict[str, Any]]]:

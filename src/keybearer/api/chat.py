@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import UUID
@@ -37,6 +38,7 @@ from keybearer.errors import (
 )
 from keybearer.gateway import chat
 from keybearer.gateway.chat import Chat, Delta, Message, Reply, Tool, ToolCall
+from keybearer.gateway.health import stated_wait
 from keybearer.gateway.inside import Admit, Inside
 from keybearer.gateway.plane import Plane, plane_in
 from keybearer.gateway.ready import Admission
@@ -276,7 +278,7 @@ async def _refused_or_begun(call: _Call) -> None:
     """Wait for the answer's head. Raises what our own refusal, or the provider's error, comes to."""
     status = await call.inside.answered()
     if status >= _FIRST_ERROR:
-        raise _provider_error(status, call.inside.headers, await call.inside.whole(_ERROR_BYTES))
+        raise provider_error(status, call.inside.headers, await call.inside.whole(_ERROR_BYTES))
 
 
 async def _whole(call: _Call) -> ChatAnswer:
@@ -342,15 +344,15 @@ def _answer(call: _Call, reply: Reply, usage: Usage) -> ChatAnswer:
     )
 
 
-def _provider_error(status: int, headers: dict[str, str], body: bytes) -> KeybearerError:
+def provider_error(status: int, headers: dict[str, str], body: bytes) -> KeybearerError:
     """What a provider's error is to a caller of ours; its words are scrubbed of the key already."""
     words = chat.provider_words(body)
     said = f"The provider answered {status}" + (f": {words}" if words else ".")
     if status in {401, 402, 403}:
         return KeyFailed(said)
     if status == 429:  # noqa: PLR2004  # RFC 6585
-        wait = headers.get("retry-after", "")
-        return RateLimited(said, hint="The limit is the provider's.", retry_after=float(wait) if wait.isdecimal() else None)
+        sent = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        return RateLimited(said, hint="The limit is the provider's.", retry_after=stated_wait(sent, datetime.now(UTC)))
     if status in {400, 404, 409, 413, 415, 422}:
         return InvalidRequest(said, hint="Change what is sent, or choose another model.")
     return UpstreamError(said)
