@@ -135,6 +135,12 @@ async def test_settings_are_looked_at(
     assert said in found.message
 
 
+async def test_a_file_that_a_server_removes_meanwhile_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = await founded(tmp_path / "data")
+    monkeypatch.setattr(Path, "rglob", lambda path, _: iter([path / "keybearer.db", path / "journal" / "shipped.jsonl"]))
+    assert states(await look(data)) == {}
+
+
 async def test_a_root_key_that_another_provider_holds_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = await founded(tmp_path / "data")
     monkeypatch.setenv("KEYBEARER_ROOT_KEY_PROVIDER", "env")

@@ -131,7 +131,7 @@ def _data_dir(settings: Settings) -> Finding:
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         return Finding("data directory", "failed", f"{path} cannot be written.", "Run this as the user that serves, or chown it.")
     names = [path, *(each for each in path.rglob("*") if not each.is_symlink())]
-    open_ones = [each for each in names if each.stat().st_mode & _OTHERS]
+    open_ones = [each for each in names if _is_open(each)]
     if open_ones:
         message = f"Others than the owner can get at {len(open_ones)} of its entries, {open_ones[0]} first."
         return Finding("data directory", "warning", message, f"Run: chmod -R go= {path}")
@@ -140,6 +140,14 @@ def _data_dir(settings: Settings) -> Finding:
         message = f"{path} has {free // 2**20} MB left. Without room for the journal no key leaves."
         return Finding("data directory", "warning", message, "Make room, or move it to a larger disk.")
     return Finding("data directory", "ok", f"{path} is its owner's alone, with {free // 2**30} GB left.")
+
+
+def _is_open(path: Path) -> bool:
+    """Whether others than the owner can get at a file. A server that runs may have removed it since it was listed."""
+    try:
+        return bool(path.stat().st_mode & _OTHERS)
+    except FileNotFoundError:
+        return False
 
 
 def _egress(settings: Settings) -> Finding:
