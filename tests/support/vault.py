@@ -82,8 +82,8 @@ class World:
 
     def allowing(self, *allow: str) -> World:
         """The same deployment with KEYBEARER_EGRESS_ALLOW set."""
-        rooms = (self.db, self.keyring, Catalog.load(), EgressPolicy(allow), self.secrets)
-        return replace(self, providers=Providers(*rooms), models=Models(*rooms))
+        parts = (self.db, self.keyring, Catalog.load(), EgressPolicy(allow), self.secrets)
+        return replace(self, providers=Providers(*parts), models=Models(*parts))
 
 
 async def world_on(db: Database, root_key: bytes = b"") -> World:

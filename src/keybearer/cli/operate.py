@@ -74,7 +74,7 @@ def row_of(record: Any, columns: tuple[str, ...]) -> dict[str, Any]:
     return {name: sorted(row[name]) if isinstance(row[name], frozenset) else row[name] for name in columns}
 
 
-def _create_user(data_dir: Path | None, email: str, name: str, role: Role) -> dict[str, Any]:
+def _create_user(data_dir: Path | None, email: str, name: str, role: Role, *, as_json: bool) -> None:
     password = sys.stdin.readline().rstrip("\r\n")
     if not password:
         raise Invalid("No password came on standard input.", hint="printf '%s' \"$PASSWORD\" | keybearer admin create …")
@@ -82,7 +82,11 @@ def _create_user(data_dir: Path | None, email: str, name: str, role: Role) -> di
     async def work(operator: Operator) -> dict[str, Any]:
         return row_of(await operator.users.create(email, password, name, role, by=None), USER_COLUMNS)
 
-    return operate(data_dir, work)
+    made = operate(data_dir, work)
+    if as_json:
+        print_json(made)
+    else:
+        print_rows([made], USER_COLUMNS, as_json=False)
 
 
 @admins.command("create")
@@ -96,8 +100,7 @@ def admin_create(
 ) -> None:
     """Create an administrator; the password comes on standard input."""
     del password_stdin  # the option is required so that nobody looks for --password, which others could read
-    made = _create_user(data_dir, email, name, Role.ADMIN)
-    print_rows([made], USER_COLUMNS, as_json=False) if not as_json else print_json(made)
+    _create_user(data_dir, email, name, Role.ADMIN, as_json=as_json)
 
 
 @people.command("create")
@@ -111,8 +114,7 @@ def user_create(
 ) -> None:
     """Create a member; the password comes on standard input."""
     del password_stdin
-    made = _create_user(data_dir, email, name, Role.MEMBER)
-    print_rows([made], USER_COLUMNS, as_json=False) if not as_json else print_json(made)
+    _create_user(data_dir, email, name, Role.MEMBER, as_json=as_json)
 
 
 @people.command("list")

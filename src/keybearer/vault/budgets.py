@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 MICRO = 10**6
 MOST = 10**15
-"""A thousand million dollars, or as many tokens as nobody uses."""
+"""A billion dollars, or as many tokens as nobody uses."""
 _READ = (Scope.BUDGETS_WRITE, Scope.USAGE_READ)
 _SUBJECTS, _KINDS = frozenset(BudgetSubject), frozenset(BudgetKind)
 _TOKEN_ID = re.compile(r"[0-9A-Za-z]{12}")
@@ -291,7 +291,7 @@ def _amount(kind: BudgetKind, amount: Decimal) -> int:
     except (InvalidOperation, OverflowError):
         whole, exact = -1, Decimal(0)
     if whole < 0:
-        raise Invalid.of("amount", "is not between 0 and what anybody could use")
+        raise Invalid.of("amount", f"is not between 0 and {MOST // (MICRO if is_usd(kind) else 1):,}")
     if whole != exact:
         raise Invalid.of("amount", "has more than six decimals" if is_usd(kind) else "is no whole number")
     return whole
