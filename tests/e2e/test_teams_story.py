@@ -229,7 +229,8 @@ def test_the_consoles_pages(firm: Firm) -> None:
         == 303
     )
     assert "the team&#39;s" in cleo.get(path).text or "the team's" in cleo.get(path).text
-    assert bob.post(f"{path}/priority", data={"priority": "x"}).status_code == 422
+    for wrong in ("x", "", "-1", "9" * 5000):
+        assert bob.post(f"{path}/priority", data={"priority": wrong}).status_code == 422
     assert bob.post(f"{path}/leave").headers["location"] == "/teams?done=left"
     assert cleo.post(f"/secrets/{lent['id']}/unshare", data={"team_id": team_id}).status_code == 303
     assert cleo.post(f"{path}/delete").headers["location"] == "/teams?done=deleted"

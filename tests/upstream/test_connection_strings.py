@@ -268,6 +268,7 @@ async def test_what_providers_may_reach_is_open_to_the_systems_strings_alone() -
         ("postgresql", "postgresql://one.test:0/kbtest"),
         ("postgresql", "postgresql://one.test/kbtest?sslmode=sometimes"),
         ("postgresql", "host=one.test port=kbtest"),
+        pytest.param("postgresql", f"host=one.test port={'9' * 5000}", id="a port of 5,000 digits"),
         ("mysql", "mysql://one.test:99999/kbtest"),
         ("mysql", "mysql://one.test/kbtest?ssl-mode=sometimes"),
         ("mysql", "mysql://u:kbtest%zz%ff@one.test/"),
@@ -431,6 +432,17 @@ async def test_a_webhooks_address_refuses(status: int, expected: str) -> None:
         found = await prober.test(webhook, text, (), USER_ID, TestOptions("POST"))
     assert found.status == expected
     assert "capability" not in found.message
+
+
+@pytest.mark.parametrize(
+    "url", ["https://[", "https://[::1/hook", "https://host:99999/", "https://a b/", "https://host/#x", "https://hö/"]
+)
+async def test_what_is_no_webhooks_address(url: str) -> None:
+    webhook = Catalog.load().get("webhook")
+    async with prober_with() as prober:
+        for value, options in ((url, TestOptions()), ("kbtest-signing-secret", TestOptions(url=url))):
+            with pytest.raises(Invalid):
+                await prober.test(webhook, SecretBytes(value.encode()), (), USER_ID, options)
 
 
 async def test_a_signing_secret_signs_and_stays() -> None:

@@ -235,7 +235,9 @@ class SecretAnswer(BaseModel):
     failed_at: Annotated[datetime | None, Field(description="Since when its provider refuses it.")]
     reference: Annotated[
         dict[str, str] | None,
-        Field(description="Where the value is kept instead of here; `leave`: by an administrator's, or an operator's prefix."),
+        Field(
+            description="Where the value is kept instead of here; `leave`: who permitted it, `admin` or an operator's `prefix`."
+        ),
     ]
     deleted_at: datetime | None
     purged_at: Annotated[datetime | None, Field(description="Of a deleted secret: until when it can be restored.")]

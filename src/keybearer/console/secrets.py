@@ -89,7 +89,7 @@ def grouped(secrets: Iterable[Secret], names: dict[str, str]) -> list[tuple[str,
     def title(secret: Secret) -> str:
         return names.get(secret.provider, secret.provider)
 
-    ordered = sorted(secrets, key=lambda secret: (title(secret).lower(), secret.priority, secret.name))
+    ordered = sorted(secrets, key=lambda secret: (title(secret).lower(), title(secret), secret.priority, secret.name))
     return [(name, list(group)) for name, group in groupby(ordered, title)]
 
 

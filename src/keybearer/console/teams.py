@@ -9,6 +9,7 @@ from fastapi import APIRouter, Form
 from fastapi.responses import Response
 
 from keybearer.api.authentication import CurrentServices
+from keybearer.console.forms import whole
 from keybearer.console.pages import CurrentVisitor, Visitor, go, render
 from keybearer.domain import Grade, TeamRole
 from keybearer.errors import FieldError, Invalid, KeybearerError
@@ -105,9 +106,10 @@ async def leave(team_id: UUID, visitor: CurrentVisitor, services: CurrentService
 async def priority(team_id: UUID, visitor: CurrentVisitor, services: CurrentServices, priority: Text = "") -> Response:
     """Say when a team's keys serve oneself."""
     try:
-        if not priority.strip().isdecimal():
-            raise Invalid.of("priority", "is not a number")
-        await services.teams.set_priority(visitor.caller, team_id, int(priority))
+        number = whole(priority, "priority")
+        if number is None:
+            raise Invalid.of("priority", "is required")
+        await services.teams.set_priority(visitor.caller, team_id, number)
     except KeybearerError as error:
         return await _team_page(services, visitor, team_id, error)
     return go(f"/teams/{team_id}", "saved")

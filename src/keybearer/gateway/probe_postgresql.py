@@ -21,6 +21,7 @@ from keybearer.gateway.verdict import ProbeStatus, Refused, masked
 
 DEFAULT_PORT = 5432
 _DRIVER = re.compile(r"^postgres(?:ql)?(?:\+[a-z0-9]+)?://", re.ASCII)
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _TAKEN = ("user", "password", "dbname")
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _IN_CLEAR = frozenset({"disable", "allow", "prefer"})
@@ -75,7 +76,7 @@ def _parsed(value: SecretBytes) -> dict[str, str]:
 
 def _port(given: dict[str, str]) -> int:
     text = given.get("port", str(DEFAULT_PORT))
-    if not text.isascii() or not text.isdecimal():
+    if not _PORT.fullmatch(text):
         raise not_readable()
     return checked_port(int(text))
 

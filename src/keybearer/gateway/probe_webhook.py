@@ -31,15 +31,14 @@ _USER_AGENT = f"keybearer/{__version__}".encode()
 
 def address_of(url: str) -> tuple[Origin, bytes]:
     """Origin and path, with its query, of an address. Raises ``Invalid``, which repeats nothing of it."""
-    parts = urlsplit(url) if url.isascii() and url.isprintable() else None
-    bare = url.partition("?")[0]
-    if parts is None or parts.fragment or "#" in url:
+    if not (url.isascii() and url.isprintable()) or "#" in url:
         raise _wrong()
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
-        origin = origin_of(bare)
+        origin = origin_of(url.partition("?")[0])
     except Invalid as error:
         raise _wrong(error.message) from None
+    parts = urlsplit(url)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not _PATH.fullmatch(path):
         raise _wrong()
     return origin, path.encode("ascii")
