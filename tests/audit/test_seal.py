@@ -153,6 +153,28 @@ async def test_what_was_changed_before_it_was_sealed_is_not_signed(
     assert len(await rows(database, RECORD, RECORD.c.action == management.ALARM)) == 1
 
 
+async def test_an_alarm_that_could_not_be_recorded_is_raised_again(
+    database: Database, tmp_path: Path, tamper: Tamper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealer = await sealer_of(database)
+    writer = await written(database, tmp_path)
+    await tamper(sa.update(RECORD).where(RECORD.c.writer_id == writer, RECORD.c.seq == 4).values(d=bytes(32)))
+
+    async def away(*_: object) -> None:
+        raise Unavailable("the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(management, "record", away)
+        with pytest.raises(Unavailable):
+            await sealer.seal()
+    await sealer.seal()
+    assert sealer.alarms == 1
+    assert len(await rows(database, RECORD, RECORD.c.action == management.ALARM)) == 1
+    await tamper(sa.update(RECORD).where(RECORD.c.action == management.ALARM).values(line="changed"))
+    await (await sealer_of(database)).seal()
+    assert len(await rows(database, RECORD, RECORD.c.action == management.ALARM)) == 2  # the first tells nothing any more
+
+
 async def test_a_key_that_somebody_put_there_signs_nothing(database: Database, tmp_path: Path, tamper: Tamper) -> None:
     await (await sealer_of(database)).seal()
     (row,) = await rows(database, TREE)
@@ -216,6 +238,18 @@ async def test_a_place_that_stays_away_is_asked_less_and_less(database: Database
     for _ in range(5):
         await sealer.turn()
     assert sealer.push_failures == 1
+
+
+async def test_a_place_that_was_away_for_weeks_is_asked_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seal, "RETRY", (0.0, 0.0))
+    place = Place(is_away=True)
+    sealer = await sealer_of(database, place)
+    await managed(database)
+    monkeypatch.setattr(sealer, "_failed", 5000)
+    await sealer.turn()
+    place.is_away = False
+    await sealer.turn()
+    assert place.notes
 
 
 async def test_a_file_only_ever_grows(database: Database, tmp_path: Path) -> None:

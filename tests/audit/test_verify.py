@@ -347,6 +347,18 @@ async def test_a_journal_under_another_writers_name_is_found(trail: Trail) -> No
     assert problem.writer == stranger
 
 
+async def test_a_server_that_starts_meanwhile_is_no_stranger(trail: Trail) -> None:
+    begun = trail.directory / uuid4().hex
+    begun.mkdir()  # its writer is registered after this process has read who is
+
+    def progress(_: int) -> None:
+        segments.segment_path(begun, 1).write_bytes(b"its first entry\n")
+
+    report = await verify(trail.database, trail.directory, progress)
+    assert segments.segments(begun)
+    assert report.ok, report.problems
+
+
 async def test_what_only_the_journal_has_is_verified_too(database: Database, who: Person, trail: Trail, tmp_path: Path) -> None:
     journal = await Journal.open(database, tmp_path, "journal")
     journal.use(who.use("r9"))

@@ -201,9 +201,9 @@ class Sealer:
             return await queries.lease(tx, self._id, now, now + LEASE)
 
     async def _alarm(self, writer: UUID, seq: int) -> None:
+        await management.alarm(self._db, writer, seq, "not sealed: it does not follow the record before it")
         self.alarms += 1
         self._quarantined.add(writer)
-        await management.alarm(self._db, writer, seq, "not sealed: it does not follow the record before it")
 
     # --- signing
 
@@ -245,7 +245,7 @@ class Sealer:
     async def _push_failed(self, tree: Tree, note: Note, error: KeybearerError) -> None:
         """Keep why, and record it when it is news; the next attempt comes later and later."""
         self.push_failures += 1
-        self._retry_at = time.monotonic() + min(RETRY[0] * 2**self._failed, RETRY[1])
+        self._retry_at = time.monotonic() + min(RETRY[0] * 2.0 ** min(self._failed, 16), RETRY[1])
         self._failed += 1
         async with self._db.write(Actor.system()) as tx:
             await queries.pushed(tx, error=lines.clean(error.message, lines.DETAIL_VALUE))

@@ -154,6 +154,8 @@ async def verify(db: Database, directory: Path, progress: Callable[[int], None] 
     ``progress`` is told how many records more were checked.
     """
     journals = segments.journals(directory)
+    # A process registers its writer before it writes, so this must be seen before the database is read.
+    written = {writer for writer, path in journals.items() if _is_written(path)}
     async with db.read(Actor.system()) as tx:
         # The management records first: whether a journal is missing depends on them.
         writers = sorted(await queries.writers(tx), key=lambda writer: writer.id != management.WRITER)
@@ -178,8 +180,7 @@ async def verify(db: Database, directory: Path, progress: Callable[[int], None] 
     ]
     problems += [
         Problem(stranger, 1, "database", "missing: the writer of this journal is not registered")
-        for stranger in sorted(journals.keys() - known)
-        if any(segment.path.stat().st_size for segment in segments.segments(journals[stranger]))
+        for stranger in sorted(written - known)
     ]
     problems += [Problem(NOBODY, 0, "usage", f"added: no record tells of {request_id}") for request_id in unaccounted]
     return Report(tuple(reports), tuple(problems), tuple(notes))
@@ -377,8 +378,9 @@ async def _verify_journal(db: Database, walk: _Walk, writer: Writer, path: Path 
     """Walk the journal of ``writer``, if it is here, comparing it with the database."""
     records, unshipped, torn = walk.seq, 0, 0
     is_running = path is not None and segments.is_held(path)
-    if path is not None and segments.segments(path):
-        tail = await _begin(db, writer, path)
+    there = [] if path is None else segments.segments(path)
+    if path is not None and there:
+        tail = await _begin(db, writer, path, there[0].first)
         try:
             unshipped = await _compare(db, walk, writer, tail)
         finally:
@@ -391,9 +393,8 @@ async def _verify_journal(db: Database, walk: _Walk, writer: Writer, path: Path 
     return WriterReport(writer.id, writer.kind, state, records, unshipped, walk.redacted, torn)
 
 
-async def _begin(db: Database, writer: Writer, path: Path) -> Tail:
-    """Read from the first segment that is still there; the entry before it must be in the database."""
-    first = segments.segments(path)[0].first
+async def _begin(db: Database, writer: Writer, path: Path, first: int) -> Tail:
+    """Read from ``first``, with which the oldest segment begins; the entry before it must be in the database."""
     if first == 1:
         return Tail(path)
     async with db.read(Actor.system()) as tx:
@@ -428,6 +429,14 @@ async def _compare(db: Database, walk: _Walk, writer: Writer, tail: Tail) -> int
                 unshipped += 1
             elif known[entry.seq] != entry.h:
                 walk.blame(entry.seq, "journal", "the database holds another entry of this number")
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a journal holds anything; it may be shipped and deleted while we look."""
+    try:
+        return any(segment.path.stat().st_size for segment in segments.segments(path))
+    except FileNotFoundError:
+        return False
 
 
 def _state(walk: _Walk, writer: Writer, *, is_running: bool, is_here: bool, last: int) -> str:
