@@ -31,6 +31,13 @@ def set_session_cookie(response: Response, services: Services, cookie: str) -> N
     )
 
 
+def drop_session_cookie(response: Response, services: Services) -> None:
+    """Have the browser forget its session. It takes ``__Host-`` cookies with ``Secure`` alone, also when they are to go."""
+    response.delete_cookie(
+        session_cookie_name(services), path="/", secure=services.options.secure_cookies, httponly=True, samesite="lax"
+    )
+
+
 async def _account(caller: Caller, services: Services) -> Account:
     return Account.model_validate(await services.users.get(caller.user_id))
 
@@ -61,4 +68,4 @@ async def sign_in(
 async def sign_out(caller: CurrentCaller, response: Response, services: CurrentServices) -> None:
     """End this session."""
     await services.sessions.sign_out(caller)
-    response.delete_cookie(session_cookie_name(services))
+    drop_session_cookie(response, services)

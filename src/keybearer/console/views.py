@@ -9,8 +9,8 @@ from fastapi.responses import RedirectResponse, Response
 
 from keybearer.access import policy
 from keybearer.access.tokens import NewToken
-from keybearer.api.auth import set_session_cookie
-from keybearer.api.authentication import CurrentClient, CurrentServices, check_same_origin, session_cookie_name
+from keybearer.api.auth import drop_session_cookie, set_session_cookie
+from keybearer.api.authentication import CurrentClient, CurrentServices, check_same_origin
 from keybearer.console.forms import Text, Texts, end_of_day, scopes_of
 from keybearer.console.pages import CurrentVisitor, Visitor, go, render
 from keybearer.domain import Scope
@@ -96,7 +96,7 @@ async def sign_out(visitor: CurrentVisitor, services: CurrentServices) -> Respon
     """End the session."""
     await services.sessions.sign_out(visitor.caller)
     response = go("/sign-in")
-    response.delete_cookie(session_cookie_name(services))
+    drop_session_cookie(response, services)
     return response
 
 
