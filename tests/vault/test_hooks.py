@@ -118,6 +118,26 @@ async def test_what_is_not_taken_is_tried_again_under_the_same_id_and_at_last_gi
             assert len(server.messages) == 4 + TRIES
 
 
+async def test_an_address_that_takes_nothing_keeps_nobody_else_waiting(world: World) -> None:
+    """One that hangs was asked for each of a thousand reminders, one after the other, before anybody else's were sent."""
+    ada, bob, clock = await world.person("ada"), await world.person("bob"), Clock()
+    with receivers.running(Receiver(answers=[500] * 3 + [204] * 5)) as server, receivers.running() as other:
+        async with reminding(world, clock) as (found, hooks):
+            await hooks.put(ada, address(server), None)
+            await hooks.put(bob, address(other), None)
+            for number in range(5):
+                await store(world, ada, f"ada's {number}")
+            await store(world, bob)
+            for minutes in (0, 1):
+                clock.now = NOW + timedelta(minutes=minutes)
+                await found.turn()
+                assert (len(server.messages), len(other.messages)) == (1, 1), minutes
+            for _ in range(10):
+                clock.now += timedelta(minutes=10)
+                await found.turn()
+            assert (len(server.messages), len(other.messages)) == (8, 1)
+
+
 async def test_an_address_that_is_gone_is_told_nothing_more(world: World) -> None:
     ada, clock = await world.person("ada"), Clock()
     with receivers.running(Receiver(answers=[410])) as server:

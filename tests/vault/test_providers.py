@@ -16,7 +16,9 @@ from keybearer.access.tokens import NewToken
 from keybearer.domain import MEMBER_SCOPES, Caller, OwnerKind, Role, Scope
 from keybearer.errors import Conflict, EgressRefused, Forbidden, Invalid, KeyMissing, NotFound, ProviderUnknown, ScopeMissing
 from keybearer.store.db import Actor
+from keybearer.store.queries import providers as rows
 from keybearer.store.schema import secret, secret_version
+from keybearer.vault import descriptions, providers
 from keybearer.vault.descriptions import NewModel
 from keybearer.vault.providers import NewProvider, ProviderView
 from keybearer.vault.secrets import NewSecret, SecretFilter
@@ -57,6 +59,43 @@ async def test_a_custom_provider_with_its_key_and_models(world: World) -> None:
     with pytest.raises(ProviderUnknown):
         await world.providers.get(ada, made.id)
     assert (await world.providers.get(bob, "acme")).base_url == "https://other.example"
+
+
+async def test_providers_and_their_models_have_bounds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are put together for each listing: with 100 providers of 500 models each, one listing stopped everybody for seconds."""
+    monkeypatch.setattr(providers, "PROVIDERS_LIMIT", 2)
+    monkeypatch.setattr(descriptions, "MODELS_LIMIT", 4)
+    ada, bob = await world.person("ada"), await world.person("bob")
+    for name in ("acme", "beta"):
+        await world.providers.create(ada, replace(ACME, name=name))
+    with pytest.raises(Invalid, match="2 custom providers"):
+        await world.providers.create(ada, replace(ACME, name="gamma", models=()))
+    with pytest.raises(Invalid, match="4 models"):
+        await world.providers.add_model(ada, "acme", "third")
+    with pytest.raises(Invalid, match="4 models"):
+        await world.providers.update(ada, "acme", {"models": ["big", "third", "fourth"]})
+    changed = await world.providers.update(ada, "acme", {"models": ["big", "third"]})
+    assert changed.models == ("big", "third")
+    await world.providers.update(ada, "acme", {"models": ["big"]})
+    await world.providers.add_model(ada, "beta", "third")
+    await world.providers.delete(ada, "acme")
+    await world.providers.create(ada, replace(ACME, name="gamma", models=("one",)))
+    assert (await world.providers.create(bob, ACME)).models == ("big", "small")
+
+
+async def test_of_more_than_can_be_seen_ones_own_come_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = await world.person("ada")
+    team = (await world.teams.create(ada, "Research")).team_id
+    await world.providers.create(ada, replace(ACME, name="theirs", models=("one", "two"), team_id=team))
+    await world.providers.create(ada, ACME)
+    names = [view.name for view in await world.providers.list(ada)]
+    assert names[-2:] == ["acme", "theirs"]
+    monkeypatch.setattr(rows, "PROVIDERS_SEEN", 1)
+    monkeypatch.setattr(rows, "MODELS_SEEN", 3)
+    views = await world.providers.list(ada)
+    assert ([view.name for view in views], views[-1].models) == (names[:-1], ("big", "small"))
+    monkeypatch.setattr(rows, "PROVIDERS_SEEN", 2)
+    assert [view.models for view in await world.providers.list(ada)][-2:] == [("big", "small"), ("one",)]
 
 
 @pytest.mark.parametrize("whose", ["one's own", "a team's", "the system's"])

@@ -39,7 +39,7 @@ from keybearer.store.db import Actor, Database
 from keybearer.store.queries import providers as rows
 from keybearer.store.queries import secrets as secret_rows
 from keybearer.store.queries import users as user_rows
-from keybearer.vault import audience, reach, registry
+from keybearer.vault import audience, descriptions, reach, registry
 from keybearer.vault.addresses import check_base_url
 from keybearer.vault.resolve import NO_FALLBACK
 from keybearer.vault.secrets import Secrets
@@ -48,6 +48,8 @@ from keybearer.vault.views import Keys, ModelView, NewProvider, ProviderView, Se
 __all__ = ["ModelView", "NewProvider", "ProviderView", "Providers"]
 
 MODELS_LIMIT = 500
+PROVIDERS_LIMIT = 200
+"""Custom ones of one owner. Each listing puts together what somebody can see, and nobody else has a turn meanwhile."""
 """Models one owner may add to one provider."""
 CHANGEABLE = frozenset(
     {"name", "display_name", "base_url", "auth_style", "auth_header", "models", "api_key", "parameters", "save_anyway"}
@@ -113,6 +115,9 @@ class Providers:
                 made = self._made(new, owner)
                 if made.name in seen.registry.providers:
                     raise Conflict("A provider of this name exists already.")
+                if sum(row.owner_id == owner.id and not row.is_predefined for row in seen.providers) >= PROVIDERS_LIMIT:
+                    raise Invalid.of("name", f"would be one too many; at most {PROVIDERS_LIMIT} custom providers are allowed")
+                _check_room(seen, owner.id, len(new.models))
                 columns = self._row(provider_id, owner.id, made)
                 await rows.insert(tx, columns | {"created_at": now, "updated_at": now})
                 await rows.insert_models(tx, _model_rows(owner.id, made.name, new.models, now))
@@ -194,6 +199,7 @@ class Providers:
                 if any(model.name == name for model in provider.models):
                     raise Conflict("The provider has a model of this name already.")
                 _check_count(sum(row.owner_id == owner_id and row.provider == provider.name for row in seen.models) + 1)
+                _check_room(seen, owner_id, 1)
                 columns = _model_rows(owner_id, provider.name, [name], now)
                 columns[0]["display_name"] = shown
                 await rows.insert_models(tx, columns)
@@ -323,6 +329,7 @@ class Providers:
         added = [name for name in names if name not in mine | others]
         if not added and mine <= set(names):
             return
+        _check_room(seen, owner.id, len(added) - len(mine - set(names)))
         await rows.delete_bare_models(tx, owner.id, provider.name, but=names)
         await rows.insert_models(tx, _model_rows(owner.id, provider.name, added, datetime.now(UTC)))
         row = None if provider.is_predefined else seen.row_of(provider)
@@ -391,6 +398,12 @@ def _check_model(fields: Fields, field: str, name: str) -> None:
         check_model_name(name)
     except Invalid as error:
         fields.wrong(field, error.fields[0].message)
+
+
+def _check_room(seen: Seen, owner_id: UUID, adding: int) -> None:
+    """Registered or not, an owner's models have one bound."""
+    if adding > 0 and sum(row.owner_id == owner_id for row in seen.models) + adding > descriptions.MODELS_LIMIT:
+        raise Invalid.of("models", f"would be too many; at most {descriptions.MODELS_LIMIT} models of all providers are allowed")
 
 
 def _check_count(count: int) -> None:

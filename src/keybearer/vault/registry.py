@@ -6,6 +6,7 @@ Rows that were not written here count for nothing: an address put into the datab
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -93,20 +94,23 @@ def owners_of(owner_id: UUID, teams: Iterable[UUID] = ()) -> tuple[UUID, ...]:
 def build(catalog: Catalog, provider_rows: Iterable[Any], model_rows: Iterable[Any], owners: Sequence[UUID]) -> Registry:
     """Put rows and catalogue together, ``owners`` in their order: of one name, one's own counts before the system's and a team's."""
     known = list(provider_rows)
-    models = list(model_rows)
+    listed, models = list(model_rows), defaultdict[str, list[Any]](list)
+    for row in listed:
+        models[row.provider].append(row)
     edited = {row.name: row.base_url for row in known if row.is_predefined and row.owner_id == SYSTEM_OWNER_ID}
     found = [
         with_models(
             with_base_url(provider, edited[name]) if name in edited else provider,
-            (_model(row) for row in models if row.provider == name),
+            map(_model, models.get(name, ())),
         )
         for name, provider in catalog.providers.items()
     ]
     own_first = sorted(known, key=lambda row: owners.index(row.owner_id))
     # They speak OpenAI's dialect, so a shared key may do there what it may do at OpenAI itself.
     sharing = catalog.get(OPENAI).apis[OPENAI].sharing
-    found.extend(with_sharing(_custom(row, models, owners[0]), sharing) for row in own_first if not row.is_predefined)
-    return Registry(found, _entries(Registry(found), models, owners))
+    customs = (_custom(row, models.get(row.name, ()), owners[0]) for row in own_first if not row.is_predefined)
+    found.extend(with_sharing(provider, sharing) for provider in customs)
+    return Registry(found, _entries(Registry(found), listed, owners))
 
 
 def _entries(base: Registry, model_rows: Iterable[Any], owners: Sequence[UUID]) -> Iterable[Entry]:
@@ -153,8 +157,8 @@ def registered_of(row: Any, viewer_id: UUID) -> Registered:
 
 
 def _custom(row: Any, model_rows: Iterable[Any], owner_id: UUID) -> Provider:
-    """A provider that somebody made, with the models that its owner and the viewer gave it."""
-    models = (_model(model) for model in model_rows if model.provider == row.name and model.owner_id in {row.owner_id, owner_id})
+    """A provider that somebody made, with the models that its owner and the viewer gave it, out of those for its name."""
+    models = (_model(model) for model in model_rows if model.owner_id in {row.owner_id, owner_id})
     return custom(row.name, row.display_name, row.base_url, row.auth_style, row.auth_header, models, row.owner_id)
 
 

@@ -124,6 +124,8 @@ class Reminders:
             state, later = await self._sent(row), now + timedelta(minutes=2 ** min(row.attempts, 10))
             async with self._db.write(Actor.system()) as tx:
                 await rows.settle(tx, row, state, later)
+                if row.channel == "webhook" and state in {"pending", "failed"}:
+                    await rows.postpone(tx, row, later)
 
     async def _sent(self, row: Any) -> str:
         async with self._db.read(Actor.system()) as tx:

@@ -83,6 +83,13 @@ async def settle(tx: AsyncConnection, row: Row, state: str, next_at: datetime) -
     await tx.execute(sa.update(notification).where(*where).values(state=state, next_at=next_at, runner=None))
 
 
+async def postpone(tx: AsyncConnection, row: Row, next_at: datetime) -> None:
+    """Where one was not taken, this person's others for the same channel wait, too: nobody else's wait while an address hangs."""
+    where = (notification.c.user_id == row.user_id, notification.c.channel == row.channel, notification.c.state == "pending")
+    waiting = (notification.c.runner.is_(None), notification.c.next_at < next_at)
+    await tx.execute(sa.update(notification).where(*where, *waiting).values(next_at=next_at))
+
+
 async def page(tx: AsyncConnection, user_id: UUID, cursor: str | None, limit: int) -> tuple[Sequence[Row], str | None]:
     """A person's reminders in the console, newest first."""
     query = sa.select(notification).where(notification.c.user_id == user_id, notification.c.channel == "console")

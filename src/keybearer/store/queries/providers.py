@@ -14,16 +14,30 @@ from keybearer.store.schema import model, provider
 Row = sa.Row[Any]
 
 
+PROVIDERS_SEEN, MODELS_SEEN = 1_000, 20_000
+"""By one person: their own and the system's are fewer, but each of a hundred teams may have as many. They are put together anew for each
+listing, and nobody else has a turn meanwhile."""
+
+
 async def of_owners(tx: AsyncConnection, owners: Iterable[UUID]) -> Sequence[Row]:
-    """The providers of these owners, by name."""
-    query = sa.select(provider).where(provider.c.owner_id.in_(list(owners)))
-    return (await tx.execute(query.order_by(provider.c.name, provider.c.id))).all()
+    """The providers of these owners, by name; of more than can be seen those of the first."""
+    return await _seen(tx, provider, list(owners), (provider.c.name, provider.c.id), PROVIDERS_SEEN)
 
 
 async def models_of_owners(tx: AsyncConnection, owners: Iterable[UUID]) -> Sequence[Row]:
-    """The models of these owners, oldest first."""
-    query = sa.select(model).where(model.c.owner_id.in_(list(owners)))
-    return (await tx.execute(query.order_by(model.c.created_at, model.c.name))).all()
+    """The models of these owners, oldest first; of more than can be seen those of the first."""
+    return await _seen(tx, model, list(owners), (model.c.created_at, model.c.name), MODELS_SEEN)
+
+
+async def _seen(
+    tx: AsyncConnection, table: sa.Table, owners: Sequence[UUID], order: Sequence[sa.Column[Any]], most: int
+) -> Sequence[Row]:
+    query = sa.select(table).where(table.c.owner_id.in_(owners))
+    found = (await tx.execute(query.order_by(*order).limit(most + 1))).all()
+    if len(found) <= most:
+        return found
+    place = sa.case({owner: number for number, owner in enumerate(owners)}, value=table.c.owner_id)
+    return (await tx.execute(query.order_by(place, *order).limit(most))).all()
 
 
 async def get(tx: AsyncConnection, owners: Iterable[UUID], provider_id: UUID) -> Row | None:
