@@ -176,8 +176,7 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 # --- the usage event that the client did not ask for ------------------------------------------------------------------
 
 _HELD_LIMIT: Final = 64 * 1024  # a usage event has some hundred bytes; what is longer is none and is let through
-_NAME: Final = b'"usage"'
-_USAGE: Final = re.compile(_NAME + rb"[ \t]*:[ \t]*\{")
+_USAGE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
 _BLANK_LINE: Final = b"\n\n"
 """Ends an event, with all providers we know. The standard has two more."""
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
@@ -207,7 +206,7 @@ class UsageHider:
     def feed(self, data: bytes) -> bytes:
         """What may go on to the client, now that ``data`` has come."""
         held = self._held
-        if not held and not self._passing and data.endswith(_BLANK_LINE) and _NAME not in data:
+        if not held and not self._passing and data.endswith(_BLANK_LINE) and _USAGE.search(data) is None:
             return data
         if self._passing or b"\r" in data or b"\r" in held:
             return self._feed_slowly(data)
@@ -220,8 +219,8 @@ class UsageHider:
             self._held = b""
             return self._feed_slowly(data)
         data, self._held = data[:end], data[end:]
-        at = data.find(_NAME)
-        return data if at < 0 else self._judge_some(data, at)
+        found = _USAGE.search(data)
+        return data if found is None else self._judge_some(data, found.start())
 
     def finish(self) -> bytes:
         """What was held back when the stream ended."""

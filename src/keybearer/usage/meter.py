@@ -34,8 +34,6 @@ _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _DATA_LINE: Final = re.compile(rb"(?:^|[\r\n])data:")
 _NEEDLE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
-_NAME: Final = b'"usage'
-"""Both begin so; looking for bytes alone takes a fifth of the time."""
 _GEMINI_NEEDLE: Final = re.compile(rb'"usageMetadata"')
 _SPACE: Final = b" \t\r\n\xef\xbb\xbf"
 
@@ -129,8 +127,8 @@ class Meter:
         if self._mode == _EVENTS:
             if self._held or not data.endswith(_BLANK_LINE):
                 self._feed_events(data)
-            else:
-                self._note_usage(data)
+            elif (found := self._needle.search(data)) is not None:
+                self._note_from(data, found.start())
         elif self._mode == _WHOLE:
             self._feed_whole(data)
         else:
@@ -181,17 +179,15 @@ class Meter:
         elif (last := data.rfind(_BLANK_LINE, searched)) >= 0:
             end = last + len(_BLANK_LINE)
         events, self._held = data[:end], data[end:]
-        self._note_usage(events)
+        if (found := self._needle.search(events)) is not None:
+            self._note_from(events, found.start())
         if len(self._held) > _EVENT_LIMIT:
             self._begin_large_event()
 
-    def _note_usage(self, events: bytes) -> None:
-        """Of whole events, remember those from the first that can state usage."""
-        at = events.find(_NAME)
-        found = self._needle.search(events, at) if at >= 0 else None
-        if found is not None:
-            before = -1 if b"\r" in events else events.rfind(_BLANK_LINE, 0, found.start())
-            self._note(events[before + len(_BLANK_LINE) :] if before >= 0 else events)
+    def _note_from(self, events: bytes, at: int) -> None:
+        """Remember whole events, of which the one at ``at`` is the first that can state usage."""
+        before = -1 if b"\r" in events else events.rfind(_BLANK_LINE, 0, at)
+        self._note(events[before + len(_BLANK_LINE) :] if before >= 0 else events)
 
     def _note(self, events: bytes) -> None:
         """Remember whole events of which one can state usage."""
