@@ -121,6 +121,7 @@ async def test_what_is_wrong_is_named(tmp_path: Path, broken: Callable[[Path], A
         ("HOST", "0.0.0.0", "settings", "failed", "unencrypted"),
         ("WORKERS", "3", "settings", "failed", "PostgreSQL"),
         ("PORT", "many", "settings", "failed", "KEYBEARER_PORT"),
+        ("PRICES", "openai/gpt-4o: cheap", "settings", "failed", "KEYBEARER_PRICES"),
         ("SMTP_URL", "http://mail.example", "settings", "failed", "KEYBEARER_SMTP_URL"),
         ("DATABASE_URL", "oracle://kbtest@db/x", "database", "failed", "not supported"),
         ("ROOT_KEY_PROVIDER", "env", "root key", "failed", "KEYBEARER_ROOT_KEY"),

@@ -69,7 +69,7 @@ from keybearer.services import ServerOptions, Services
 from keybearer.store.changes import EVERYTHING, Change, Feed
 from keybearer.store.db import Database, migrate
 from keybearer.telemetry import configure_logging
-from keybearer.usage import prices
+from keybearer.usage import own_prices, prices
 from keybearer.vault.budgets import Budgets
 from keybearer.vault.erasure import Erasure
 from keybearer.vault.holders import KeyHolder
@@ -132,6 +132,7 @@ async def prepare(settings: Settings) -> Start:
     """
     check_workers(settings)
     check_bind(settings)
+    own_prices.read(settings.prices)
     make_data_dir(settings.data_dir)
     wrappers = await root_keys.providers_of(settings)
     await migrate(settings.sqlalchemy_url, settings.database_direct_url)
@@ -315,6 +316,7 @@ def create(settings: Settings | None = None) -> FastAPI:
     settings = settings or config.load()
     configure_logging(settings.log_level, as_json=settings.log_json)
     forbid_core_dumps()
+    prices.set_own(own_prices.read(settings.prices))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:

@@ -134,6 +134,11 @@ class Settings(BaseSettings):
         Fallback.NONE,
         description="Whose keys may serve users that have none, if they agree: `none`, `system`, or `openrouter`, which includes `system`.",
     )
+    prices: str = Field(
+        "",
+        description="What models cost in this deployment, where the price list is wrong or does not know them: YAML as in "
+        "`docs/prices.md`, mostly from a file, `KEYBEARER_PRICES_FILE`.",
+    )
     audit_durability: Durability = Field(
         Durability.JOURNAL,
         description="What a use survives before the key leaves: `journal` a killed process, `fsync` power loss, `database` the machine.",
@@ -264,6 +269,8 @@ def _from_files() -> dict[str, str]:
         except OSError as error:
             message = f"{variable}: cannot read {os.environ[variable]}: {error.strerror}"
             raise SettingsInvalid(message) from None
+        except UnicodeDecodeError:
+            raise SettingsInvalid(f"{variable}: {os.environ[variable]} is no UTF-8 text") from None
     return found
 
 

@@ -51,6 +51,9 @@ RECORDED: dict[str, tuple[str, str, Usage]] = {
     "xai-chat.sse": ("openai", "chat.completions", Usage(32, 103, 6, None, 94, "grok-4.3", 0.0037756)),
     "openrouter-chat.json": ("openai", "chat.completions", Usage(194, 2, 0, 100, 0, "meta-llama/llama-4-maverick", 0.00095)),
     "openrouter-chat.sse": ("openai", "chat.completions", Usage(194, 2, 0, 100, 0, "meta-llama/llama-4-maverick", 0.00095)),
+    # With the account's own key at another provider: the fee, and what that provider charges.
+    "openrouter-byok.json": ("openai", "chat.completions", Usage(194, 2, 0, None, 0, "meta-llama/llama-4-maverick", 0.75)),
+    "openrouter-byok.sse": ("openai", "chat.completions", Usage(194, 2, 0, None, 0, "meta-llama/llama-4-maverick", 0.75)),
     "openrouter-reasoning.json": (
         "openai",
         "chat.completions",
@@ -356,3 +359,10 @@ def test_structure_without_end_is_given_up() -> None:
             skimmer.feed(piece)
         assert skimmer._steps > 300_000
         assert skimmer.found[b"usage"] == b'{"prompt_tokens":1}'
+
+
+def test_a_fee_and_what_another_provider_charges_are_bounded_together() -> None:
+    for fee, charged, cost in ((0.25, 0.5, 0.75), (0.25, None, None), (10**6, 1, None), (0, 10**6, 10**6), (0.25, -1, None)):
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2, "cost": fee, "is_byok": True}
+        answer = json.dumps({"model": "m", "usage": usage | {"cost_details": {"upstream_inference_cost": charged}}}).encode()
+        assert usage_of("openai", "chat.completions", answer).cost_usd == cost

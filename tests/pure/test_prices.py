@@ -13,13 +13,20 @@ import genai_prices
 import pytest
 from genai_prices.data import providers as listed
 
+from keybearer.catalog import Catalog
 from keybearer.domain import MediaUsage, Usage
 from keybearer.usage import prices
 from keybearer.usage.prices import cost_micro_usd
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 AT = NOW.timestamp()
-OURS = {"openai": "openai", "anthropic": "anthropic", "google": "gemini", "x-ai": "xai", "openrouter": "openrouter"}
+OURS = {
+    **{name: name for name in ("openai", "anthropic", "openrouter", "meta", "cohere", "groq", "mistral", "together", "deepseek")},
+    "google": "gemini",
+    "x-ai": "xai",
+    "voyageai": "voyage",
+    "aws": "bedrock",
+}
 TEXT = {"input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok", "output_reasoning_mtok"}
 
 
@@ -36,7 +43,8 @@ def _models() -> list[tuple[str, str, str]]:
         if provider.id in OURS
         for model in provider.models
         if provider.find_model(model.id) is model
-        if {"input_mtok", "output_mtok"} <= {name for name, value in vars(model.get_prices(NOW)).items() if value is not None}
+        if {"input_mtok", "output_mtok"} <= (known := {name for name, value in vars(model.get_prices(NOW)).items() if value})
+        and "audio_hours" not in known
     ]
 
 
@@ -57,6 +65,7 @@ def test_our_figures_are_the_price_lists_own() -> None:
     chance = random.Random(7)
     models = _models()
     assert len(models) > 500
+    assert {ours for ours, _, _ in models} == set(OURS.values()) - {"voyage"}  # which makes nothing
     for ours, theirs, model in models:
         given = chance.choice([9, 1_000, 150_000, 250_000, 1_000_000])
         cached, written = chance.randrange(given // 2), chance.randrange(given // 2)
@@ -72,6 +81,38 @@ def test_known_prices() -> None:
     assert cost_micro_usd("openai", "gpt-4o", Usage(1_000, 100, 400), AT) == 3_000
     assert cost_micro_usd("openai", "gpt-4o", Usage(1_000, 100, 400, None, 90), AT) == 3_000
     assert cost_micro_usd("openai", "text-embedding-3-small", Usage(1_000_000), AT) == 20_000
+
+
+def test_every_provider_of_models_has_its_prices() -> None:
+    """All of the catalogue's but one that runs at home: each by a model that its entry lists."""
+    usage = Usage(1_000_000, 0)
+    for provider in Catalog.load().providers.values():
+        if provider.category == "model" and provider.name not in {"azure", "huggingface", "ollama", "openrouter"}:
+            assert any(cost_micro_usd(provider.name, model.name, usage, AT) for model in provider.models), provider.name
+    assert cost_micro_usd("openrouter", "openai/gpt-4o", usage, AT) == 2_500_000
+    assert cost_micro_usd("voyage", "voyage-4", Usage(1_000_000), AT) == _theirs("voyageai", "voyage-4", Usage(1_000_000))
+
+
+def test_an_azure_deployment_costs_what_answered() -> None:
+    """Its name is the account's own: one that is called gpt-4o-mini may be anything."""
+    usage = Usage(1_000_000, 0, model="gpt-4o-2024-08-06")
+    for name in ("my-gpt", "gpt-4o-mini", "gpt-4o"):
+        assert cost_micro_usd("azure", name, usage, AT) == 2_500_000
+        assert cost_micro_usd("azure", name, Usage(1_000_000, 0), AT) is None
+        assert prices.most_micro_usd("azure", name, 10, 10, AT) is None
+        assert prices.context_window("azure", name) is None
+
+
+def test_a_router_costs_what_the_name_says_who_serves() -> None:
+    usage = Usage(1_000_000, 1_000_000)
+    found = cost_micro_usd("huggingface", "openai/gpt-oss-120b:groq", usage, AT)
+    assert found == _theirs("huggingface_groq", "openai/gpt-oss-120b", usage)
+    for name in ("openai/gpt-oss-120b", "openai/gpt-oss-120b:fastest", "openai/gpt-oss-120b:", ":groq", ":"):
+        assert cost_micro_usd("huggingface", name, usage, AT) is None
+
+
+def test_what_is_charged_by_its_length_too_has_no_price() -> None:
+    assert cost_micro_usd("mistral", "voxtral-small-24b-2507", Usage(100, 10), AT) is None
 
 
 def test_a_dated_name_and_an_alias_cost_the_same() -> None:

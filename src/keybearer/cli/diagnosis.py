@@ -33,6 +33,7 @@ from keybearer.store.db import Actor, Database, translated
 from keybearer.store.migrations import HEAD
 from keybearer.store.queries import deployment, rotations
 from keybearer.store.schema import audit_record
+from keybearer.usage import own_prices
 from keybearer.vault.holders import ALIVE
 
 State = Literal["ok", "warning", "failed", "skipped"]
@@ -101,6 +102,7 @@ def _settings(settings: Settings) -> Finding:
     app.check_workers(settings)
     app.check_bind(settings)
     app.mailer_of(settings)
+    own_prices.read(settings.prices)
     for name in ("tls_certificate", "tls_private_key", "egress_ca_file", "openbao_ca_file"):
         path = getattr(settings, name)
         if path is not None and not os.access(path, os.R_OK):

@@ -421,11 +421,20 @@ def _count(value: Any) -> int | None:
 
 
 def _cost(said: Mapping[str, Any]) -> float | None:
-    """The cost in US dollars where the provider states one: OpenRouter's ``cost``, xAI's ``cost_in_usd_ticks``."""
+    """The cost in US dollars where the provider states one: OpenRouter's ``cost``, xAI's ``cost_in_usd_ticks``.
+
+    With a key of the account's own at OpenRouter (``is_byok``) ``cost`` is its fee alone: what the other provider charges stands beside.
+    """
     ticks = _count(said.get("cost_in_usd_ticks"))
     if ticks is not None:
         return ticks / _TICKS_PER_USD
-    cost = said.get("cost")
-    if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= _COST_LIMIT:
-        return float(cost)
-    return None
+    cost = _dollars(said.get("cost"))
+    if cost is None or said.get("is_byok") is not True:
+        return cost
+    charged = _dollars(_part(said.get("cost_details")).get("upstream_inference_cost"))
+    return None if charged is None else _dollars(cost + charged)
+
+
+def _dollars(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= _COST_LIMIT else None

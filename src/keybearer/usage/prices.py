@@ -1,4 +1,6 @@
-"""Tokens to money: what an answer cost, in millionths of a US dollar. Prices come with the package ``genai-prices``. Pure.
+"""Tokens to money: what an answer cost, in millionths of a US dollar. Pure.
+
+Prices come with the package ``genai-prices``; what the operator says of a model (``own_prices``) counts before them.
 
 Measured: loading the price list takes 0.1 to 0.7 s (1.6 MB of Python, compiled or not, and it brings pydantic) and 12 MB,
 and one calculation by the package's own means 130 µs. So the list is loaded by ``load()``, which a server calls in a
@@ -19,8 +21,28 @@ import msgspec
 
 from keybearer.domain import MediaUsage, Usage
 
-_PROVIDERS: Final = {"openai": "openai", "anthropic": "anthropic", "gemini": "google", "xai": "x-ai", "openrouter": "openrouter"}
-"""Our names to the price list's. Custom providers are not in it: nobody knows what they cost."""
+_AZURE: Final = "azure"
+"""A name there is the account's own, whatever model it stands for: what counts is the model that says it answered."""
+_ROUTER: Final = "huggingface"
+"""It passes calls on; only a name that ends in ``:provider`` says to whom, and so at what price."""
+_PROVIDERS: Final = {
+    "openai": "openai",
+    "anthropic": "anthropic",
+    "gemini": "google",
+    "xai": "x-ai",
+    "openrouter": "openrouter",
+    "meta": "meta",
+    "huggingface": _ROUTER,
+    "cohere": "cohere",
+    "voyage": "voyageai",
+    "groq": "groq",
+    "mistral": "mistral",
+    "together": "together",
+    "deepseek": "deepseek",
+    "azure": _AZURE,
+    "bedrock": "aws",
+}
+"""Our names to the price list's. Custom providers are not in it: only the operator knows what they cost."""
 
 _SCALE: Final = 10**18  # a dollar per million tokens is a micro-dollar per token; listed prices have up to 16 decimals of that
 _MICRO: Final = 10**6
@@ -65,8 +87,10 @@ def cost_micro_usd(provider: str, model: str, usage: Usage, at: float) -> int | 
     """What ``usage`` of ``model`` (as ``provider`` names it) cost at ``at`` (Unix time), in micro-dollars, rounded up.
 
     ``None``: unknown, because the provider, the model, its price or the number of tokens is, or the price list was not
-    loaded. A cost that the provider itself stated wins. Never blocks.
+    loaded. The operator's own price wins, then a cost that the provider itself stated. Never blocks.
     """
+    if _own and (own := _own_rates(provider, model)) is not None:
+        return None if usage.input_tokens is None else _at(own, usage, usage.input_tokens)
     if usage.cost_usd is not None:
         return _round_up(int(Decimal(repr(usage.cost_usd)) * _MICRO * _SCALE))
     listed = _PROVIDERS.get(provider)
@@ -74,16 +98,39 @@ def cost_micro_usd(provider: str, model: str, usage: Usage, at: float) -> int | 
         return None
     try:
         rates = _loaded[0].rates(listed, model, usage.model, at)
-        cost = None if rates is None else _round_up(_cost(rates, usage, usage.input_tokens))
     except _Unpriced:
         return None
-    return cost if cost is None or cost <= _MOST else None
+    return None if rates is None else _at(rates, usage, usage.input_tokens)
+
+
+def set_own(own: Mapping[str, Rates]) -> None:
+    """From now on these prices count for what they name, ``provider/model`` or ``provider/*``, and no others that were set."""
+    _own.clear()
+    _own.update(own)
+
+
+def rates_of(dollars: Mapping[str, Decimal]) -> Rates:
+    """Prices that somebody states: dollars a million tokens, by kind as ``Rates`` names them; ``input`` must be there."""
+    return _rates({(_GIVEN | _MADE)[kind]: price for kind, price in dollars.items()})
+
+
+def _own_rates(provider: str, model: str) -> Rates | None:
+    name = f"{provider}/{model.removeprefix('models/')}"
+    return _own.get(name) or _own.get(f"{provider}/*")
+
+
+def _at(rates: Rates, usage: Usage, given: int) -> int | None:
+    try:
+        cost = _round_up(_cost(rates, usage, given))
+    except _Unpriced:
+        return None
+    return cost if cost <= _MOST else None
 
 
 def context_window(provider: str, model: str) -> int | None:
     """How many tokens ``model`` takes and makes in one call at most; ``None``: not known. Never blocks."""
     listed = _PROVIDERS.get(provider)
-    if listed is None or not model or not _loaded:
+    if listed is None or listed == _AZURE or not model or not _loaded:
         return None
     return _loaded[0].context_window(listed, model)
 
@@ -93,13 +140,15 @@ def most_micro_usd(provider: str, model: str, given: int, made: int, at: float) 
 
     ``at``: Unix time. ``None``: not known. Never blocks.
     """
-    listed = _PROVIDERS.get(provider)
-    if listed is None or not model or not _loaded:
-        return None
-    try:
-        rates = _loaded[0].rates(listed, model, None, at)
-    except _Unpriced:
-        return None
+    rates = _own_rates(provider, model) if _own else None
+    if rates is None:
+        listed = _PROVIDERS.get(provider)
+        if listed is None or not model or not _loaded:
+            return None
+        try:
+            rates = _loaded[0].rates(listed, model, None, at)
+        except _Unpriced:
+            return None
     if rates is None or (rates.output is None and made):
         return None
     return _round_up(_highest(rates.most_given, given) * given + _highest(rates.most_made, given) * made)
@@ -214,7 +263,8 @@ class _Book:
 
     def rates(self, provider: str, model: str, answered: str | None, at: float) -> Rates | None:
         """The prices of the model asked for, else of the one that answered (an alias may be unknown to the list)."""
-        found = self._model(provider, model) or (self._model(provider, answered) if answered else None)
+        found = None if provider == _AZURE else self._model(provider, model)
+        found = found or (self._model(provider, answered) if answered else None)
         return None if found is None else found.rates(at)
 
     def context_window(self, provider: str, model: str) -> int | None:
@@ -227,8 +277,12 @@ class _Book:
         if key not in self._models:
             if len(self._models) >= _REMEMBERED:
                 self._models.clear()
+            model = model.removeprefix("models/")
+            if provider == _ROUTER:
+                model, _, other = model.rpartition(":")
+                provider = f"{_ROUTER}_{other}"
             try:
-                found = self._snapshot.find_provider_model(model.removeprefix("models/"), None, provider, None)[1]
+                found = self._snapshot.find_provider_model(model, None, provider, None)[1]
             except LookupError:
                 self._models[key] = None
             else:
@@ -239,6 +293,8 @@ class _Book:
 _loaded: Final[list[_Book]] = []
 """The price list, once it is there."""
 _loading: Final = Lock()
+_own: Final[dict[str, Rates]] = {}
+"""The operator's own prices, by ``provider/model`` or ``provider/*``."""
 
 
 _GIVEN: Final = {
@@ -251,12 +307,14 @@ _GIVEN: Final = {
 }
 _MADE: Final = {"output": "output_mtok", "reasoning": "output_reasoning_mtok", "audio_output": "output_audio_mtok"}
 """Our names of prices to the list's."""
+_BY_TIME: Final = "audio_hours"
+"""Beside its tokens the model charges for the length of what it hears, which no answer states."""
 
 
 def _rates(prices: Mapping[str, Any]) -> Rates:
     given = {name: _steps(prices.get(listed)) for name, listed in _GIVEN.items()}
     made = {name: _steps(prices.get(listed)) for name, listed in _MADE.items()}
-    if given["input"] is None:
+    if given["input"] is None or prices.get(_BY_TIME) is not None:
         raise _Unpriced
     return Rates(**given, **made, most_given=_ceiling(given.values()), most_made=_ceiling(made.values()))
 
