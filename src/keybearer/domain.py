@@ -345,6 +345,8 @@ class Credential:
     """The version before a rotation: serves only where the one in force is refused."""
     priority: int = 0
     """Among the keys of its scope: lower first; those of one number take turns."""
+    may_fall_back: bool = False
+    """One's own, of which its owner said that others' may serve where it cannot."""
 
 
 class Asked(NamedTuple):

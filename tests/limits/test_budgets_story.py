@@ -255,6 +255,93 @@ def test_every_subject_counts(world: World) -> None:
         assert world.ask(token).status_code == 200
 
 
+def test_a_key_at_its_limit_leaves_calls_to_others(world: World) -> None:
+    """To the next of one's own; past all of them to a team's, where each of them says so; and to nobody where one does not."""
+    ada = world.person()
+    token = ada.token(scopes=SCOPES)
+    team = ada.call("POST", "/teams", json={"name": "Spare"})["id"]
+    teams = ada.add_key("openai", "sk-proj-kbtest-openai-spare-0123456789abcdefgh", team_id=team)
+    first = next(row for row in ada.call("GET", "/secrets")["items"] if row["provider"] == "openai")
+    second = ada.add_key("openai", "sk-proj-kbtest-openai-second-0123456789abcdefg", name="second", priority=200)
+    heard(ada)
+
+    def served_by() -> str:
+        answer = world.ask(token)
+        assert answer.status_code == 200, answer.text
+        return str(answer.headers["x-keybearer-secret-id"])
+
+    def hold(secret: dict[str, Any]) -> None:
+        draft = {"subject": "secret", "subject_id": secret["id"], "kind": "requests_minute", "amount": 1}
+        ada.call("POST", "/budgets", json=draft)
+        heard(ada)
+
+    def refused(path: str = "chat/completions") -> None:
+        before = world.heard()
+        body = {"model": "openai/gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}], "input": "Hello"}
+        answer = httpx2.post(f"{world.server.url}/v1/{path}", json=body, headers={"authorization": f"Bearer {token}"}, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "limit_reached"), answer.text
+        assert int(answer.headers["retry-after"]) > 0
+        assert world.heard() == before
+
+    early_in_a_minute(25)
+    hold(first)
+    assert [served_by() for _ in range(3)] == [first["id"], second["id"], second["id"]]
+    refused("responses")  # what a provider stores stays in the account where it is looked for
+    hold(second)
+    refused()
+    ada.call("PATCH", f"/secrets/{first['id']}", json={"fallback_allowed": True})
+    heard(ada)
+    refused()
+    ada.call("PATCH", f"/secrets/{second['id']}", json={"fallback_allowed": True})
+    heard(ada)
+    assert [served_by() for _ in range(3)] == [teams["id"]] * 3
+    hold(teams)
+    refused()
+    for secret in (first, teams):
+        found = next(row for row in ada.call("GET", "/budgets")["items"] if row["subject_id"] == secret["id"])
+        ada.call("DELETE", f"/budgets/{found['id']}")
+    heard(ada)
+    assert served_by() == first["id"]
+
+
+def test_a_teams_limit_counts_what_is_called_with_its_keys(world: World) -> None:
+    """Whoever of its members calls; its leaders see the sum, in the API and on the page, and others do not."""
+    ada, bob = world.person(), world.person()
+    team = ada.call("POST", "/teams", json={"name": "Research"})["id"]
+    email = bob.call("GET", "/me")["user"]["email"]
+    ada.call("POST", f"/teams/{team}/members", json={"email": email})
+    bob.call("POST", f"/teams/{team}/accept")
+    own = next(row for row in bob.call("GET", "/secrets")["items"] if row["provider"] == "openai")
+    bob.call("DELETE", f"/secrets/{own['id']}")
+    ada.add_key("openai", "sk-proj-kbtest-openai-teams-0123456789abcdefgh", team_id=team)
+    heard(ada)
+    token, adas = bob.token(scopes=SCOPES), ada.token(scopes=SCOPES)
+    early_in_a_minute()
+    draft = {"subject": "team", "subject_id": team, "kind": "requests_minute", "amount": 1}
+    made = ada.call("POST", "/budgets", json=draft)
+    heard(ada)
+    served = world.ask(token)
+    assert (served.status_code, served.headers["x-keybearer-key-source"]) == (200, "team")
+    refused = world.ask(token)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "limit_reached")
+    assert "team" in refused.json()["error"]["message"]
+    assert world.ask(adas).status_code == 200, "with a key of one's own the team's limit has nothing to do"
+    settled(ada, made)
+
+    def sums(person: Person) -> dict[str, int]:
+        return {row["key"]: row["requests"] for row in person.call("GET", "/usage/summary?by=team")["items"]}
+
+    deadline = time.monotonic() + 10
+    while sums(ada).get(team) != 1:
+        assert time.monotonic() < deadline, sums(ada)
+        time.sleep(0.1)
+    assert sums(world.admin)[team] == sums(bob)[team] == 1
+    assert team not in sums(world.person())
+    assert "By team" in (page := ada.http.get("/usage").text)
+    assert f'/teams/{team}">Research<' in page
+    assert {row["key"] for row in bob.call("GET", "/usage/summary?by=node")["items"]} == {""}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -102,7 +102,14 @@ class Vault:
         return found
 
     async def resolve(
-        self, user_id: UUID, token_id: str, provider: Any, model: str, stand_in: StandIn | None = None
+        self,
+        user_id: UUID,
+        token_id: str,
+        provider: Any,
+        model: str,
+        stand_in: StandIn | None = None,
+        *,
+        is_past_own: bool = False,
     ) -> tuple[Credential, ...]:
         await self._read("key")
         found = self.keys.get(provider.name)

@@ -10,9 +10,10 @@ import pytest
 import sqlalchemy as sa
 from tests.support.tamper import Tamper
 from tests.support.vault import OPENAI_KEY, OTHER_OPENAI_KEY, World, value
+from tests.vault.test_teams import join
 
-from keybearer.domain import KeySource, Role
-from keybearer.errors import Conflict, EgressRefused, KeyMissing, KeyUnreadable, NotFound
+from keybearer.domain import KeySource, Owner, OwnerKind, Role
+from keybearer.errors import Conflict, EgressRefused, Forbidden, KeyMissing, KeyUnreadable, NotFound
 from keybearer.store.schema import model, secret, secret_version
 from keybearer.vault.descriptions import NewModel
 from keybearer.vault.secrets import NewSecret
@@ -154,3 +155,47 @@ async def test_a_list_of_names_takes_no_registered_model_away(world: World) -> N
     await world.providers.update(ada, "openai", {"models": []})
     assert (await world.models.get(ada, made.id)).name == "of-mine"
     assert "bare" not in (await world.providers.get(ada, "openai")).models
+
+
+async def test_a_teams_model_is_for_its_members(world: World) -> None:
+    """Its leaders register it, its key pays for whoever is in, and one's own word and everybody's come before a team's."""
+    admin, ada, eve = await world.person("admin", Role.ADMIN), await world.person("ada"), await world.person("eve")
+    team = (await world.teams.create(ada, "Research")).team_id
+    bob = await join(world, ada, team, "bob")
+    shared = NewModel("openai", "gpt-5", api_key=value(OPENAI_KEY), team_id=team)
+    made = await world.models.create(ada, shared)
+    assert (made.owner_kind, made.team_id) == (OwnerKind.TEAM, team)
+    for person in (ada, bob):
+        provider, bare = (await world.providers.registry(person.user_id)).locate("openai/gpt-5")
+        (credential,) = await world.resolver.resolve(person.user_id, None, provider, bare)
+        assert (credential.source, credential.secret_id) == (KeySource.MODEL, made.secret_id)
+        assert credential.owner == Owner(OwnerKind.TEAM, team)
+        assert [model.id for model in (await world.models.list(person))[0]] == [made.id]
+    assert (await world.providers.registry(eve.user_id)).locate("openai/gpt-5")[0].registered is None
+    for stranger in (eve, admin):
+        with pytest.raises(NotFound):
+            await world.models.get(stranger, made.id)
+    with pytest.raises(NotFound):
+        await world.models.update(bob, made.id, {"display_name": "mine"})
+    with pytest.raises(NotFound):
+        await world.models.delete(bob, made.id)
+    with pytest.raises(Forbidden):
+        await world.models.create(bob, replace(shared, name="o3"))
+    with pytest.raises(NotFound):
+        await world.models.create(eve, replace(shared, name="o3"))
+
+    for who, new in (
+        (admin, replace(MINE, api_key=value(OTHER_OPENAI_KEY), aliases=(), system=True)),
+        (bob, replace(MINE, aliases=())),
+    ):
+        registered = await world.models.create(who, new)
+        found = (await world.providers.registry(bob.user_id)).locate("openai/gpt-5")[0].registered
+        assert found is not None
+        assert found.id == registered.id
+    await world.models.delete(bob, registered.id)
+    await world.teams.remove(ada, team, bob.user_id)
+    assert made.id not in {model.id for model in (await world.models.list(bob))[0]}
+    await world.models.delete(ada, made.id)
+    assert made.secret_id is not None
+    with pytest.raises(NotFound):
+        await world.secrets.get(ada, made.secret_id)

@@ -120,12 +120,13 @@ async def stage(world: World, tamper: Tamper) -> Stage:
     return Stage(world, admin, people, teams, {})
 
 
-async def _outcome(world: World, person: Caller) -> str:
+async def _outcome(world: World, person: Caller, *, is_past_own: bool = False) -> str:
     registry = await world.providers.registry(person.user_id)
     openai = registry.get("openai")
     instead = stand_in(openai, "gpt-5", registry.get("openrouter"))
     try:
-        (credential, *_) = await world.resolver.resolve(person.user_id, TOKEN, openai, "gpt-5", instead)
+        asked = (person.user_id, TOKEN, openai, "gpt-5", instead)
+        (credential, *_) = await world.resolver.resolve(*asked, is_past_own=is_past_own)
     except KeybearerError as error:
         return error.code
     return _payer(credential)
@@ -160,6 +161,65 @@ async def test_every_combination(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
                     assert await _outcome(world, person) == expected(*case), case
                     tried += 1
     assert tried == 16 * 12 * 6
+
+
+async def test_past_ones_own_keys_others_serve_where_all_of_them_say_so(stage: Stage) -> None:
+    """As where they are at their limits: whatever state they are in, none of them is taken."""
+    world = stage.world.offering()
+    for first, system in product(("none", "ok"), ("none", "ok")):
+        await stage.put("first team", first)
+        await stage.put("system", system)
+        for (own, opted), person in stage.people.items():
+            others = {"first team": first, "system": system}
+            payer = next(
+                (who for who, state in others.items() if state == "ok"), "key_missing" if own == "none" else "key_unusable"
+            )
+            wanted = payer if own == "none" or opted else "key_unusable"
+            assert await _outcome(world, person, is_past_own=True) == wanted, (own, opted, first, system)
+
+
+MODELS_KEY: dict[str, tuple[dict[str, Any], str]] = {
+    "ok": ({}, "ok"),
+    "off": ({"is_active": False}, "key_inactive"),
+    "expired": ({"expires_at": datetime.now(UTC) + timedelta(hours=1)}, "key_expired"),
+    "other model": ({"allowed_models": ("o3",)}, "model_not_allowed"),
+    "other token": ({"allowed_tokens": ("B" * 12,)}, "key_unusable"),
+    "failed": ({}, "key_failed"),
+    "unreadable": ({}, "key_unreadable"),
+    "deleted": ({}, "key_missing"),
+}
+
+
+async def test_a_models_own_key_that_cannot_serve_stops_the_call_whatever_is_wrong_with_it(
+    world: World, tamper: Tamper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the one whose model it is said that others may pay instead of their keys, and has another that is good."""
+    world = world.offering("openrouter")
+    admin, ada = await world.person("root", Role.ADMIN), await world.person("ada")
+    await world.secrets.create(admin, replace(NEW, system=True))
+    await world.secrets.create(ada, replace(NEW, value=value(f"{OPENAI_KEY}own"), fallback_allowed=True))
+    for state, (fields, outcome) in MODELS_KEY.items():
+        made = await world.models.create(ada, NewModel("openai", "gpt-5", api_key=value(f"{OPENAI_KEY}models")))
+        assert made.secret_id is not None
+        await world.secrets.update(ada, made.secret_id, {"fallback_allowed": True, **fields})
+        if state == "failed":
+            await world.secrets.mark(made.secret_id, 1, "failed", "The provider answered 401.")
+        if state == "unreadable":
+            damaged = sa.update(secret_version).where(secret_version.c.secret_id == made.secret_id)
+            await tamper(damaged.values(envelope=b"KB\x01\x01damaged"))
+        if state == "deleted":
+            await world.secrets.delete(ada, made.secret_id)
+        called, _ = (await world.providers.registry(ada.user_id)).locate("openai/gpt-5")
+        with monkeypatch.context() as later:
+            later.setattr(module, "datetime", Later)
+            if outcome == "ok":
+                (credential,) = await world.resolver.resolve(ada.user_id, TOKEN, called, "gpt-5")
+                assert (credential.source, credential.may_fall_back) == (KeySource.MODEL, False)
+            else:
+                with pytest.raises(KeybearerError) as stopped:
+                    await world.resolver.resolve(ada.user_id, TOKEN, called, "gpt-5")
+                assert stopped.value.code == outcome, state
+        await world.models.delete(ada, made.id)
 
 
 @pytest.mark.parametrize("state", ["ok", "off"])

@@ -257,6 +257,8 @@ class LimitReached(RateLimited):
 
     code = "limit_reached"
     default_hint = "Wait until its time is over, or have the limit raised; see GET /api/v1/budgets."
+    is_of_key = False
+    """Set where it is the key's own limit: with another key the call may be made."""
 
 
 class LimitExceeded(Forbidden):

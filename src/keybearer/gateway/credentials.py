@@ -249,12 +249,14 @@ class Credentials:
         if self.openrouter is not None and wanted.kind == "chat" and may_reach:
             registry = self.registry(grant.user_id) or await self._providers.registry(grant.user_id)
             instead = stand_in(wanted.provider, wanted.model, registry.get(OPENROUTER))
-        found = await self._resolver.resolve(*who, wanted.provider, wanted.model, instead)
+        past_own = wanted.is_past_own
+        found = await self._resolver.resolve(*who, wanted.provider, wanted.model, instead, is_past_own=past_own)
         if instead is None or self.openrouter is None or found[0].source is not KeySource.OPENROUTER:
             return found, None
         if await self.openrouter.has(instead):
             return found, instead
-        return await self._resolver.resolve(*who, wanted.provider, wanted.model), None  # which says what is missing
+        # Which says what is missing.
+        return await self._resolver.resolve(*who, wanted.provider, wanted.model, is_past_own=past_own), None
 
     def _prepared(self, found: tuple[tuple[Credential, ...], StandIn | None], wanted: Wanted, started: float) -> list[Ready]:
         """Those of the keys that may be used for this model and can be sent. Raises what is wrong with the first if none can."""

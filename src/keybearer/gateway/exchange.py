@@ -12,14 +12,7 @@ from keybearer.audit.lines import repeated_use_line, reserving_tail
 from keybearer.audit.refusals import is_refusal
 from keybearer.catalog import Provider, Registry
 from keybearer.domain import Grant, OutcomeRecord, Usage, UseRecord
-from keybearer.errors import (
-    EgressRefused,
-    Frozen,
-    KeybearerError,
-    TokenMissing,
-    Unavailable,
-    UpstreamError,
-)
+from keybearer.errors import Frozen, KeybearerError, KeyUnusable, LimitReached, TokenMissing, Unavailable
 from keybearer.gateway import dialect
 from keybearer.gateway.allowance import check_address, check_model, check_one_model, check_scope
 from keybearer.gateway.answer import JSON_HEADERS, PROBE_BODY, answer, error_headers
@@ -36,7 +29,7 @@ from keybearer.gateway.request import Head, refuse_token_elsewhere
 from keybearer.gateway.ring import kind_of
 from keybearer.gateway.sharing import Guard
 from keybearer.gateway.turns import Connection
-from keybearer.gateway.use import CLIENT_GONE, Use, Wait
+from keybearer.gateway.use import CLIENT_GONE, Use, Wait, outcome_of
 from keybearer.usage import prices
 from keybearer.usage.limits import NOTHING, Hold
 
@@ -47,6 +40,8 @@ _COURSES = 64
 _LARGE_BLOCK, _COURSES_OF_LARGE = 4096, 4
 """... and of one with so many bytes of headers, of which some providers' courses have a copy each."""
 _CACHEABLE = frozenset({b"GET", b"HEAD"})
+_PAST_OWN = "past own"
+"""In the key of a course that leads to others' keys, because one's own are at their limits."""
 _OTHER_KEYS = 7
 """Keys that one call may try beside the first."""
 
@@ -58,6 +53,7 @@ class Exchange(Use):
         "_course",
         "_hides_usage",
         "_hold",
+        "_limit",
         "_relay",
         "_sent",
         "_tried",
@@ -86,6 +82,8 @@ class Exchange(Use):
         self._relay: Relay | None = None
         self._tried: tuple[Health, ...] = ()
         """The keys that failed this call."""
+        self._limit: LimitReached | None = None
+        """Why the caller's own keys do not serve it, where others' may."""
 
     @property
     def is_cacheable(self) -> bool:
@@ -103,7 +101,7 @@ class Exchange(Use):
                 return
             body = self._body()
             document = self._read(body)
-            key = key_of(document)
+            key = key_of(document) if self._limit is None else (*key_of(document), _PAST_OWN)
             course = self._head.courses.get(key)
             ready = course.ready() if course is not None and course.admission is admission else None
             if course is None or ready is None or ready.is_stale():
@@ -111,7 +109,7 @@ class Exchange(Use):
                 if planned.provider is None:
                     self._answer_locally(planned, admission.grant)
                     return
-                ready = self._credentials(admission, _wanted(planned, planned.provider))
+                ready = self._credentials(admission, _wanted(planned, planned.provider, is_past_own=self._limit is not None))
                 course = self._set_course(admission, planned, ready, key)
             elif ready.takes_turns or ready.health.marks:
                 course, ready = self._take_turn(course, ready, key)
@@ -249,8 +247,11 @@ class Exchange(Use):
         self.model = course.plan.model
         if course.limits is None:
             self._depart_as(course.use_tail, ready)
-        else:
+            return
+        try:
             reserve(course.limits, course.plan, ready.provider, self._sent, self)
+        except LimitReached as error:
+            self.unreserved(error)
 
     def _depart_as(self, tail: bytes, ready: Ready) -> None:
         self._use_at = time.time()
@@ -273,8 +274,19 @@ class Exchange(Use):
             self._fail(error)
 
     def unreserved(self, error: KeybearerError) -> None:
-        """4. A limit is reached, or nobody knows."""
-        self.refuse(error)
+        """4. A limit is reached, or nobody knows. Where it is the key's own, another may serve: of its scope, else as its owner said."""
+        ready, tried = self.ready, None
+        if isinstance(error, LimitReached) and error.is_of_key and ready is not None and ready.wanted.kind != "keeping":
+            if self.may_fail_over():
+                tried = (*self._tried, ready.health)
+            elif self._limit is None and ready.credential.may_fall_back:
+                self._limit, tried = error, ()
+        if tried is None:
+            self.refuse(error)
+            return
+        self._tried = tried
+        self._forget()
+        self.proceed()
 
     def release(self) -> None:
         """Nothing was sent: what was reserved is free again."""
@@ -367,12 +379,14 @@ class Exchange(Use):
         """Answer with an error in the dialect's shape."""
         if self._is_over:
             return
+        if self._limit is not None and isinstance(error, KeyUnusable):
+            error = self._limit  # nobody else's serves: that is the answer
         if isinstance(error, TokenMissing) and is_probe(self._head.method, self._head.path):
             self._answer(200, JSON_HEADERS, PROBE_BODY)
             return
         status, content_type, body = dialect.error_body(self._dialect(), error, self.request_id)
         if self.used_at:
-            self.note_outcome(status, _outcome_of(error))
+            self.note_outcome(status, outcome_of(error))
         elif is_refusal(error):
             admission = self.plane.credentials.admission(known(self._head.fields))
             self.plane.refusals.note(refusal(error, self._head.fields, self._client(), (self.provider, self.model), admission))
@@ -477,12 +491,5 @@ def leave_together(exchanges: list[Exchange]) -> None:
         exchange.leave()
 
 
-def _wanted(planned: Plan, provider: Provider) -> Wanted:
-    return Wanted(provider, planned.dialect, planned.model, kind_of(planned.operation))
-
-
-def _outcome_of(error: KeybearerError) -> str:
-    """How the journal calls a use that ended in one of our own errors."""
-    if isinstance(error, UpstreamError):
-        return "upstream_error"
-    return "refused" if isinstance(error, Unavailable | EgressRefused) else "failed"
+def _wanted(planned: Plan, provider: Provider, *, is_past_own: bool) -> Wanted:
+    return Wanted(provider, planned.dialect, planned.model, kind_of(planned.operation), is_past_own)

@@ -41,6 +41,8 @@ class Wanted(NamedTuple):
     dialect: str
     model: str
     kind: Kind = "passing"
+    is_past_own: bool = False
+    """The caller's own keys are at their limits: wanted is one that may serve instead of them."""
 
 
 class Ready:

@@ -15,7 +15,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from keybearer.domain import Client
-from keybearer.errors import KeybearerError, TrustLost, Unavailable
+from keybearer.errors import EgressRefused, KeybearerError, TrustLost, Unavailable, UpstreamError
 from keybearer.gateway.fields import USER_AGENT_CHARACTERS
 from keybearer.gateway.intake import Intake
 from keybearer.gateway.request import Head
@@ -154,3 +154,10 @@ class Use(Intake):
             address = self.plane.proxies.client_address(self.connection.peer, fields.forwarded_for)
             fields.client = Client(address, fields.user_agent[:USER_AGENT_CHARACTERS].decode("latin-1"))
         return fields.client
+
+
+def outcome_of(error: KeybearerError) -> str:
+    """How the journal calls a use that ended in one of our own errors."""
+    if isinstance(error, UpstreamError):
+        return "upstream_error"
+    return "refused" if isinstance(error, Unavailable | EgressRefused) else "failed"

@@ -107,7 +107,9 @@ def alone(budget: Budget, need: int | None, *, price_known: bool = True) -> Keyb
 def reached(budget: Budget, seconds: float) -> LimitReached:
     """What remains is not enough, for so many seconds."""
     message = f"The limit of {_UNITS[budget.kind]} of {_OF[budget.subject]} is reached."
-    return LimitReached(message, retry_after=max(1.0, seconds))
+    error = LimitReached(message, retry_after=max(1.0, seconds))
+    error.is_of_key = budget.subject is BudgetSubject.SECRET
+    return error
 
 
 class Account:

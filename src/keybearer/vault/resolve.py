@@ -73,6 +73,8 @@ class _Call:
     now: datetime
     stand_in: StandIn | None = None
     """OpenRouter, where it could serve the call."""
+    is_past_own: bool = False
+    """One's own keys are at their limits."""
     elsewhere: dict[Key, Wanted] = field(default_factory=dict)
     """Of the keys found, what is to be fetched from where it is kept, when the transaction is over."""
     failed: dict[Key, KeybearerError] = field(default_factory=dict)
@@ -130,17 +132,25 @@ class Resolver:
         self._offers_openrouter = fallback == OPENROUTER
 
     async def resolve(
-        self, user_id: UUID, token_id: str | None, provider: Provider, model: str, stand_in: StandIn | None = None
+        self,
+        user_id: UUID,
+        token_id: str | None,
+        provider: Provider,
+        model: str,
+        stand_in: StandIn | None = None,
+        *,
+        is_past_own: bool = False,
     ) -> tuple[Credential, ...]:
         """The credentials that may serve this call, best first; at least one.
 
         ``provider`` is the one of the user's registry, ``model`` the bare name, empty for calls that have none. ``stand_in``: OpenRouter,
-        if it could serve the call; credentials of the source ``openrouter`` are for that. Raises
+        if it could serve the call; credentials of the source ``openrouter`` are for that. ``is_past_own``: the user's own keys are
+        exhausted, so that none of them serves, and others' only where all of them say so. Raises
         ``KeyMissing``; where the user or a team has keys but none can be used, what is wrong with the first: ``KeyInactive``,
         ``KeyExpired``, ``KeyFailed``, ``KeyUnreadable``, ``ModelNotAllowed``, ``EgressRefused``, ``KeyUnusable``,
         ``ReferenceUnreachable``. Every hint has the console's path to what can be done.
         """
-        call = _Call(provider, model, token_id, datetime.now(UTC), stand_in)
+        call = _Call(provider, model, token_id, datetime.now(UTC), stand_in, is_past_own)
         while True:  # each turn but the last finds one more reference that fails
             found = await self._found(user_id, call)
             if await self._refreshed(found, call):
@@ -288,7 +298,10 @@ class Resolver:
     async def _ask_own(self, tx: AsyncConnection, search: _Search, user_id: UUID, call: _Call) -> None:
         """The user's own: any that cannot serve stops the call there, unless they said that others may instead."""
         found = await rows.for_provider(tx, user_id, call.provider.name, call.provider.secret_type.value)
-        search.usable, search.problems = await self._usable(tx, found, call, KeySource.USER)
+        if call.is_past_own:
+            search.problems = [KeyUnusable(f"{named(row)} is at its limit.") for row in found]
+        else:
+            search.usable, search.problems = await self._usable(tx, found, call, KeySource.USER)
         if search.usable:
             return
         stopping = [problem for row, problem in zip(found, search.problems, strict=True) if not row.fallback_allowed]

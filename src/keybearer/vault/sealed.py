@@ -290,6 +290,7 @@ def credential_of(row: Any, value: SecretBytes, source: KeySource, *, is_fallbac
         expires_at=min(ends, default=None),
         is_fallback=is_fallback,
         priority=row.priority,
+        may_fall_back=source is KeySource.USER and bool(row.fallback_allowed),
     )
 
 
