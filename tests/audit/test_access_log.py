@@ -15,8 +15,9 @@ from keybearer.audit import management
 from keybearer.audit.access_log import Access, AccessLog
 from keybearer.audit.journal import Journal
 from keybearer.audit.ship import Shipper
-from keybearer.domain import MEMBER_SCOPES, Caller, Client, ManagementRecord, Owner, OwnerKind, Role, Scope, Usage
+from keybearer.domain import MEMBER_SCOPES, Caller, Client, KeySource, ManagementRecord, Owner, OwnerKind, Role, Scope, Usage
 from keybearer.errors import Invalid
+from keybearer.store import schema
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries.audit import Filter
 from keybearer.usage.record import Filter as UsageFilter
@@ -47,7 +48,9 @@ async def ben(database: Database, ann: Person, tmp_path: Path) -> Person:
     journal = await Journal.open(database, tmp_path, "journal")
     for number in range(6):
         at = (START + timedelta(hours=number)).timestamp()
-        journal.use(ann.use(f"ann{number}", at=at, workflow="" if number < 3 else "nightly"))
+        journal.use(
+            ann.use(f"ann{number}", at=at, workflow="" if number < 3 else "nightly", node="reply" if number == 5 else "summary")
+        )
         if number < 5:
             cost = None if number == 0 else 1000 * number
             failed = "upstream_error" if number == 1 else "ok"
@@ -222,5 +225,26 @@ async def test_sums(database: Database, ann: Person, ben: Person) -> None:
         ("2026-03-02", ""): 1,
         ("2026-03-02", "nightly"): 5,
     }
+    assert await groups(admin(), "workflow", "node") == {("", "summary"): 3, ("nightly", "summary"): 4, ("nightly", "reply"): 1}
     assert await groups(member(ben), "user") == {(str(ben.user_id),): 2}
     assert await groups(member(await add_person(database)), "day") == {}
+
+
+async def test_a_teams_sum_is_of_what_it_owns(database: Database, ann: Person, ben: Person, tmp_path: Path) -> None:
+    team = uuid4()
+    async with database.write(Actor.system()) as tx:
+        await tx.execute(sa.insert(schema.owner).values(id=team, kind="team", created_at=START))
+    journal = await Journal.open(database, tmp_path, "journal")
+    for number, owner in enumerate(
+        (Owner(OwnerKind.TEAM, team), Owner(OwnerKind.USER, ann.user_id))
+    ):  # its own, and one lent to it
+        journal.use(ben.use(f"team{number}", at=START.timestamp(), owner=owner, source=KeySource.TEAM))
+        journal.outcome(outcome(f"team{number}", at=START.timestamp()))
+    await journal.close()
+    await Shipper(database, tmp_path, journal).ship_once()
+    found = {
+        one.group: (one.requests, one.cost_micro_usd)
+        for one in await UsageRecords(database).summary(admin(), ["team"], ALL_USAGE)
+    }
+    assert found[str(team),] == (1, 1234)
+    assert found["",][0] == 9

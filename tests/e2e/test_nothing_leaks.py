@@ -6,9 +6,9 @@ import base64
 import secrets as random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import httpx2
 import pytest
 import sqlalchemy as sa
 from tests.e2e.conftest import World, settle
@@ -32,23 +32,23 @@ def forms(value: str) -> list[bytes]:
 
 
 def use_and_break(world: World, person: Person, values: list[str], answers: list[bytes]) -> str:
-    """Store each value, use it, provoke errors around it; collect every answer. Returns the token used."""
+    """Store each value, use each, provoke errors around them; collect every answer. Returns the token used."""
     token = person.token("leaks", ("gateway:use", "secrets:write"))
-    for number, value in enumerate(values):
-        made = person.add_key("openai", value, name=f"leak-{number}", priority=1)
-        answers.append(str(made).encode())
-        if number % 20 == 0:
-            headers = {"authorization": f"Bearer {token}"}
-            for model in (
-                "openai/gpt-4o-mini",
-                "openai/mock-401",
-                "openai/mock-401-echo",
-                "openai/mock-500-echo",
-                "openai/mock-badjson",
-            ):
-                answer = httpx2.post(f"{world.server.url}/v1/chat/completions", json={**CHAT, "model": model}, headers=headers)
+    made = [person.add_key("openai", value, name=f"leak-{number}", priority=1) for number, value in enumerate(values)]
+    answers.extend(str(one).encode() for one in made)
+    with servers.program(world.server, token).http as http:
+        unused = {one["id"] for one in made}
+        deadline = time.monotonic() + 30
+        while unused:  # they take turns
+            assert time.monotonic() < deadline, f"{len(unused)} were not used"
+            answer = http.post("/v1/chat/completions", json=CHAT)
+            unused.discard(answer.headers["x-keybearer-secret-id"])
+            answers.append(repr(answer.headers).encode() + answer.content)
+        for number in range(0, len(values), 20):
+            for model in ("openai/mock-401", "openai/mock-401-echo", "openai/mock-500-echo", "openai/mock-badjson"):
+                answer = http.post("/v1/chat/completions", json={**CHAT, "model": model})
                 answers.append(repr(answer.headers).encode() + answer.content)
-            answers.extend(provoke(person, value, made["id"], number))
+            answers.extend(provoke(person, values[number], made[number]["id"], number))
     answers.append(str(person.call("GET", "/secrets?limit=200")).encode())
     answers.append(person.http.get("/").content)
     answers.append(person.http.get("/access-log").content)

@@ -46,9 +46,13 @@ async def summary(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> dict[str, list[UsageSumAnswer]]:
-    """Sum calls by day, provider, model, secret, user, token or workflow."""
+    """Sum calls by day, provider, model, secret, user, team, token, workflow or node.
+
+    By team: of the team that owns the key; for its owners and admins also what its other members called.
+    """
     policy.require(caller, Scope.USAGE_READ)
-    wanted = Filter(None, since=aware(since), until=aware(until))
+    led = await services.teams.led(caller) if by == "team" else ()
+    wanted = Filter(None, led, since=aware(since), until=aware(until))
     found = await UsageRecords(services.db).summary(caller, (by,), wanted)
     return {"items": [_sum(one) for one in found]}
 

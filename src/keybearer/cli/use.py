@@ -13,7 +13,7 @@ from keybearer.cli.output import AsJson, print_json, print_rows
 from keybearer.client import Client
 from keybearer.errors import SettingsInvalid
 
-By = Literal["day", "provider", "model", "secret", "user", "token", "workflow"]
+By = Literal["day", "provider", "model", "secret", "user", "team", "token", "workflow", "node"]
 
 
 def add_to(app: typer.Typer) -> None:

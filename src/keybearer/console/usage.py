@@ -1,4 +1,4 @@
-"""The page of usage: what calls consumed and cost, by day, provider, model, key and, for administrators, person; budgets beside.
+"""The page of usage: what calls consumed and cost, by day, provider, model, key, team and, for administrators, person; budgets beside.
 
 What is not known is called unknown, and never counts as nothing.
 """
@@ -6,7 +6,7 @@ What is not known is called unknown, and never counts as nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 
@@ -133,7 +133,8 @@ async def usage_page(visitor: CurrentVisitor, services: CurrentServices, days: s
     records = UsageRecords(services.db)
 
     async def sums(by: GroupBy) -> list[UsageSum]:
-        return await records.summary(visitor.caller, (by,), wanted)
+        led = await services.teams.led(visitor.caller) if by == "team" else ()
+        return await records.summary(visitor.caller, (by,), replace(wanted, led=led))
 
     by_day = await sums("day")
     total = await records.summary(visitor.caller, (), wanted)
@@ -162,7 +163,7 @@ async def usage_page(visitor: CurrentVisitor, services: CurrentServices, days: s
 
 
 def _grouped(visitor: Visitor) -> tuple[GroupBy, ...]:
-    return ("provider", "model", "secret", "user") if visitor.caller.is_admin else ("provider", "model", "secret")
+    return ("provider", "model", "secret", "team", "user") if visitor.caller.is_admin else ("provider", "model", "secret", "team")
 
 
 async def _group(services: Services, visitor: Visitor, by: GroupBy, sums: list[UsageSum]) -> Group:
@@ -171,6 +172,10 @@ async def _group(services: Services, visitor: Visitor, by: GroupBy, sums: list[U
         named = {str(secret_id): (name, f"/secrets/{secret_id}") for secret_id, name in found.items()}
         unnamed = {one.group[0]: (f"key {one.group[0][:8]}…", "") for one in sums}
         return group_of("By key", "Key", sums, unnamed | named)
+    if by == "team":
+        teams = [one for one in sums if one.group[0]]
+        mine = {str(team.team_id): (team.name, f"/teams/{team.team_id}") for team in await services.teams.list(visitor.caller)}
+        return group_of("By team", "Team", teams, {one.group[0]: (f"team {one.group[0][:8]}…", "") for one in teams} | mine)
     if by == "user":
         people = await user_names(services, visitor.caller)
         return group_of("By person", "Person", sums, {str(user_id): (name, "") for user_id, name in people.items()})

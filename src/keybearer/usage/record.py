@@ -1,7 +1,7 @@
 """Usage records and their sums, as a caller may read them.
 
 The shipper writes them from the journal (``audit.ship``); nobody else does. A member sees what they called, what their keys
-paid for, and in the list also what a team's keys paid for that they lead; an administrator sees everything.
+paid for, and in the list and by team also what a team's keys paid for that they lead; an administrator sees everything.
 """
 
 from __future__ import annotations

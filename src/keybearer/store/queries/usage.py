@@ -11,12 +11,14 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keybearer.domain import OwnerKind
 from keybearer.store import bulk
 from keybearer.store.queries import cursors
 from keybearer.store.queries.sums import total
-from keybearer.store.schema import access_token, audit_record, secret, usage_record
+from keybearer.store.schema import access_token, audit_record, owner, secret, usage_record
 
-GroupBy = Literal["day", "provider", "model", "secret", "user", "token", "workflow"]
+GroupBy = Literal["day", "provider", "model", "secret", "user", "team", "token", "workflow", "node"]
+"""Things to sum by; ``team``: the one that owns the key, empty where it is no team's that whoever asks knows of."""
 
 _Cursor = tuple[datetime, str]
 _ASKED = 1000
@@ -242,7 +244,10 @@ async def summary(tx: AsyncConnection, wanted: Filter, group_by: Sequence[GroupB
     groups = [_group(tx, name) for name in group_by]
     conditions = _conditions(wanted)
     if wanted.seen_by is not None:
-        conditions.append(sa.or_(c.user_id == wanted.seen_by, c.owner_id == wanted.seen_by))
+        owners = (wanted.seen_by, *wanted.led)
+        conditions.append(sa.or_(c.user_id == wanted.seen_by, c.owner_id.in_(owners)))
+    paid_by_team = sa.and_(owner.c.id == c.owner_id, owner.c.kind == OwnerKind.TEAM.value)
+    table = usage_record.outerjoin(owner, paid_by_team) if "team" in group_by else usage_record
     totals = [total(c[name]) for name in OUTCOME_COLUMNS[4:]]
     query = (
         sa.select(
@@ -252,6 +257,7 @@ async def summary(tx: AsyncConnection, wanted: Filter, group_by: Sequence[GroupB
             *totals,
             sa.func.coalesce(sa.func.sum(sa.case((c.cost_micro_usd.is_(None), 1), else_=0)), 0),
         )
+        .select_from(table)
         .where(*conditions)
         .group_by(*groups)
         .order_by(*groups)
@@ -259,7 +265,10 @@ async def summary(tx: AsyncConnection, wanted: Filter, group_by: Sequence[GroupB
     )
     found = []
     for row in await tx.execute(query):
-        group, sums = tuple(str(part) for part in row[: len(groups)]), [int(part) for part in row[len(groups) :]]
+        group, sums = (
+            tuple("" if part is None else str(part) for part in row[: len(groups)]),
+            [int(part) for part in row[len(groups) :]],
+        )
         found.append(UsageSum(group, *sums))
     return found
 
@@ -272,8 +281,10 @@ def _group(tx: AsyncConnection, name: GroupBy) -> sa.ColumnElement[Any]:
             "model": c.model,
             "secret": c.secret_id,
             "user": c.user_id,
+            "team": owner.c.id,
             "token": c.token_id,
             "workflow": c.workflow,
+            "node": c.node,
         }[name]
     if tx.dialect.name == "postgresql":
         return sa.func.to_char(sa.func.timezone("UTC", c.at), sa.literal_column("'YYYY-MM-DD'"))
