@@ -206,8 +206,12 @@ class UsageHider:
     def feed(self, data: bytes) -> bytes:
         """What may go on to the client, now that ``data`` has come."""
         held = self._held
-        if not held and not self._passing and data.endswith(_BLANK_LINE) and _USAGE.search(data) is None:
-            return data
+        if not held and not self._passing and data.endswith(_BLANK_LINE):
+            found = _USAGE.search(data)
+            if found is None:
+                return data
+            if b"\r" not in data:
+                return self._judge_some(data, found.start())
         if self._passing or b"\r" in data or b"\r" in held:
             return self._feed_slowly(data)
         if held:
