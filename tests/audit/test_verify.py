@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from tests.audit.audit_samples import Person, add_person, outcome, rows
+from tests.audit.audit_samples import Person, outcome, rows
 from tests.support.tamper import Tamper
 
 from keybearer.audit import lines, management, segments
@@ -50,11 +50,6 @@ class Trail:
 
     def record(self, seq: int) -> sa.ColumnElement[bool]:
         return sa.and_(RECORD.c.writer_id == self.writer, RECORD.c.seq == seq)
-
-
-@pytest.fixture
-async def who(database: Database) -> Person:
-    return await add_person(database)
 
 
 @pytest.fixture

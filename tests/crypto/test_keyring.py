@@ -1,92 +1,31 @@
-"""The keyring's stories on both databases: founding, sealing, opening, moved rows, lost keys, races."""
+"""The keyring's stories on both databases: founding, sealing, opening, moved rows, lost keys."""
 
 from __future__ import annotations
 
 import asyncio
 import traceback
 from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta, timezone
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
-from tests.crypto import make_vectors, reference
-from tests.crypto.vectors import Json, load
+from tests.crypto import make_vectors
+from tests.crypto.keyrings import MARKER, NOW, alter, binding, new_owner, opening_key, reopened, rows, sealing_key, wrapper_of
+from tests.crypto.vectors import Json, load, row_of
 from tests.support.tamper import Tamper
 
 from keybearer.app import forget_deleted
 from keybearer.crypto.envelope import key_id_of
 from keybearer.crypto.keyring import Binding, Keyring, OwnerKey, RecentKeys
 from keybearer.crypto.kms import Wrapper, env
-from keybearer.crypto.rows import RowField, encode_row
 from keybearer.domain import SYSTEM_OWNER_ID, OwnerKind, SecretBytes
 from keybearer.errors import EnvelopeError, RootKeyError
 from keybearer.store.changes import EVERYTHING, Change
 from keybearer.store.db import Actor, Database
 from keybearer.store.queries import keys
 from keybearer.store.schema import deployment, owner_key, root_key
-
-MARKER = b"kbtest-sk-keyring-7a1c"
-NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
-
-
-def wrapper_of(label: str = "wrapping key of the keyring's tests") -> Wrapper:
-    return env.parse(make_vectors.draw(label).hex())
-
-
-@pytest.fixture
-async def keyring(database: Database) -> Keyring:
-    return await Keyring.open(database, wrapper_of())
-
-
-@pytest.fixture
-async def second(database_urls: tuple[str, str]) -> AsyncIterator[Database]:
-    """The same database as another process sees it."""
-    db = await Database.open(*database_urls)
-    yield db
-    await db.close()
-
-
-async def new_owner(db: Database, kind: OwnerKind = OwnerKind.USER) -> UUID:
-    owner_id = uuid4()
-    async with db.write(Actor.system()) as tx:
-        await keys.insert_owner(tx, owner_id, kind, NOW)
-    return owner_id
-
-
-async def sealing_key(db: Database, keyring: Keyring, owner_id: UUID) -> OwnerKey:
-    async with db.write(Actor.user(owner_id)) as tx:
-        return await keyring.sealing_key(tx, owner_id)
-
-
-async def opening_key(db: Database, keyring: Keyring, key_id: UUID, owner_id: UUID) -> OwnerKey:
-    async with db.read(Actor.user(owner_id)) as tx:
-        return await keyring.opening_key(tx, key_id, owner_id)
-
-
-async def reopened(db: Database) -> Keyring:
-    """The keyring after a restart: nothing in memory."""
-    return await Keyring.open(db, wrapper_of())
-
-
-def binding(**changed: Any) -> Binding:
-    usual: dict[str, Any] = {"record": UUID(int=7), "version": 1, "field": "value", "egress": ("https://api.openai.com:443",)}
-    return Binding(**(usual | changed))
-
-
-async def rows(db: Database, table: sa.Table) -> list[keys.Row]:
-    async with db.read(Actor.system()) as tx:
-        return list((await tx.execute(sa.select(table))).all())
-
-
-async def alter(db: Database, statement: sa.Executable) -> None:
-    async with db.write(Actor.system()) as tx:
-        await tx.execute(statement)
 
 
 class TestFounding:
@@ -337,147 +276,6 @@ class TestSealing:
         assert caught.value.__cause__ is None
 
 
-class TestRaces:
-    async def test_two_connections_make_an_owners_first_key_at_once(
-        self, database: Database, second: Database, keyring: Keyring
-    ) -> None:
-        """The slower one waits for the faster one's end, and uses its key."""
-        owner_id, made = await new_owner(database), asyncio.Event()
-        other = await reopened(second)
-
-        async def faster() -> OwnerKey:
-            async with database.write(Actor.user(owner_id)) as tx:
-                key = await keyring.sealing_key(tx, owner_id)
-                made.set()
-                await asyncio.sleep(0.2)
-                return key
-
-        async def slower() -> OwnerKey:
-            await made.wait()
-            return await sealing_key(second, other, owner_id)
-
-        first, later = await asyncio.gather(faster(), slower())
-        assert first.id == later.id
-        assert first.key.reveal() == later.key.reveal()
-        assert len([row for row in await rows(database, owner_key) if row.owner_id == owner_id]) == 1
-
-    async def test_the_slower_one_makes_it_if_the_faster_one_rolls_back(
-        self, database: Database, second: Database, keyring: Keyring
-    ) -> None:
-        owner_id, made = await new_owner(database), asyncio.Event()
-        other = await reopened(second)
-
-        async def faster() -> None:
-            async with database.write(Actor.user(owner_id)) as tx:
-                await keyring.sealing_key(tx, owner_id)
-                made.set()
-                await asyncio.sleep(0.2)
-                raise ZeroDivisionError
-
-        async def slower() -> OwnerKey:
-            await made.wait()
-            return await sealing_key(second, other, owner_id)
-
-        failed, later = await asyncio.gather(faster(), slower(), return_exceptions=True)
-        assert isinstance(failed, ZeroDivisionError)
-        assert isinstance(later, OwnerKey)
-        (row,) = [row for row in await rows(database, owner_key) if row.owner_id == owner_id]
-        assert row.id == later.id
-
-    async def test_one_overtakes_the_other_after_it_has_looked(
-        self, database: Database, second: Database, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The slower one saw no key, and must not make the next version of the key that was committed since."""
-        owner_id, other = await new_owner(database), await reopened(second)
-        looked, overtaken, original = asyncio.Event(), asyncio.Event(), keys.get_active_root_keys
-
-        async def delayed(tx: AsyncConnection, *, lock: bool = False) -> Sequence[keys.Row]:
-            if not looked.is_set():
-                looked.set()
-                with suppress(TimeoutError):  # SQLite: nobody overtakes a writer
-                    await asyncio.wait_for(overtaken.wait(), 0.5)
-            return await original(tx, lock=lock)
-
-        async def overtake() -> OwnerKey:
-            await looked.wait()
-            key = await sealing_key(second, other, owner_id)
-            overtaken.set()
-            return key
-
-        monkeypatch.setattr(keys, "get_active_root_keys", delayed)
-        slower, faster = await asyncio.gather(sealing_key(database, keyring, owner_id), overtake())
-        assert slower.id == faster.id
-        assert [row.version for row in await rows(database, owner_key) if row.owner_id == owner_id] == [1]
-
-    async def test_many_at_once(self, database: Database, second: Database, keyring: Keyring) -> None:
-        owner_id, other = await new_owner(database), await reopened(second)
-        pairs = [(database, keyring), (second, other)] * 8
-        made = await asyncio.gather(*(sealing_key(db, ring, owner_id) for db, ring in pairs))
-        assert len({key.id for key in made}) == 1
-
-    async def test_a_process_that_slept_through_a_root_rotation_does_not_seal_under_the_dead_key(
-        self, database: Database, second: Database, keyring: Keyring
-    ) -> None:
-        owner_id = await new_owner(database)
-        sleeper = await reopened(second)
-        locked = asyncio.Event()
-        new_id, new_root = uuid4(), make_vectors.draw("the next root key")
-        aad = b"keybearer/v1/root-key" + keyring.deployment.bytes + new_id.bytes
-        proof_context = make_vectors.BASE | {
-            "purpose": "root-key-proof",
-            "deployment": str(keyring.deployment),
-            "owner": str(SYSTEM_OWNER_ID),
-            "record": str(new_id),
-            "field": "proof",
-            "egress": [],
-        }
-        proof = reference.seal(new_root, str(new_id), proof_context, b"keybearer root key", make_vectors.draw("salt"))
-        wrapped = await wrapper_of().wrap(new_root, aad)
-
-        async def promote() -> None:
-            async with database.write(Actor.system()) as tx:
-                await tx.execute(sa.select(root_key.c.id).where(root_key.c.state == "active").with_for_update())
-                locked.set()
-                await asyncio.sleep(0.2)
-                await tx.execute(sa.update(root_key).values(state="retired"))
-                await keys.insert_root_key(tx, new_id, ("env", "KEYBEARER_ROOT_KEY"), wrapped, proof, NOW)
-
-        async def seal() -> OwnerKey:
-            await locked.wait()
-            return await sealing_key(second, sleeper, owner_id)
-
-        _, key = await asyncio.gather(promote(), seal())
-        (row,) = [row for row in await rows(database, owner_key) if row.id == key.id]
-        assert row.root_key_id == new_id
-        # And what the old root key sealed still opens, with either keyring.
-        again = await reopened(database)
-        assert again.row_mac("user", "x") == keyring.row_mac("user", "x")
-        assert (await opening_key(database, again, key.id, owner_id)).key.reveal() == key.key.reveal()
-
-    async def test_making_a_key_holds_a_rotation_off_until_it_is_committed(
-        self, database: Database, second: Database, keyring: Keyring
-    ) -> None:
-        owner_id, order, made = await new_owner(database), [], asyncio.Event()
-
-        async def promote() -> None:
-            await made.wait()
-            async with second.write(Actor.system()) as tx:
-                await tx.execute(sa.select(root_key.c.id).where(root_key.c.state == "active").with_for_update())
-                order.append("rotation")
-                found = await tx.execute(sa.select(owner_key.c.id).where(owner_key.c.owner_id == owner_id))
-                assert len(found.all()) == 1
-
-        async def make() -> None:
-            async with database.write(Actor.user(owner_id)) as tx:
-                await keyring.sealing_key(tx, owner_id)
-                made.set()
-                await asyncio.sleep(0.2)
-                order.append("key")
-
-        await asyncio.gather(promote(), make())
-        assert order == ["key", "rotation"]
-
-
 class TestRecentKeys:
     async def test_a_used_key_needs_no_query_for_a_while_and_not_for_ever(
         self, database: Database, keyring: Keyring, tamper: Tamper
@@ -527,82 +325,6 @@ def some_key() -> OwnerKey:
     return OwnerKey(uuid4(), uuid4(), 1, SecretBytes(b"kbtest-owner-key"))
 
 
-class TestRowMac:
-    async def test_a_row_checks_until_anything_in_it_changes(self, keyring: Keyring) -> None:
-        row: tuple[Any, ...] = ("id", b"hash", UUID(int=1), True, 7, None, NOW, ["a", "b"])
-        mac = keyring.row_mac("access_token", *row)
-        assert len(mac) == 32
-        keyring.check_row_mac(mac, "access_token", *row)
-        keyring.check_row_mac(mac, "access_token", *row[:-1], ("a", "b"))
-        keyring.check_row_mac(mac, "access_token", *row[:-2], NOW.astimezone(timezone(timedelta(hours=5))), row[-1])
-        changed: list[tuple[Any, ...]] = [
-            ("ie", *row[1:]),
-            (*row[:2], UUID(int=2), *row[3:]),
-            (*row[:3], False, *row[4:]),
-            (*row[:3], 1, *row[4:]),
-            (*row[:5], "", *row[6:]),
-            (*row[:5], [], *row[6:]),
-            (*row[:6], NOW + timedelta(microseconds=1), *row[7:]),
-            (*row[:7], ["b", "a"]),
-            (*row[:7], ["ab"]),
-            (*row[:7], ["a"], ["b"]),
-            row[:-1],
-            (*row, None),
-        ]
-        for other in changed:
-            with pytest.raises(EnvelopeError):
-                keyring.check_row_mac(mac, "access_token", *other)
-        for table in ("session", "access_toke", ""):
-            with pytest.raises(EnvelopeError):
-                keyring.check_row_mac(mac, table, *row)
-
-    async def test_forged_macs(self, keyring: Keyring) -> None:
-        mac = keyring.row_mac("user_account", "x")
-        for forged in (b"", bytes(32), mac[:-1], mac + b"\x00", make_vectors.flipped(mac, 31, 1)):
-            with pytest.raises(EnvelopeError):
-                keyring.check_row_mac(forged, "user_account", "x")
-
-    async def test_a_row_as_it_was_read_fails_with_one_error_whatever_it_holds(self, keyring: Keyring) -> None:
-        def fields(row: Any) -> tuple[RowField, ...]:
-            return (row.id, *row.names)
-
-        row = SimpleNamespace(id=7, names=["a"])
-        mac = keyring.row_mac("model", 7, "a")
-        keyring.check_row(mac, "model", fields, row)
-        naive = datetime(2026, 1, 1)  # noqa: DTZ001  # as a hand may write it
-        wrong: list[dict[str, Any]] = [
-            {"id": 7.5},
-            {"id": naive},
-            {"id": "\ud800"},
-            {"names": None},
-            {"names": 3},
-            {"names": [{}]},
-        ]
-        for edited in wrong:
-            with pytest.raises(EnvelopeError):
-                keyring.check_row(mac, "model", fields, SimpleNamespace(**(vars(row) | edited)))
-        for forged in (None, 10**12, 1.5, mac.hex(), b""):
-            with pytest.raises(EnvelopeError):
-                keyring.check_row(forged, "model", fields, row)
-
-    async def test_another_deployment_has_another_key(self, keyring: Keyring) -> None:
-        vector = load("deployment_v1.json")["row_macs"][0]
-        with pytest.raises(EnvelopeError):
-            keyring.check_row_mac(bytes.fromhex(vector["mac"]), vector["table"], *row_of(vector))
-
-    async def test_what_has_no_one_encoding_is_refused(self, keyring: Keyring) -> None:
-        with pytest.raises(ValueError, match="naive"):
-            keyring.row_mac("session", datetime(2026, 1, 1))  # noqa: DTZ001  # naive on purpose
-        with pytest.raises(TypeError, match="float"):
-            keyring.row_mac("session", 1.5)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="SecretBytes"):
-            keyring.row_mac("session", SecretBytes(b"x"))  # type: ignore[arg-type]
-
-    @pytest.mark.parametrize("vector", load("deployment_v1.json")["row_macs"])
-    def test_a_row_has_these_bytes(self, vector: Json) -> None:
-        assert encode_row(vector["table"], *row_of(vector)).hex() == vector["encoded"]
-
-
 class TestAnOldDeployment:
     """Frozen: a database that was written from the format's text alone opens, down to the user's secret."""
 
@@ -639,8 +361,3 @@ class TestAnOldDeployment:
                 await keys.insert_owner(tx, owner_id, OwnerKind(kind), NOW)
                 sealed = (UUID(row["root_key_id"]), bytes.fromhex(row["envelope"]))
                 assert await keys.insert_owner_key(tx, UUID(row["id"]), (owner_id, row["version"]), sealed, NOW)
-
-
-def row_of(vector: Json) -> list[Any]:
-    read: dict[str, Any] = {"y": bytes.fromhex, "u": UUID, "t": datetime.fromisoformat}
-    return [read.get(tag, lambda value: value)(value) for tag, value in vector["fields"]]

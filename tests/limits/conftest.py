@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from tests.limits.counting import Process, process
 from tests.support import provider as mock
 from tests.support import server as servers
+from tests.support import valkey as valkeys
 from tests.support.postgresql import database_settings
 from tests.support.provider import Provider
 from tests.support.server import PASSWORD, Person, Server
+from tests.support.valkey import Valkey
 
 OPENAI_KEY = "sk-proj-kbtest-openai-0123456789abcdefghijklmnop"
 ANTHROPIC_KEY = "sk-ant-api03-kbtest-anthropic-0123456789abcdefghij"
@@ -92,3 +97,19 @@ def world(request: pytest.FixtureRequest, provider: Provider, tmp_path_factory: 
             world.admin.call("PUT", f"/providers/{each}", json={"base_url": provider.base_url(each)})
         servers.heard(world.admin)
         yield world
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Valkey]:
+    with valkeys.running() as running:
+        yield running
+
+
+@pytest.fixture
+async def three(database_urls: tuple[str, str], tmp_path: Path, valkey: Valkey) -> AsyncIterator[Sequence[Process]]:
+    """Processes of one machine."""
+    async with AsyncExitStack() as stack:
+        running = [await stack.enter_async_context(process(database_urls, tmp_path, valkey.url)) for _ in range(3)]
+        for each in running:
+            await each.keep()
+        yield running

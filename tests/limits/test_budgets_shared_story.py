@@ -21,19 +21,12 @@ import pytest
 from tests.e2e.test_kill_workers import workers
 from tests.limits.conftest import SCOPES, World, settled
 from tests.support import server as servers
-from tests.support import valkey as valkeys
 from tests.support.postgresql import Server as PostgreSQL
 from tests.support.provider import Provider
 from tests.support.server import Person
 from tests.support.valkey import Valkey
 
 SLOW = "anthropic/claude-sonnet-4-5-mock-slow-30s"
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Valkey]:
-    with valkeys.running() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ from uuid import UUID
 import pytest
 from tests.limits.conftest import early_in_a_minute
 from tests.limits.counting import Call, Person, Process, budget, person, process
-from tests.support import valkey as servers
-from tests.support.valkey import Valkey
 
 from keybearer.crypto.keyring import Keyring
 from keybearer.domain import Budget, BudgetKind
@@ -22,12 +20,6 @@ from keybearer.gateway.counters import Counters
 from keybearer.gateway.own_counts import OwnCounts
 from keybearer.usage.limits import Most
 from keybearer.vault.holders import KeyHolder
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Valkey]:
-    with servers.running() as running:
-        yield running
 
 
 @pytest.fixture(params=["memory", "valkey"])

@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +24,6 @@ from keybearer.errors import LimitReached, LimitsUnreachable, SettingsInvalid
 from keybearer.gateway import lost, shared_counts
 from keybearer.gateway.valkey import check, connector
 from keybearer.usage.limits import Most
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Valkey]:
-    with servers.running() as running:
-        yield running
 
 
 class Pair(NamedTuple):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from tests.limits.counting import Process, budget, person, process
-from tests.support import valkey as servers
 from tests.support.valkey import Valkey
 
 from keybearer.domain import Budget, BudgetKind
@@ -19,12 +18,6 @@ from keybearer.usage.limits import Most
 
 STRANGER = f"={uuid4()}:{uuid4()}"
 """A process that does not run."""
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Valkey]:
-    with servers.running() as running:
-        yield running
 
 
 @pytest.fixture

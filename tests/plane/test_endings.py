@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 from tests.plane.conftest import House
-from tests.plane.test_exchange import STREAM_HEAD, chunk
-from tests.plane.wire import Received, fixed
+from tests.plane.wire import STREAM_HEAD, Received, chunk, fixed
 from tests.pure.test_meter import ANSWERS, RECORDED
 
 from keybearer.domain import Usage

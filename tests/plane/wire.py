@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 STATUS = re.compile(rb"HTTP/1\.1 ([1-5]\d\d) [ -~]*\r\n")
 HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9a-z-]+): ([\t -~\x80-\xff]*)\r\n")
@@ -238,3 +239,18 @@ async def connect(port: int, tls: ssl.SSLContext | None = None) -> Connection:
         "127.0.0.1", port, ssl=tls, server_hostname="localhost" if tls is not None else None, limit=2**20
     )
     return Connection(Reader(reader), writer)
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def code(answer: Answer) -> str:
+    """Which error an answer of ours is, in whichever dialect; it says what to do."""
+    error: dict[str, Any] = json.loads(answer.body)["error"]
+    assert error["hint"] or error["code"] == "x"
+    return str(error["code"])
