@@ -19,6 +19,7 @@ from keybearer.domain import MEMBER_SCOPES, Caller, Client, KeySource, Managemen
 from keybearer.errors import Invalid
 from keybearer.store import schema
 from keybearer.store.db import Actor, Database
+from keybearer.store.queries import cursors
 from keybearer.store.queries.audit import Filter
 from keybearer.usage.record import Filter as UsageFilter
 from keybearer.usage.record import UsageRecords, UsageSum
@@ -148,6 +149,12 @@ async def test_filters(database: Database, ann: Person, ben: Person) -> None:
     assert await found(user_id=UUID(int=5)) == []
     refused = await everything(log, admin(), replace(ALL, outcome="sign_in_failed"))
     assert [row.subject for row in refused] == ["who@example.com"]
+
+
+async def test_a_cursor_with_a_number_that_no_database_holds_is_refused(database: Database) -> None:
+    for number in (2**63, -1, 2**70):
+        with pytest.raises(Invalid):
+            await AccessLog(database).page(admin(), ALL, cursors.encode((datetime.now(UTC), uuid4(), number)))
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,17 @@ def test_a_file_that_is_no_text_and_a_key_that_is_no_json(page: Page, ada: Perso
     assert not any("kbtest-passphrase" in (request.post_data or "") for request in sent)
 
 
+def test_what_the_page_takes_the_api_takes(ada: Person) -> None:
+    """A file of the largest size, full of what JSON writes with two bytes."""
+    page = ada.http.get("/import").text
+    (limit,) = re.findall(r'data-limit="(\d+)"', page)
+    content = ("# " + '"' * 997 + "\n") * (int(limit) // 1000)
+    assert len(content) == int(limit) // 1000 * 1000
+    report = ada.call("POST", "/import", json={"format": "env", "content": content, "dry_run": True})
+    assert report["counts"] == {}
+    assert f"up to {int(limit) // 1024} kB" in page
+
+
 def test_members_are_not_offered_the_systems_keys(ada: Person) -> None:
     ada.call("POST", "/users", json={"email": "bob@example.com", "password": PASSWORD, "name": "Bob"})
     page = servers.sign_in(ada.server, "bob@example.com").http.get("/import").text

@@ -11,18 +11,22 @@ from fastapi.responses import Response
 
 from keybearer.api.authentication import CurrentServices
 from keybearer.console.pages import CurrentVisitor, render
-from keybearer.vault.transfer.items import CONTENT_LIMIT, ITEMS_LIMIT
+from keybearer.gateway.limits import Limits
+from keybearer.vault.transfer.items import ITEMS_LIMIT
 
 router = APIRouter(include_in_schema=False)
+
+_FILE_BYTES = Limits.api_body_bytes // 2
+"""The file's text goes to the API in JSON, where its quotes and line breaks take two bytes each."""
 
 
 @router.get("/import")
 async def import_page(visitor: CurrentVisitor, services: CurrentServices) -> Response:
     """Show the form that takes a file, previews it and imports it."""
     teams = [team for team in await services.teams.list(visitor.caller) if team.leads]
-    limits = {"megabytes": CONTENT_LIMIT // 2**20, "entries": f"{ITEMS_LIMIT:,}"}
+    limits = {"kilobytes": _FILE_BYTES // 1024, "entries": f"{ITEMS_LIMIT:,}"}
     is_admin = visitor.caller.is_admin
-    return render("import.html", **visitor.shown, page="/", teams=teams, limits=limits, limit=CONTENT_LIMIT, is_admin=is_admin)
+    return render("import.html", **visitor.shown, page="/", teams=teams, limits=limits, limit=_FILE_BYTES, is_admin=is_admin)
 
 
 @router.get("/export")

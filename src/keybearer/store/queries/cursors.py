@@ -33,7 +33,9 @@ def decode(cursor: str, kind: Any) -> tuple[Any, ...]:
 
 
 def _is_foreign(part: Any) -> bool:
-    """A time without its zone, or a text that no column holds."""
+    """A time without its zone, or a text or a number that no column holds."""
+    if isinstance(part, int):
+        return not 0 <= part < 2**63
     return (isinstance(part, datetime) and part.tzinfo is None) or (isinstance(part, str) and not part.isprintable())
 
 
