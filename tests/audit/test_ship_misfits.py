@@ -7,15 +7,17 @@ import shutil
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import pytest
 import sqlalchemy as sa
 from tests.audit.audit_samples import Person, rows
 from tests.audit.shipping import RECORD, USAGE, WRITER, alarms, die, of_writer, usage_of
 from tests.support.tamper import Tamper
 
-from keybearer.audit import segments
+from keybearer.audit import management, segments
 from keybearer.audit.journal import Journal
 from keybearer.audit.ship import Shipper
 from keybearer.audit.verify import verify
+from keybearer.errors import Unavailable
 from keybearer.store import schema
 from keybearer.store.db import Database
 
@@ -45,6 +47,27 @@ async def test_a_cloned_journal_raises_an_alarm_and_is_left_alone(
     assert (report.problems[0].seq, report.problems[0].where) == (3, "journal")
     assert len(report.notes) == 1
     await clone.close()
+
+
+async def test_an_alarm_that_could_not_be_recorded_is_raised_again(
+    database: Database, who: Person, journal: Journal, shipper: Shipper, tamper: Tamper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.use(who.use("r1"))
+    await shipper.ship_once()
+    await tamper(sa.update(WRITER).where(WRITER.c.id == journal.writer).values(shipped_hash=bytes(32)))
+    journal.use(who.use("r2"))
+
+    async def away(*_: object) -> None:
+        raise Unavailable("the database is away")
+
+    again = Shipper(database, journal.path.parent, journal)
+    with monkeypatch.context() as patch:
+        patch.setattr(management, "alarm", away)
+        with pytest.raises(Unavailable):
+            await again.ship_once()
+    assert await again.ship_once() == 0
+    assert again.alarms == 1
+    assert len(await alarms(database)) == 1
 
 
 async def test_the_same_entry_there_already_is_compared_not_written_twice(

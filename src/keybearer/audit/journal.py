@@ -139,6 +139,8 @@ class Journal:
     def begin(self, host: str, pid: int) -> None:
         """Write the first line, which binds the chain to this writer. Raises ``JournalFailed``."""
         self._append([open_line(Opened(self.writer, time.time(), host, pid, self.durability))])
+        if self.durability == "fsync":
+            segments.sync_directory(self.path)
         _log.info("audit.journal_opened", writer=str(self.writer), path=str(self.path), durability=self.durability)
 
     def use(self, record: UseRecord) -> int:

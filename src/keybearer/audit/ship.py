@@ -339,10 +339,10 @@ class Shipper:
         _log.warning("audit.writer_lost", writer=str(stream.writer), after=row.shipped_seq, torn_bytes=stream.tail.torn)
 
     async def _alarm(self, writer: UUID, seq: int, what: str) -> None:
-        """Say it in the log, in the count and in the trail itself (once), and leave this journal alone."""
+        """Say it in the log, in the trail itself (once) and in the count, and leave this journal alone; said again if that fails."""
+        await management.alarm(self._db, writer, seq, what)
         self.alarms += 1
         self._quarantined.add(writer)
-        await management.alarm(self._db, writer, seq, what)
 
     async def _prune(self, journal: Journal, shipped: int, keep: float) -> None:
         """Delete segments of a living journal whose entries are all in the database, and sealed, when they are old enough."""

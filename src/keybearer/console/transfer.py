@@ -16,7 +16,7 @@ from keybearer.vault.transfer.items import ITEMS_LIMIT
 
 router = APIRouter(include_in_schema=False)
 
-_FILE_BYTES = Limits.api_body_bytes // 2
+_FILE_BYTES = Limits().api_body_bytes // 2
 """The file's text goes to the API in JSON, where its quotes and line breaks take two bytes each."""
 
 
