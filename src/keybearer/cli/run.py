@@ -1,14 +1,15 @@
 """``keybearer run -- CMD``: a child process that calls the gateway with nothing to configure.
 
 The SDKs' own environment variables point at the gateway and hold the access token, never a provider's key. The token is
-masked in what the child prints.
+masked in what the child prints. Who stops the command stops the child.
 """
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-from typing import IO, Annotated
+from typing import IO, Annotated, Final
 
 import typer
 
@@ -17,6 +18,9 @@ from keybearer.cli.use import client
 from keybearer.errors import OperatorError
 
 MASK = b"kb_[masked]"
+_PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
+_KILLED: Final = 128
+"""A shell's exit code for a command that a signal ended is the signal's number and this."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,9 +54,13 @@ def run(command: Annotated[list[str], typer.Argument(help="The command and its a
     except OSError as error:
         message = f"Cannot run {command[0]}: {error.strerror}."
         raise OperatorError(message, hint="Is it installed and on PATH?") from None
+    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal tells the child, too, and the child decides
+    for number in _PASSED_ON:
+        signal.signal(number, lambda received, _: child.send_signal(received))
     if child.stdout is not None:
         mask_stream(child.stdout, sys.stdout.buffer, token.encode())
-    raise typer.Exit(child.wait())
+    code = child.wait()
+    raise typer.Exit(code if code >= 0 else _KILLED - code)
 
 
 def mask_stream(source: IO[bytes], sink: IO[bytes], hidden: bytes) -> None:
