@@ -116,3 +116,17 @@ def test_an_address_that_names_anothers_deleted_secret_tells_nothing(page: Page,
         page.goto(f"{ada.server.url}/?deleted={secret_id}")
         expect(page.get_by_role("heading", name="Secrets Vault")).to_be_visible()
         expect(page.get_by_role("button", name="Undo")).to_have_count(0)
+
+
+def test_an_emptied_priority_is_the_usual_one(ada: Person) -> None:
+    """None would be the lowest number: the key before all others."""
+    for priority, stored in (("", 100), ("0", 0), ("7", 7)):
+        form = {
+            "provider": "groq",
+            "name": f"by form {stored}",
+            "value": f"gsk_kbtest{stored}0123456789abcdef",
+            "priority": priority,
+        }
+        assert ada.http.post("/secrets/new", data=form | {"save_anyway": "on"}).status_code == 303
+        (made,) = [secret for secret in ada.call("GET", "/secrets?provider=groq")["items"] if secret["name"] == form["name"]]
+        assert made["priority"] == stored

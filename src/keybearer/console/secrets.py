@@ -180,7 +180,7 @@ async def new_secret(
             tags=split_tags(tags),
             expires_at=end_of_day(expires_at),
             rotation_period=whole(rotation_period, "rotation_period"),
-            priority=whole(priority, "priority") or 0,
+            priority=whole(priority.strip() or BLANK["priority"], "priority") or 0,
             fetchable=bool(fetchable),
             oauth=_parts(dict(zip(PARTS, typed, strict=False)), scopes),
             parameters=named_texts(parameters),
