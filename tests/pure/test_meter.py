@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keybearer.domain import MediaUsage, Usage
-from keybearer.usage.meter import Meter, usage_of
+from keybearer.usage.meter import USAGE, Meter, usage_at, usage_of
 from keybearer.usage.skim import Skimmer
 
 ANSWERS = Path(__file__).parent / "answers"
@@ -319,6 +320,20 @@ _HOSTILE = st.lists(
 def test_nothing_an_upstream_sends_makes_the_meter_fail(dialect: str, pieces: list[bytes], streamed: bool) -> None:  # noqa: FBT001
     found = _metered(dialect, "messages", pieces, streamed=streamed)
     assert found == _metered(dialect, "messages", [b"".join(pieces)], streamed=streamed)
+
+
+_SPELLINGS = (b'"usage":', b'"usage": ')
+_ODD = (b'"usage" :', b'"usage"\t:\t', b'"usage":  ')
+_EVENTS = st.lists(st.sampled_from([b"null", b"{}", b'"usage"', b'{"prompt_tokens":1}', b"5"]), max_size=6)
+
+
+@given(_EVENTS, st.sampled_from([_SPELLINGS, *((odd,) for odd in _ODD)]), st.randoms(use_true_random=False))
+@example([b"null", b"{}"], _SPELLINGS, Random(1))
+def test_usage_is_found_where_a_slower_search_finds_it(values: list[bytes], spellings: tuple[bytes, ...], chosen: Random) -> None:
+    """Both usual spellings may stand in one stream: who passes events on writes the last one anew."""
+    piece = b"".join(b'data: {"a":1,%b%b}\n\n' % (chosen.choice(spellings), value) for value in values)
+    found = USAGE.search(piece)
+    assert usage_at(piece) == (-1 if found is None else found.start())
 
 
 _JSON = st.recursive(

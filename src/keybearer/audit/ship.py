@@ -412,8 +412,8 @@ async def _put(tx: AsyncConnection, batch: Batch, entries: Sequence[Entry]) -> N
         await queries.add_records(tx, rows)
     for rows in _chunks(use for _, use in batch.usage()):
         await usage_queries.put_uses(tx, rows)
-    if batch.reserved:
-        await budget_queries.put_reservations(tx, list(batch.reserved.values()))
+    for rows in _chunks(batch.reserved.values()):
+        await budget_queries.put_reservations(tx, rows)
     await usage_queries.put_outcomes(tx, batch.late)
     await usage_queries.count_secret_uses(tx, batch.secrets())
     await usage_queries.touch_tokens(tx, {token: datetime.fromtimestamp(at, UTC) for token, at in batch.tokens.items()})

@@ -32,7 +32,6 @@ _PARTS_LIMIT: Final = 500_000
 
 _ABSENT: Final = msgspec.Raw(b"")
 _DECISIVE: Final = frozenset({"model", "stream", "stream_options"})
-_DECISIVE_LENGTHS: Final = frozenset(map(len, _DECISIVE))
 
 
 class Head(msgspec.Struct):
@@ -63,22 +62,26 @@ Spans = dict[str, tuple[int, int]]
 class Document:
     """A request body with its decisive keys. Raises at construction: ``InvalidJson``, ``Invalid`` (wrong type, stands twice)."""
 
-    __slots__ = ("_edits", "_spans", "body", "head")
+    __slots__ = ("_compact", "_edits", "_spans", "body", "head")
 
     def __init__(self, body: bytes) -> None:
         self.body = body
         self._edits: list[tuple[int, int, bytes]] = []
         self._spans: Spans | None = None
+        self._compact: Mapping[str, msgspec.Raw] | None = None
+        """The top-level keys of a body without white space around them and their values."""
         try:
             if not body.isascii():
                 body.decode()  # msgspec does not look into strings that it skips
             values = decode_keys(body)
-            spans = _compact_spans(body, values)
-            if spans is None and len(body) <= _SMALL:
-                self.head = _HEAD.decode(body)
-                if _stand_once(body, self.head):
-                    return
-            self._spans = _walk(body, values) if spans is None else spans
+            if _is_compact(body, values):
+                self._compact = values
+            else:
+                if len(body) <= _SMALL:
+                    self.head = _HEAD.decode(body)
+                    if _stand_once(body, self.head):
+                        return
+                self._spans = _walk(body, values)
             self.head = _head(values)
         except msgspec.ValidationError as error:
             raise _wrong_type(error) from None
@@ -116,9 +119,7 @@ class Document:
             raise Invalid(fields=(FieldError("stream_options", "must be an object"),)) from None
         if decoded.get("include_usage") is True:
             return False
-        if self._spans is None:
-            self._spans = _walk(self.body, _RAW.decode(self.body))
-        start, end = self._spans["stream_options"]
+        start, end = self._span("stream_options")
         self._edits.append((start, end, msgspec.json.encode({**decoded, "include_usage": True})))
         return True
 
@@ -148,15 +149,22 @@ class Document:
         return b"".join(pieces)
 
     def _model_span(self) -> tuple[int, int]:
-        if self._spans is None:
+        if self._spans is None and self._compact is None:
             # Proven to stand once, so this is the key; the two ways in which encoders write a colon.
             at = self.body.index(b'"model"') + len(b'"model"')
             literal = b'"%b"' % str(self.head.model).encode()
             for colon in (b":", b": "):
                 if self.body.startswith(colon + literal, at):
                     return at + len(colon), at + len(colon) + len(literal)
+        return self._span("model")
+
+    def _span(self, name: str) -> tuple[int, int]:
+        """Where the value of a key begins and ends that stands there."""
+        if self._compact is not None:
+            return _compact_span(self._compact, name)
+        if self._spans is None:
             self._spans = _walk(self.body, _RAW.decode(self.body))
-        return self._spans["model"]
+        return self._spans[name]
 
 
 def decode_keys(text: bytes) -> dict[str, msgspec.Raw]:
@@ -244,24 +252,33 @@ def _stand_once(body: bytes, head: Head) -> bool:
     return (b"\\" not in body or _ESCAPED_LETTER.search(body) is None) and _LONG_S not in body
 
 
-def _compact_spans(body: bytes, values: Mapping[str, msgspec.Raw]) -> Spans | None:
-    """Where each top-level value stands in a body without white space around its keys and values, as SDKs write it.
+def _is_compact(body: bytes, values: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether a body has no white space around its keys and values, as SDKs write it, and no key twice.
 
     The sizes add up to the body's only if no key stands twice, none has an escape and there is no white space: each of these makes
-    the body longer than what the decoder kept of it. ``None``: they do not, or two keys differ in case only.
+    the body longer than what the decoder kept of it.
     """
-    spans: Spans = {}
-    at = 1
+    if 1 + sum(map(len, values)) + sum(map(len, values.values())) + 4 * len(values) != len(body):
+        return False
+    names = "".join(values)
+    return (names.isascii() and names.islower()) or not any(_is_misspelled(key, values) for key in values)
+
+
+def _is_misspelled(key: str, values: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether a key differs from a decisive one in case only, and both stand there."""
+    folded = key.casefold()
+    return folded != key and folded in _DECISIVE and folded in values
+
+
+def _compact_span(values: Mapping[str, msgspec.Raw], name: str) -> tuple[int, int]:
+    """Where a value stands in a body of which ``_is_compact`` is true."""
+    end = 0
     for key, raw in values.items():
-        start = at + len(key) + 3
-        at = start + len(raw)
-        spans[key] = (start, at)
-        at += 1
-        if len(key) in _DECISIVE_LENGTHS and key not in _DECISIVE:
-            folded = key.casefold()
-            if folded in _DECISIVE and folded in values:
-                return None
-    return spans if at == len(body) else None
+        start = end + len(key) + 4
+        end = start + len(raw)
+        if key == name:
+            return start, end
+    raise KeyError(name)
 
 
 def _head(values: Mapping[str, msgspec.Raw]) -> Head:
@@ -284,9 +301,8 @@ def _walk(body: bytes, values: Mapping[str, msgspec.Raw]) -> Spans:
     spans: Spans = {}
     at = _skip(body, 0) + 1
     for key, raw in values.items():
-        folded = key.casefold()
-        if folded in _DECISIVE and folded != key and folded in values:
-            raise _twice(folded)
+        if _is_misspelled(key, values):
+            raise _twice(key.casefold())
         at = _key_at(body, at, key)
         text = bytes(raw)
         end = at + len(text)

@@ -154,14 +154,17 @@ def _most(asked: bounds.Asked, provider: str, model: str, at: float | None) -> t
     if not is_bounded or given is None or made is None:
         return _UNKNOWN
     made *= answers
-    if given + made > _MOST:
+    tokens = given + made
+    if tokens > _MOST:
         return _UNKNOWN
-    cost: int | None = 0 if not given + made else None
-    if at is not None and cost is None and is_listed:
+    cost: int | None = None
+    if not tokens:
+        cost = 0
+    elif at is not None and is_listed:
         cost = prices.most_micro_usd(provider, model, given, made, at)
     if cost is not None and cost > _MOST:
-        return Most(given + made, None), True
-    return Most(given + made, cost), cost is not None
+        return Most(tokens, None), True
+    return Most(tokens, cost), cost is not None
 
 
 def used_of(usage: Usage, cost_micro_usd: int | None) -> Most:

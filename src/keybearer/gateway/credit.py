@@ -236,9 +236,10 @@ class CreditHold:
         """See ``Hold``."""
         parts, self._parts = self._parts, ()
         for account, term, reserved in parts:
-            known = used[account.place] if outcome == "ok" else None
-            charged = settlement(account.budget.kind, outcome, status, used, self.most) if known is None else known
-            self._settle(account, term, reserved, charged)
+            amount = used[account.place]
+            if outcome != "ok":
+                amount = settlement(account.budget.kind, outcome, status, used, self.most)
+            self._settle(account, term, reserved, reserved if amount is None else amount)
 
     def release(self) -> None:
         """See ``Hold``."""

@@ -27,6 +27,7 @@ from keybearer.errors import (
     Unavailable,
     UpstreamTimeout,
 )
+from keybearer.usage.meter import USAGE, usage_at
 
 JSON: Final = b"application/json"
 
@@ -176,7 +177,6 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 # --- the usage event that the client did not ask for ------------------------------------------------------------------
 
 _HELD_LIMIT: Final = 64 * 1024  # a usage event has some hundred bytes; what is longer is none and is let through
-_USAGE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
 _BLANK_LINE: Final = b"\n\n"
 """Ends an event, with all providers we know. The standard has two more."""
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
@@ -207,11 +207,11 @@ class UsageHider:
         """What may go on to the client, now that ``data`` has come."""
         held = self._held
         if not held and not self._passing and data.endswith(_BLANK_LINE):
-            found = _USAGE.search(data)
-            if found is None:
+            at = usage_at(data)
+            if at < 0:
                 return data
             if b"\r" not in data:
-                return self._judge_some(data, found.start())
+                return self._judge_some(data, at)
         if self._passing or b"\r" in data or b"\r" in held:
             return self._feed_slowly(data)
         if held:
@@ -223,8 +223,8 @@ class UsageHider:
             self._held = b""
             return self._feed_slowly(data)
         data, self._held = data[:end], data[end:]
-        found = _USAGE.search(data)
-        return data if found is None else self._judge_some(data, found.start())
+        at = usage_at(data)
+        return data if at < 0 else self._judge_some(data, at)
 
     def finish(self) -> bytes:
         """What was held back when the stream ended."""
@@ -251,7 +251,7 @@ class UsageHider:
         """What passes of whole events whose lines end with a line feed alone: those that cannot state usage are not looked at."""
         passed: list[bytes] = []
         at = 0
-        for match in _USAGE.finditer(data, searched):
+        for match in USAGE.finditer(data, searched):
             if match.start() < at:
                 continue
             before = data.rfind(_BLANK_LINE, at, match.start())
@@ -271,7 +271,7 @@ class UsageHider:
 
 
 def _is_usage(event: bytes) -> bool:
-    if _USAGE.search(event) is None:
+    if USAGE.search(event) is None:
         return False
     data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
     try:

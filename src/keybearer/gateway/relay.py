@@ -46,6 +46,7 @@ _FIRST_OF_SERVER = 500
 _WITHOUT_BODY = (204, 304)
 _FOR_CACHES = frozenset({b"cache-control", b"expires", b"pragma"})
 NO_USAGE = Usage()
+_field = b": ".join
 
 
 class Overtaken(Unavailable):
@@ -244,16 +245,13 @@ class Relay:
             # A cache in front of us would give it to whoever asks next: it does not know that x-api-key names the caller, and what a
             # provider of one person's says of caching would hold for everybody.
             headers = [*(pair for pair in headers if pair[0] not in _FOR_CACHES), NOT_STORED]
-        has_length = False
-        lines = [status_line(status)]
-        for name, value in headers:
-            if name == b"content-length":
-                if self._filter is not None:
-                    continue
-                has_length = True
-            elif name == b"content-type":
-                self._is_event_stream = value[:17].lower() == b"text/event-stream"
-            lines += (name, b": ", value, b"\r\n")
+        named = dict(headers)
+        has_length = b"content-length" in named
+        if has_length and self._filter is not None:
+            has_length = False
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
+        self._is_event_stream = named.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
+        lines = [status_line(status), b"\r\n".join(map(_field, headers)), b"\r\n" if headers else b""]
         if self._is_event_stream and self.call is not None:
             self.call.is_events = True
         lines.append(exchange.receipt())

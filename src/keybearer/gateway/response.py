@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from itertools import compress
+from operator import itemgetter
+from typing import Any, NamedTuple, NoReturn
 
 import httptools
 
@@ -74,19 +76,31 @@ _HEAD_END = b"\r\n\r\n"
 _NOTHING, _LENGTH, _CHUNKED, _EOF = range(4)
 
 
-# Names as providers spell them → as they are passed on; empty: not passed on as they are. Providers send the same few dozen again
-# and again, and one look-up costs a third of lower() and two comparisons. Bounded in number and size.
-_PASSED_ON: dict[bytes, bytes] = {}
-_MAX_KNOWN_NAMES, _MAX_KNOWN_NAME = 1024, 64
+class _Layout(NamedTuple):
+    """What becomes of headers with these names in this order."""
+
+    names: tuple[bytes, ...]
+    """In lower case."""
+    is_passed_on: tuple[bool, ...]
+    noted: tuple[int, ...]
+    """The places of the others."""
 
 
-def _passed_on(given: bytes) -> bytes:
-    name = given.lower()
-    if name in _SPECIAL or name.startswith(_OURS):
-        name = b""
-    if len(_PASSED_ON) < _MAX_KNOWN_NAMES and len(given) <= _MAX_KNOWN_NAME:
-        _PASSED_ON[given] = name
-    return name
+# A provider's answers mostly have the same names in the same order, so one look-up tells of all of them. Bounded in number and size.
+_LAYOUTS: dict[tuple[bytes, ...], _Layout] = {}
+_MAX_LAYOUTS, _MAX_LAYOUT_BYTES = 256, 4096
+_NAME, _VALUE = itemgetter(0), itemgetter(1)
+
+
+def _layout(given: tuple[bytes, ...]) -> _Layout:
+    names = tuple(map(bytes.lower, given))
+    is_passed_on = tuple(not (name in _SPECIAL or name.startswith(_OURS)) for name in names)
+    layout = _Layout(names, is_passed_on, tuple(at for at, passes in enumerate(is_passed_on) if not passes))
+    if sum(map(len, given)) <= _MAX_LAYOUT_BYTES:
+        if len(_LAYOUTS) >= _MAX_LAYOUTS:
+            _LAYOUTS.clear()
+        _LAYOUTS[given] = layout
+    return layout
 
 
 def _appender(raw: list[tuple[bytes, bytes]]) -> Callable[[bytes, bytes], None]:
@@ -256,15 +270,11 @@ class ResponseReader:
         raw = self._raw
         if len(raw) > MAX_HEADERS:
             self._stop(f"it has more than {MAX_HEADERS} headers")
-        append = self.headers.append
-        for given, value in raw:
-            name = _PASSED_ON.get(given)
-            if name is None:
-                name = _passed_on(given)
-            if name:
-                append((name, value))
-            else:
-                self._note(given.lower(), value)
+        given = tuple(map(_NAME, raw))
+        names, is_passed_on, noted = _LAYOUTS.get(given) or _layout(given)
+        self.headers = list(compress(zip(names, map(_VALUE, raw), strict=True), is_passed_on))
+        for at in noted:
+            self._note(names[at], raw[at][1])
         raw.clear()
 
     def _note(self, name: bytes, value: bytes) -> None:

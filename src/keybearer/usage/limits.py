@@ -115,7 +115,7 @@ def reached(budget: Budget, seconds: float) -> LimitReached:
 class Account:
     """What one limit has left in the window that runs."""
 
-    __slots__ = ("_room", "budget", "end", "place", "reserved", "round", "start", "unsettled", "used")
+    __slots__ = ("budget", "end", "place", "refuses_nothing", "reserved", "room", "round", "start", "unsettled", "used")
 
     def __init__(self, budget: Budget, at: float) -> None:
         self.hold_to(budget)
@@ -126,8 +126,9 @@ class Account:
         self.budget = budget
         self.place = PLACES[budget.kind]
         """Where in a ``Most`` stands what it counts."""
-        self._room = -1 if budget.is_tampered else budget.amount if budget.is_hard else None
-        """Up to where it takes calls; ``None``: any."""
+        self.refuses_nothing = not (budget.is_hard or budget.is_tampered)
+        self.room = -1 if budget.is_tampered else budget.amount
+        """Up to where it surely takes calls, if it refuses any; less, and ``refusal`` says why."""
 
     def begin(self, at: float, used: int = 0, unsettled: Mapping[str, int] | None = None) -> None:
         """Count anew in the window of ``at``, from what records say."""
@@ -149,15 +150,6 @@ class Account:
     def taken(self) -> int:
         """All that counts."""
         return self.used + self.reserved + sum(self.unsettled.values())
-
-    def has_room(self, need: int | None) -> bool:
-        """Whether a call that needs so much may surely be made, said quickly; if not, ``refusal`` may say why."""
-        room = self._room
-        if room is None:
-            return True
-        if self.unsettled or need is None:
-            return False
-        return self.used + self.reserved + need <= room
 
     def refusal(self, need: int | None, at: float, *, price_known: bool = True) -> KeybearerError | None:
         """Why a call that needs so much may not be made; ``None``: it may."""
@@ -228,8 +220,10 @@ class OwnHold:
         for account, counted_in, reserved in parts:
             if account.round is counted_in:
                 account.reserved -= reserved
-                known = used[account.place] if outcome == "ok" else None
-                account.used += settlement(account.budget.kind, outcome, status, used, self.most) if known is None else known
+                amount = used[account.place]
+                if outcome != "ok":
+                    amount = settlement(account.budget.kind, outcome, status, used, self.most)
+                account.used += reserved if amount is None else amount
 
     def release(self) -> None:
         """See ``Hold``."""
@@ -242,15 +236,19 @@ class OwnHold:
 def take(accounts: Iterable[Account], most: Most, at: float, *, price_known: bool = True) -> OwnHold:
     """Take ``most`` from every account, or from none. Raises ``LimitReached`` and its fellows."""
     parts: list[tuple[Account, object, int]] = []
+    hold = OwnHold(parts, most)
     for account in accounts:
         if at >= account.end:
             account.roll(at)
         need = most[account.place]
-        if not account.has_room(need):
+        if account.refuses_nothing:
+            need = need or 0
+        elif need is None or account.unsettled or account.used + account.reserved + need > account.room:
             refusal = account.refusal(need, at, price_known=price_known)
             if refusal is not None:
+                hold.release()
                 raise refusal
-        parts.append((account, account.round, need or 0))
-    for account, _, reserved in parts:
-        account.reserved += reserved
-    return OwnHold(parts, most)
+            need = need or 0
+        account.reserved += need
+        parts.append((account, account.round, need))
+    return hold

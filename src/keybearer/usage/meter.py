@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -33,8 +33,12 @@ _BLANK_LINE: Final = b"\n\n"
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _DATA_LINE: Final = re.compile(rb"(?:^|[\r\n])data:")
-_NEEDLE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
-_GEMINI_NEEDLE: Final = re.compile(rb'"usageMetadata"')
+USAGE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
+"""Where an answer may state its usage, of all dialects but Gemini's."""
+_USAGE_KEY, _COMPACT, _SPACED = b'"usage"', b'"usage":{', b'"usage": {'
+_USUAL: Final = (b":n", b":{", b": n", b": {")
+_METADATA: Final = b'"usageMetadata"'
+_GEMINI: Final = re.compile(_METADATA)
 _SPACE: Final = b" \t\r\n\xef\xbb\xbf"
 
 _READING: Final = frozenset({"embeddings", "rerank"})
@@ -57,24 +61,27 @@ class _Answer(msgspec.Struct):
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_COUNT_LIMIT)]
+
+
 class _InputDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
+    cached_tokens: _Count | None = None
+    cache_write_tokens: _Count | None = None
     audio_tokens: int | None = None
     image_tokens: int | None = None
 
 
 class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: _Count | None = None
     audio_tokens: int | None = None
 
 
 class _ChatCounts(msgspec.Struct):
     """What OpenAI itself says of a chat; the others are here to be noticed."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count
     prompt_tokens_details: _InputDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
     cost: msgspec.Raw = msgspec.Raw(b"")
@@ -90,6 +97,26 @@ class _Chat(msgspec.Struct):
 _CHAT: Final = msgspec.json.Decoder(_Chat)
 
 
+def usage_at(data: bytes) -> int:
+    """Where ``USAGE`` is found first in a piece of a stream; -1: nowhere. Five times as fast as asking it, for each chunk is searched.
+
+    JSON is written with a space there or without one, by whoever made the event. Only whoever begins with another spelling is asked
+    for the others.
+    """
+    key = data.find(_USAGE_KEY)
+    if key < 0:
+        return -1
+    if not data.startswith(_USUAL, key + len(_USAGE_KEY)):
+        found = USAGE.search(data, key)
+        return -1 if found is None else found.start()
+    compact, spaced = data.find(_COMPACT, key), data.find(_SPACED, key)
+    return spaced if compact < 0 else compact if spaced < 0 else min(compact, spaced)
+
+
+def _metadata_at(data: bytes) -> int:
+    return data.find(_METADATA)
+
+
 def usage_of(dialect: str, operation: str, answer: bytes) -> Usage:
     """What a whole answer says it consumed. Never raises."""
     if operation == "chat.completions":
@@ -102,13 +129,13 @@ def usage_of(dialect: str, operation: str, answer: bytes) -> Usage:
 class Meter:
     """Watches one answer. ``feed`` each piece as it passes, ``finish`` once, however the answer ended."""
 
-    __slots__ = ("_dialect", "_first", "_held", "_kept", "_last", "_mode", "_needle", "_operation", "_size", "_skimmer")
+    __slots__ = ("_dialect", "_find", "_first", "_held", "_kept", "_last", "_mode", "_needle", "_operation", "_size", "_skimmer")
 
     def __init__(self, dialect: str, operation: str, streamed: bool) -> None:  # noqa: FBT001
         """``streamed``: the client asked for a stream. What came instead, an error say, is told from its first byte."""
         self._dialect = dialect
         self._operation = operation
-        self._needle = _GEMINI_NEEDLE if dialect == GEMINI else _NEEDLE
+        self._needle, self._find = (_GEMINI, _metadata_at) if dialect == GEMINI else (USAGE, usage_at)
         self._mode = _UNKNOWN if streamed else _WHOLE
         self._kept: list[bytes] = []
         self._size = 0
@@ -127,8 +154,8 @@ class Meter:
         if self._mode == _EVENTS:
             if self._held or not data.endswith(_BLANK_LINE):
                 self._feed_events(data)
-            elif (found := self._needle.search(data)) is not None:
-                self._note_from(data, found.start())
+            elif (at := self._find(data)) >= 0:
+                self._note_from(data, at)
         elif self._mode == _WHOLE:
             self._feed_whole(data)
         else:
@@ -179,8 +206,8 @@ class Meter:
         elif (last := data.rfind(_BLANK_LINE, searched)) >= 0:
             end = last + len(_BLANK_LINE)
         events, self._held = data[:end], data[end:]
-        if (found := self._needle.search(events)) is not None:
-            self._note_from(events, found.start())
+        if (at := self._find(events)) >= 0:
+            self._note_from(events, at)
         if len(self._held) > _EVENT_LIMIT:
             self._begin_large_event()
 
@@ -306,9 +333,7 @@ def _plain_chat(answer: bytes) -> Usage | None:
         return None
     said, model = chat.usage, chat.model
     given, made, total = said.prompt_tokens, said.completion_tokens, said.total_tokens
-    if total != given + made or given < 0 or made < 0 or total > _COUNT_LIMIT or said.cost or said.cost_in_usd_ticks:
-        return None
-    if said.prompt_cache_hit_tokens:
+    if total != given + made or said.cost or said.cost_in_usd_ticks or said.prompt_cache_hit_tokens:
         return None
     cached = written = reasoning = None
     inside, outside = said.prompt_tokens_details, said.completion_tokens_details
@@ -320,7 +345,7 @@ def _plain_chat(answer: bytes) -> Usage | None:
         if outside.audio_tokens:
             return None
         reasoning = outside.reasoning_tokens
-    if not (0 <= (cached or 0) <= total and 0 <= (written or 0) <= total and 0 <= (reasoning or 0) <= total):
+    if max(cached or 0, written or 0, reasoning or 0) > total:
         return None
     return Usage(given, made, cached, written, reasoning, model[:_MODEL_LIMIT])
 

@@ -254,18 +254,30 @@ class _Model:
 class _Book:
     """The price list, with what was looked up in it."""
 
-    __slots__ = ("_models", "_snapshot")
+    __slots__ = ("_calls", "_models", "_snapshot")
 
     def __init__(self) -> None:
         # Imported by name, here: a server must be ready before this is.
         self._snapshot: Any = import_module("genai_prices.data_snapshot").get_snapshot()
         self._models: dict[tuple[str, str], _Model | None] = {}
+        self._calls: dict[tuple[str, str, str | None], _Model | None] = {}
 
     def rates(self, provider: str, model: str, answered: str | None, at: float) -> Rates | None:
         """The prices of the model asked for, else of the one that answered (an alias may be unknown to the list)."""
+        call = (provider, model, answered)
+        try:
+            found = self._calls[call]
+        except KeyError:
+            found = self._called(*call)
+        return None if found is None else found.rates(at)
+
+    def _called(self, provider: str, model: str, answered: str | None) -> _Model | None:
         found = None if provider == _AZURE else self._model(provider, model)
         found = found or (self._model(provider, answered) if answered else None)
-        return None if found is None else found.rates(at)
+        if len(self._calls) >= _REMEMBERED:
+            self._calls.clear()
+        self._calls[provider, model, answered] = found
+        return found
 
     def context_window(self, provider: str, model: str) -> int | None:
         """As the list knows it."""
