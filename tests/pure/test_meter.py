@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keybearer.domain import MediaUsage, Usage
-from keybearer.usage.meter import USAGE, Meter, usage_at, usage_of
+from keybearer.usage.meter import Meter, usage_of
+from keybearer.usage.search import USAGE, usage_at
 from keybearer.usage.skim import Skimmer
 
 ANSWERS = Path(__file__).parent / "answers"

@@ -27,7 +27,7 @@ from keybearer.errors import (
     Unavailable,
     UpstreamTimeout,
 )
-from keybearer.usage.meter import USAGE, usage_at
+from keybearer.usage.search import USAGE, usage_at
 
 JSON: Final = b"application/json"
 

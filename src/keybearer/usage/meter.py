@@ -18,6 +18,7 @@ import msgspec
 
 from keybearer.catalog import ANTHROPIC, GEMINI
 from keybearer.domain import MediaUsage, Usage
+from keybearer.usage.search import USAGE, usage_at
 from keybearer.usage.skim import Skimmer
 
 _WHOLE_LIMIT: Final = 1024 * 1024  # bytes of a whole answer that are kept; decoding is fast, so only larger ones are skimmed
@@ -33,10 +34,6 @@ _BLANK_LINE: Final = b"\n\n"
 _EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _DATA_LINE: Final = re.compile(rb"(?:^|[\r\n])data:")
-USAGE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
-"""Where an answer may state its usage, of all dialects but Gemini's."""
-_USAGE_KEY, _COMPACT, _SPACED = b'"usage"', b'"usage":{', b'"usage": {'
-_USUAL: Final = (b":n", b":{", b": n", b": {")
 _METADATA: Final = b'"usageMetadata"'
 _GEMINI: Final = re.compile(_METADATA)
 _SPACE: Final = b" \t\r\n\xef\xbb\xbf"
@@ -95,22 +92,6 @@ class _Chat(msgspec.Struct):
 
 
 _CHAT: Final = msgspec.json.Decoder(_Chat)
-
-
-def usage_at(data: bytes) -> int:
-    """Where ``USAGE`` is found first in a piece of a stream; -1: nowhere. Five times as fast as asking it, for each chunk is searched.
-
-    JSON is written with a space there or without one, by whoever made the event. Only whoever begins with another spelling is asked
-    for the others.
-    """
-    key = data.find(_USAGE_KEY)
-    if key < 0:
-        return -1
-    if not data.startswith(_USUAL, key + len(_USAGE_KEY)):
-        found = USAGE.search(data, key)
-        return -1 if found is None else found.start()
-    compact, spaced = data.find(_COMPACT, key), data.find(_SPACED, key)
-    return spaced if compact < 0 else compact if spaced < 0 else min(compact, spaced)
 
 
 def _metadata_at(data: bytes) -> int:
