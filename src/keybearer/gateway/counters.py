@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from uuid import UUID
 
 from keybearer.crypto.keyring import Keyring
@@ -27,6 +28,10 @@ _UNKNOWN = NOTHING, True
 _MOST = 10**12
 """Tokens of one call, or millionths of a dollar: who states more has stated nothing. Sums of such would fit nowhere where limits are
 counted, and stop the counting of everybody's."""
+
+
+_new_most: Callable[[tuple[int | None, int | None, int]], Most] = partial(tuple.__new__, Most)
+"""As ``Most`` itself does, in less than half the time: each limited call needs two."""
 
 
 class Counters:
@@ -164,10 +169,10 @@ def _most(asked: bounds.Asked, provider: str, model: str, at: float | None) -> t
         cost = prices.most_micro_usd(provider, model, given, made, at)
     if cost is not None and cost > _MOST:
         return Most(tokens, None), True
-    return Most(tokens, cost), cost is not None
+    return _new_most((tokens, cost, 1)), cost is not None
 
 
 def used_of(usage: Usage, cost_micro_usd: int | None) -> Most:
     """What an outcome says was used."""
     given = usage.input_tokens
-    return Most(None if given is None else given + (usage.output_tokens or 0), cost_micro_usd)
+    return _new_most((None if given is None else given + (usage.output_tokens or 0), cost_micro_usd, 1))

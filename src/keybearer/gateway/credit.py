@@ -22,7 +22,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from keybearer.domain import Budget
 from keybearer.gateway.ready import now
-from keybearer.usage.limits import PLACES, Most, settlement, window
+from keybearer.usage.limits import NOTHING, PLACES, Most, settlement, window
 
 LASTS: Final = 0.5
 """Seconds for which credit counts that nobody confirms: far less than a process that fell silent is waited for."""
@@ -35,6 +35,8 @@ UNTOLD: Final = 100_000
 VALUES: Final = 4
 """Of the answer to a report."""
 _KEYS: Final = 200
+_NEVER: Final = 2**62
+"""More than any account has."""
 
 T = TypeVar("T")
 Settled = tuple[str, int]
@@ -61,8 +63,8 @@ class Account:
     """One limit, where it is counted, and this process's credit of it."""
 
     __slots__ = (
-        "_bounds", "_drawn", "_mark", "_over", "_returned", "_suspensions", "_target", "_told", "_untold", "_used", "_window_ends",
-        "asked", "budget", "floor", "free", "is_due", "is_open", "key", "low", "needed", "place", "term", "until",
+        "_bounds", "_drawn", "_mark", "_over", "_returned", "_suspensions", "_target", "_told", "_window_ends",
+        "asked", "budget", "floor", "free", "is_due", "is_open", "key", "low", "needed", "place", "term", "until", "untold", "used",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, key: str) -> None:
@@ -95,9 +97,10 @@ class Account:
         """With less than that, more is asked for."""
         self.until = 0.0
         self._mark = mark
-        self._drawn = self._used = self._returned = 0
+        self._drawn = self._returned = self.used = 0
         """All in this term; what is not free of the difference is held by calls."""
-        self._untold: list[Settled] = []
+        self.untold: list[Settled] = []
+        """Calls that have ended, and what each used: until it is certain that this was counted."""
         self._told = 0
         self.is_open = False
         """Whether what calls leave may be used again: else it is given back."""
@@ -134,16 +137,16 @@ class Account:
         self.asked = self.needed = 0
         if not self._target:
             self.close()
-        if len(self._untold) > UNTOLD:
-            surplus = len(self._untold) - UNTOLD
-            del self._untold[:surplus]
+        if len(self.untold) > UNTOLD:
+            surplus = len(self.untold) - UNTOLD
+            del self.untold[:surplus]
             self._told += surplus
-        return bool(was_open or self._target or self.free or self._untold)
+        return bool(was_open or self._target or self.free or self.untold)
 
     @property
     def is_told(self) -> bool:
         """Whether it is certain that what calls used was counted."""
-        return not self._untold
+        return not self.untold
 
     def close(self) -> None:
         """Give back what is free, and what calls leave."""
@@ -155,12 +158,6 @@ class Account:
         """Nobody counts here any more; calls that are under way settle by their request ids, where somebody still knows them."""
         self.close()
         self._begin("")
-
-    def settle(self, request_id: str, reserved: int, charged: int) -> None:
-        """A call of this term has ended."""
-        self.free += reserved - charged
-        self._used += charged
-        self._untold.append((request_id, charged))
 
     def report(self) -> Report:
         """What is to be said. See ``report`` in the script."""
@@ -174,10 +171,10 @@ class Account:
         wish = self._drawn + max(0, self._target - self.free) if self._target else 0
         openness = 2 if self.is_open else int(self._target > 0)
         values = (
-            self._mark, self._drawn, self._used, self._returned, least, wish, max(0, self.free), openness,
+            self._mark, self._drawn, self.used, self._returned, least, wish, max(0, self.free), openness,
             budget.amount if budget.is_hard else -1,
         )  # fmt: skip
-        return Report(self._mark, self._suspensions, self._told + len(self._untold), self.is_open, self._target > 0, values)
+        return Report(self._mark, self._suspensions, self._told + len(self.untold), self.is_open, self._target > 0, values)
 
     def hear(self, report: Report, answer: Sequence[bytes | int], sent: float) -> tuple[list[Settled], bool]:
         """Understand the answer to a report that was composed at ``sent``.
@@ -195,12 +192,12 @@ class Account:
                 self._begin("")
             return [], False
         if mark != self._mark:
-            untold = self._untold
+            untold = self.untold
             self._begin(mark)
             return untold, self._target > 0
         heard = report.told - self._told
         if heard > 0:
-            del self._untold[:heard]
+            del self.untold[:heard]
             self._told = report.told
         self.free += max(0, int(drawn) - self._drawn)
         self._drawn = max(int(drawn), self._drawn)
@@ -239,21 +236,26 @@ class CreditHold:
             amount = used[account.place]
             if outcome != "ok":
                 amount = settlement(account.budget.kind, outcome, status, used, self.most)
-            self._settle(account, term, reserved, reserved if amount is None else amount)
+            elif amount is None:
+                amount = reserved
+            if account.term is not term:
+                self._credits.settle_elsewhere(self._request_id, [(account.key, amount)])
+                continue
+            account.free += reserved - amount
+            account.used += amount
+            account.untold.append((self._request_id, amount))
+            if not account.is_due:
+                self._credits.tell_of(account)
+
+    def leave(self) -> None:
+        """It was not enough, and nothing was taken: as if nobody had asked."""
+        for account, _, reserved in self._parts:
+            account.free += reserved
+            account.needed -= reserved or 1
 
     def release(self) -> None:
         """See ``Hold``."""
-        parts, self._parts = self._parts, ()
-        for account, term, reserved in parts:
-            self._settle(account, term, reserved, 0)
-
-    def _settle(self, account: Account, term: object, reserved: int, charged: int) -> None:
-        if account.term is not term:
-            self._credits.settle_elsewhere(self._request_id, [(account.key, charged)])
-            return
-        account.settle(self._request_id, reserved, charged)
-        if not account.is_due:
-            self._credits.tell_of(account)
+        self.settle("refused", 0, NOTHING)
 
 
 class Credits:
@@ -273,22 +275,22 @@ class Credits:
         """Take ``most`` from every account, or from none: ``None``, then ask Valkey."""
         clock = now()
         parts: list[Part] = []
+        hold = CreditHold(self, request_id, parts, most)
         for account in accounts:
             need = most[account.place]
             if need is None:
-                if account.budget.is_hard:
-                    return None
-                need = 0
-            if account.free - need < account.floor or clock >= account.until:
+                need = _NEVER if account.budget.is_hard else 0
+            free = account.free - need
+            if free < account.floor or clock >= account.until:
+                hold.leave()
                 return None
-            parts.append((account, account.term, need))
-        for account, _, need in parts:
-            account.free -= need
+            account.free = free
             account.needed += need or 1
-            if account.free < account.low:
+            parts.append((account, account.term, need))
+            if free < account.low:
                 account.low = -math.inf
                 self.tell(account)
-        return CreditHold(self, request_id, parts, most)
+        return hold
 
     def asked(self, accounts: Sequence[Account], needs: Sequence[int]) -> None:
         """A call asks Valkey. So much of it may be done here next time."""
