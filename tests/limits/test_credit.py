@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from tests.support.valkey import Valkey
 from keybearer.domain import BudgetKind
 from keybearer.errors import KeybearerError, LimitReached, LimitsUnreachable
 from keybearer.gateway import lost, shared_counts
+from keybearer.gateway.credit import Account, Credits
 from keybearer.gateway.wishes import TOGETHER
 from keybearer.usage.limits import Most
 
@@ -38,6 +40,22 @@ async def test_a_thousand_calls_take_what_there_is_and_nothing_more(three: Seque
         call.end(1, 2)
     await running[0].until(day, 600, 0)
     assert (await running[-1].state(day)).remaining == 2106 - 600
+
+
+@pytest.mark.parametrize("need", [Most(6, 7), Most(6, None), Most(None, 5)])
+def test_who_is_short_of_one_limit_takes_nothing_of_the_others(need: Most) -> None:
+    ada = person()
+    plenty = Account(budget(ada, BudgetKind.REQUESTS_MINUTE, 100), "plenty")
+    tokens = Account(budget(ada, BudgetKind.TOKENS_MINUTE, 100), "tokens")
+    dollars = Account(budget(ada, BudgetKind.USD_DAY, 100), "dollars")
+    for drawn, free in ((plenty, 50), (tokens, 6), (dollars, 6)):
+        drawn.free, drawn.until = free, math.inf
+    credit = Credits(lambda: None, lambda *_: None)
+    assert credit.take("r1", [plenty, tokens, dollars], need) is None
+    assert [(drawn.free, drawn.needed) for drawn in (plenty, tokens, dollars)] == [(50, 0), (6, 0), (6, 0)]
+    hold = credit.take("r2", [plenty, tokens, dollars], Most(6, 6))
+    assert [(drawn.free, drawn.needed) for drawn in (plenty, tokens, dollars)] == [(49, 1), (0, 6), (0, 6)]
+    assert hold is not None
 
 
 async def test_who_is_short_gets_what_others_have_free(three: Sequence[Process]) -> None:

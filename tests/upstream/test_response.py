@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keybearer.errors import UpstreamError, UpstreamMalformed, UpstreamUnreachable
+from keybearer.gateway import response
 from keybearer.gateway.response import MAX_HEAD_BYTES, MAX_HEADERS, MAX_INTERIM, ResponseReader
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -331,6 +332,19 @@ def test_an_end_in_the_middle(fed: bytes, expected: type[UpstreamError]) -> None
     with pytest.raises(expected):
         reader.feed_eof()
     assert not reader.is_complete
+
+
+def test_names_in_the_same_order_mean_the_same_again_and_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[tuple[bytes, ...], object] = {}
+    monkeypatch.setattr(response, "_LAYOUTS", known)
+    for number in range(700):
+        for value in (b"first", b"second"):
+            raw = b"X-%d: %b\r\nSet-Cookie: %b\r\nX: %b\r\nContent-Length: 0\r\n\r\n" % (number, value, value, value)
+            assert read(OK + raw).headers == [(b"x-%d" % number, value), (b"x", value), (b"content-length", b"0")]
+        assert 0 < len(known) <= 256
+    many = b"".join(b"X-%d%b: y\r\n" % (number, b"z" * 100) for number in range(50))
+    assert len(read(OK + many + b"Content-Length: 0\r\n\r\n").headers) == 51
+    assert not any(len(names) > 50 for names in known)
 
 
 def test_one_reader_reads_one_response_after_the_other() -> None:

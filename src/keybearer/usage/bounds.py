@@ -153,12 +153,13 @@ def _plain(operation: str, body: bytes) -> Asked | None:
         return None
     if chat.max_completion_tokens is not None and operation != "chat.completions":
         return None  # nobody else bounds an answer by it
-    made: int | None = None
-    for name, stated in ((b'"max_tokens"', chat.max_tokens), (b'"max_completion_tokens"', chat.max_completion_tokens)):
-        if stated is not None:
-            if not _stands_once(name, body):
-                return None
-            made = stated if made is None else max(made, stated)
+    made, completion = chat.max_tokens, chat.max_completion_tokens
+    if made is not None and not _stands_once(b'"max_tokens"', body):
+        return None
+    if completion is not None:
+        if not _stands_once(b'"max_completion_tokens"', body):
+            return None
+        made = completion if made is None else max(made, completion)
     answers = 1
     if chat.n is not msgspec.UNSET:
         if not _stands_once(b'"n"', body):
