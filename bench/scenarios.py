@@ -125,6 +125,10 @@ def with_limits(peers: Sequence[Peer], effort: Effort) -> list[Metric]:
         metrics += _latency(compared, effort, **_BOUNDED)
     for metric in metrics:
         metric.name = f"with limits: {metric.name}"
+        for peer in compared:
+            if metric.higher_is_better and peer.name.startswith("limits") and "nginx" in metric.samples:
+                share = f"{metric.ratio(peer.name, 'nginx'):.3f} of nginx's"
+                metric.notes[peer.name] = "; ".join(filter(None, (share, metric.notes.get(peer.name))))
     return metrics
 
 
