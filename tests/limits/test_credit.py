@@ -58,6 +58,24 @@ def test_who_is_short_of_one_limit_takes_nothing_of_the_others(need: Most) -> No
     assert hold is not None
 
 
+async def test_credit_is_drawn_as_soon_as_many_ask(three: Sequence[Process], monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = person()
+    day = budget(ada, BudgetKind.USD_DAY, 100_000)
+    for each in three:
+        await each.keep(day)
+    first = three[0].wish(ada, Most(1, 7))
+    await first.answer
+    assert not is_here(first)
+    monkeypatch.setattr(shared_counts, "SEEN_EVERY", 600.0)
+    await asyncio.sleep(0.5)  # the last looks for long
+    calls = []
+    for _ in range(40):
+        calls.append(three[0].wish(ada, Most(1, 7)))
+        await calls[-1].answer
+    assert not is_here(calls[0])
+    assert any(is_here(call) for call in calls)
+
+
 async def test_who_is_short_gets_what_others_have_free(three: Sequence[Process]) -> None:
     ada = person()
     day = budget(ada, BudgetKind.USD_DAY, 10_000)

@@ -9,8 +9,9 @@ the window. It is *suspended*, until a question sent from then on confirms it, w
 before is in the records that are read, and after that it lets pass nothing of an account that may be gone. Where an account was filled
 anew meanwhile (its *mark* is another), calls settle by their request ids, as records knew them.
 
-How much: twice what was needed since the last look, and of what remains a small share at most. Who does not use it gives it back; and
-everybody does, once a call is short of something that others have free. Of limits that only show there is always enough: it is counted.
+How much: twice what was needed since the last look, or until now where many ask, and of what remains a small share at most. Who does
+not use it gives it back; and everybody does, once a call is short of something that others have free. Of limits that only show there is
+always enough: it is counted.
 """
 
 from __future__ import annotations
@@ -142,6 +143,13 @@ class Account:
             del self.untold[:surplus]
             self._told += surplus
         return bool(was_open or self._target or self.free or self.untold)
+
+    def aim(self) -> bool:
+        """Whether so many calls ask since the last look that more should be drawn at once: then it is aimed at."""
+        if self.asked < FEW or self.needed <= self._target or self.budget.is_tampered:
+            return False
+        self._target = 2 * self.needed
+        return True
 
     @property
     def is_told(self) -> bool:
@@ -298,6 +306,8 @@ class Credits:
             account.asked += 1
             account.needed += need or 1
             self._watched[account.key] = account
+            if account.aim():
+                self.tell(account)
 
     def recall(self, account: Account) -> None:
         """A call needs what is left: give back what is free here."""
