@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,9 +98,13 @@ def test_a_person_sets_up_stores_tests_uses_and_deletes_a_key(page: Page, server
     assert answer.status_code == 200
     page.goto(f"{server.url}/tokens")
     assert token not in page.content()
-    page.wait_for_timeout(1000)
     page.get_by_role("link", name="Access log").click()
-    expect(page.get_by_role("cell", name="chat.completions").first).to_be_visible()
+    used = page.get_by_role("cell", name="chat.completions").first
+    deadline = time.monotonic() + 15
+    while not used.is_visible() and time.monotonic() < deadline:
+        page.wait_for_timeout(200)
+        page.reload()
+    expect(used).to_be_visible()
     shot(page, "access-log")
 
     # Change, test, delete.

@@ -75,7 +75,7 @@ def test_a_conversation_has_a_receipt_for_each_answer(page: Page, ada: Person, p
     page.get_by_role("button", name="New conversation").click()
     expect(log.locator(".words")).to_have_count(0)
 
-    uses = ada.http.get("/api/v1/usage").json()["items"]
+    uses = servers.until(lambda: ada.http.get("/api/v1/usage"), lambda found: bool(found.json()["items"])).json()["items"]
     assert {use["secret_id"] for use in uses} == {secret["id"]}
 
 

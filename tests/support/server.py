@@ -240,8 +240,8 @@ def json_of(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 def until(ask: Callable[[], httpx2.Response], met: Callable[[httpx2.Response], bool]) -> httpx2.Response:
-    """Ask until a change has reached the process; a second is its bound, and some more a busy machine's."""
-    deadline = time.monotonic() + 5
+    """Ask until a change has reached the process or a use the log; a second is usual, and some more a busy machine's."""
+    deadline = time.monotonic() + 15
     while True:
         answer = ask()
         if met(answer):
