@@ -52,19 +52,19 @@ def test_december_ends_with_the_year() -> None:
 def test_all_limits_are_taken_from_or_none() -> None:
     wide, narrow = account(BudgetKind.TOKENS_MINUTE, 100), account(BudgetKind.REQUESTS_MINUTE, 1)
     hold = take([wide, narrow], Most(40, None), AT.timestamp())
-    assert (wide.taken(), narrow.taken()) == (40, 1)
+    assert (wide.counted, narrow.counted) == (40, 1)
     with pytest.raises(LimitReached) as refused:
         take([wide, narrow], Most(40, None), AT.timestamp())
     assert refused.value.retry_after == 30
-    assert (wide.taken(), narrow.taken()) == (40, 1)
+    assert (wide.counted, narrow.counted) == (40, 1)
     hold.settle("ok", 200, Most(7, None))
-    assert (wide.taken(), wide.reserved, narrow.taken()) == (7, 0, 1)
+    assert (wide.counted, wide.used, narrow.counted) == (7, 7, 1)
 
 
 def test_what_is_released_was_never_taken() -> None:
     one = account(BudgetKind.USD_DAY, 100)
     take([one], Most(5, 90), AT.timestamp()).release()
-    assert one.taken() == 0
+    assert one.counted == 0
 
 
 def test_a_call_that_ends_in_the_next_window_counts_in_its_own() -> None:
@@ -72,9 +72,9 @@ def test_a_call_that_ends_in_the_next_window_counts_in_its_own() -> None:
     before = take([one], Most(90, None), AT.timestamp())
     after = take([one], Most(80, None), AT.timestamp() + 40)
     before.settle("ok", 200, Most(50, None))
-    assert one.taken() == 80
+    assert one.counted == 80
     after.settle("ok", 200, Most(60, None))
-    assert one.taken() == 60
+    assert one.counted == 60
 
 
 def test_a_clock_that_goes_back_gives_nothing_back() -> None:
@@ -100,14 +100,14 @@ def test_in_doubt_a_hard_limit_refuses(error: type[KeybearerError], kind: Budget
         take([one], most, AT.timestamp(), price_known=most.tokens is None)
     assert type(refused.value) is error
     assert refused.value.hint
-    assert one.taken() == 0
+    assert one.counted == 0
 
 
 def test_a_soft_limit_only_shows() -> None:
     one = account(BudgetKind.USD_DAY, 0, is_hard=False)
     hold = take([one], Most(None, None), AT.timestamp())
     hold.settle("ok", 200, Most(5, 7))
-    assert one.taken() == 7
+    assert one.counted == 7
 
 
 @pytest.mark.parametrize(

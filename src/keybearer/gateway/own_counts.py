@@ -73,7 +73,7 @@ class OwnCounts:
             account = self._accounts.get(budget.id)
             if account is not None:
                 account.roll(at)
-                found[budget.id] = state_of(budget, account.used, account.taken() - account.used, at)
+                found[budget.id] = state_of(budget, account.used, account.counted - account.used, at)
         return found
 
     async def turn(self) -> None:
@@ -89,10 +89,9 @@ class OwnCounts:
                 continue
             counted_in = account.round
             ended = await self._records.settled(account.budget.kind, waiting)
-            if account.round is counted_in:
+            if account.round == counted_in:
                 for request_id, amount in ended.items():
-                    if account.unsettled.pop(request_id, None) is not None:
-                        account.used += amount
+                    account.hear(request_id, amount)
 
     async def close(self) -> None:
         """See ``Counts``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 from keybearer.domain import Budget, BudgetKind, BudgetSubject
 from keybearer.errors import CallUnbounded, KeybearerError, LimitExceeded, LimitReached, LimitTampered, PriceUnknown
@@ -16,6 +16,8 @@ from keybearer.errors import CallUnbounded, KeybearerError, LimitExceeded, Limit
 MINUTE = 60.0
 CLIENT_GONE = 499
 _FIRST_ERROR = 400
+_ENDLESS: Final = 2**62
+"""More than any account has."""
 _USD = frozenset({BudgetKind.USD_DAY, BudgetKind.USD_MONTH})
 _UNITS = {
     BudgetKind.USD_DAY: "dollars a day",
@@ -115,7 +117,10 @@ def reached(budget: Budget, seconds: float) -> LimitReached:
 class Account:
     """What one limit has left in the window that runs."""
 
-    __slots__ = ("budget", "end", "place", "refuses_nothing", "reserved", "room", "round", "start", "unsettled", "used")
+    __slots__ = ("budget", "counted", "end", "place", "room", "round", "start", "unsettled", "used")
+
+    rounds: ClassVar[int] = 0
+    """The last round that any account has begun."""
 
     def __init__(self, budget: Budget, at: float) -> None:
         self.hold_to(budget)
@@ -126,35 +131,38 @@ class Account:
         self.budget = budget
         self.place = PLACES[budget.kind]
         """Where in a ``Most`` stands what it counts."""
-        self.refuses_nothing = not (budget.is_hard or budget.is_tampered)
-        self.room = -1 if budget.is_tampered else budget.amount
-        """Up to where it surely takes calls, if it refuses any; less, and ``refusal`` says why."""
+        self.room = -1 if budget.is_tampered else budget.amount if budget.is_hard else _ENDLESS
+        """Up to where it surely takes calls; beyond, ``refusal`` says whether and why not."""
 
     def begin(self, at: float, used: int = 0, unsettled: Mapping[str, int] | None = None) -> None:
         """Count anew in the window of ``at``, from what records say."""
         self.start, self.end = window(self.budget.kind, at)
-        self.round = object()
-        """Who reserved in another round settles nothing in this one."""
+        self.round = Account.rounds = Account.rounds + 1
+        """Who reserved before it began settles nothing in it."""
         self.used = used
         """Settled."""
-        self.reserved = 0
-        """By calls of this process that are under way."""
         self.unsettled = dict(unsettled or {})
-        """What else may still become less: by request id, what uses without an outcome count for that the database knew."""
+        """What may still become less: by request id, what uses without an outcome count for that the database knew."""
+        self.counted = used + sum(self.unsettled.values())
+        """All that counts: also what calls of this process have reserved that are under way."""
 
     def roll(self, at: float) -> None:
         """Begin the window that ``at`` lies in, if this one is over. A clock that goes back changes nothing."""
         if at >= self.end:
             self.begin(at)
 
-    def taken(self) -> int:
-        """All that counts."""
-        return self.used + self.reserved + sum(self.unsettled.values())
+    def hear(self, request_id: str, amount: int) -> None:
+        """The outcome of a use that the database knew has come: it counts for so much."""
+        before = self.unsettled.pop(request_id, None)
+        if before is not None:
+            self.used += amount
+            self.counted += amount - before
 
     def refusal(self, need: int | None, at: float, *, price_known: bool = True) -> KeybearerError | None:
         """Why a call that needs so much may not be made; ``None``: it may."""
+        self.roll(at)
         refusal = alone(self.budget, need, price_known=price_known)
-        if refusal is None and self.budget.is_hard and self.taken() + (need or 0) > self.budget.amount:
+        if refusal is None and self.budget.is_hard and self.counted + (need or 0) > self.budget.amount:
             return reached(self.budget, self.end - at)
         return refusal
 
@@ -208,47 +216,41 @@ class Limits:
 class OwnHold:
     """What one call has reserved in this process's memory."""
 
-    __slots__ = ("_parts", "most")
+    __slots__ = ("_accounts", "_round", "most")
 
-    def __init__(self, parts: Sequence[tuple[Account, object, int]], most: Most) -> None:
-        self._parts = parts
+    def __init__(self, accounts: Sequence[Account], most: Most) -> None:
+        self._accounts = accounts
+        self._round = Account.rounds
+        """The last that had begun."""
         self.most = most
 
     def settle(self, outcome: str, status: int, used: Most) -> None:
         """See ``Hold``."""
-        parts, self._parts = self._parts, ()
-        for account, counted_in, reserved in parts:
-            if account.round is counted_in:
-                account.reserved -= reserved
-                amount = used[account.place]
-                if outcome != "ok":
-                    amount = settlement(account.budget.kind, outcome, status, used, self.most)
-                account.used += reserved if amount is None else amount
+        accounts, self._accounts, most = self._accounts, (), self.most
+        for account in accounts:
+            if account.round <= self._round:
+                place = account.place
+                reserved = most[place] or 0
+                amount = used[place] if outcome == "ok" else settlement(account.budget.kind, outcome, status, used, most)
+                if amount is None:
+                    amount = reserved
+                account.used += amount
+                account.counted += amount - reserved
 
     def release(self) -> None:
         """See ``Hold``."""
-        parts, self._parts = self._parts, ()
-        for account, counted_in, reserved in parts:
-            if account.round is counted_in:
-                account.reserved -= reserved
+        self.settle("refused", 0, NOTHING)
 
 
-def take(accounts: Iterable[Account], most: Most, at: float, *, price_known: bool = True) -> OwnHold:
+def take(accounts: Sequence[Account], most: Most, at: float, *, price_known: bool = True) -> OwnHold:
     """Take ``most`` from every account, or from none. Raises ``LimitReached`` and its fellows."""
-    parts: list[tuple[Account, object, int]] = []
-    hold = OwnHold(parts, most)
     for account in accounts:
-        if at >= account.end:
-            account.roll(at)
         need = most[account.place]
-        if account.refuses_nothing:
-            need = need or 0
-        elif need is None or account.unsettled or account.used + account.reserved + need > account.room:
+        if need is None or at >= account.end or account.counted + need > account.room:
             refusal = account.refusal(need, at, price_known=price_known)
             if refusal is not None:
-                hold.release()
+                OwnHold(accounts[: accounts.index(account)], most).release()
                 raise refusal
             need = need or 0
-        account.reserved += need
-        parts.append((account, account.round, need))
-    return hold
+        account.counted += need
+    return OwnHold(accounts, most)
