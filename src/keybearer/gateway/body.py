@@ -149,7 +149,9 @@ class Document:
         return b"".join(pieces)
 
     def _model_span(self) -> tuple[int, int]:
-        if self._spans is None and self._compact is None:
+        if self._compact is not None:
+            return _compact_span(self._compact, "model")
+        if self._spans is None:
             # Proven to stand once, so this is the key; the two ways in which encoders write a colon.
             at = self.body.index(b'"model"') + len(b'"model"')
             literal = b'"%b"' % str(self.head.model).encode()

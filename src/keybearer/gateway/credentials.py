@@ -131,9 +131,7 @@ class Credentials:
         ring, at = admission.rings.get(wanted), now()
         if ring is None or ring.until <= at:
             return None
-        if not tried:
-            ring.turn()
-        found = ring.pick(at, tried)
+        found = ring.pick(at, tried) if tried else ring.next(at)
         if found is None:
             raise ring.problem(at)
         return found

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import ClassVar, Final, NamedTuple, TypeVar
 
 from keybearer.domain import Budget
 from keybearer.gateway.ready import now
@@ -42,8 +42,6 @@ _NEVER: Final = 2**62
 T = TypeVar("T")
 Settled = tuple[str, int]
 """A request id, and what it counted for."""
-Part = tuple["Account", object, int]
-"""An account, its term, and what is reserved."""
 
 
 class Report(NamedTuple):
@@ -62,6 +60,9 @@ class Report(NamedTuple):
 
 class Account:
     """One limit, where it is counted, and this process's credit of it."""
+
+    terms: ClassVar[int] = 0
+    """The last that any account has begun."""
 
     __slots__ = (
         "_bounds", "_drawn", "_mark", "_over", "_returned", "_suspensions", "_target", "_told", "_window_ends",
@@ -90,8 +91,8 @@ class Account:
 
     def _begin(self, mark: str) -> None:
         """Count what is drawn from now on."""
-        self.term = object()
-        """Who reserved in another term settles by its request id."""
+        self.term = Account.terms = Account.terms + 1
+        """Who reserved before it began settles by its request id."""
         self.free = 0
         """Less than nothing: calls used more than they had reserved."""
         self.low = -math.inf
@@ -229,37 +230,32 @@ def _floor(budget: Budget) -> float:
 class CreditHold:
     """What one call has reserved of this process's credit."""
 
-    __slots__ = ("_credits", "_parts", "_request_id", "most")
+    __slots__ = ("_accounts", "_credits", "_request_id", "_term", "most")
 
-    def __init__(self, credits_: Credits, request_id: str, parts: Sequence[Part], most: Most) -> None:
+    def __init__(self, credits_: Credits, request_id: str, accounts: Sequence[Account], most: Most) -> None:
         self._credits = credits_
         self._request_id = request_id
-        self._parts = parts
+        self._accounts = accounts
+        self._term = Account.terms
+        """The last that had begun."""
         self.most = most
 
     def settle(self, outcome: str, status: int, used: Most) -> None:
         """See ``Hold``."""
-        parts, self._parts = self._parts, ()
-        for account, term, reserved in parts:
-            amount = used[account.place]
-            if outcome != "ok":
-                amount = settlement(account.budget.kind, outcome, status, used, self.most)
-            elif amount is None:
-                amount = reserved
-            if account.term is not term:
+        accounts, self._accounts, most = self._accounts, (), self.most
+        for account in accounts:
+            place = account.place
+            amount = used[place]
+            if amount is None or outcome != "ok":
+                amount = settlement(account.budget.kind, outcome, status, used, most)
+            if account.term > self._term:
                 self._credits.settle_elsewhere(self._request_id, [(account.key, amount)])
                 continue
-            account.free += reserved - amount
+            account.free += (most[place] or 0) - amount
             account.used += amount
             account.untold.append((self._request_id, amount))
             if not account.is_due:
                 self._credits.tell_of(account)
-
-    def leave(self) -> None:
-        """It was not enough, and nothing was taken: as if nobody had asked."""
-        for account, _, reserved in self._parts:
-            account.free += reserved
-            account.needed -= reserved or 1
 
     def release(self) -> None:
         """See ``Hold``."""
@@ -282,23 +278,23 @@ class Credits:
     def take(self, request_id: str, accounts: Sequence[Account], most: Most) -> CreditHold | None:
         """Take ``most`` from every account, or from none: ``None``, then ask Valkey."""
         clock = now()
-        parts: list[Part] = []
-        hold = CreditHold(self, request_id, parts, most)
         for account in accounts:
             need = most[account.place]
             if need is None:
                 need = _NEVER if account.budget.is_hard else 0
             free = account.free - need
             if free < account.floor or clock >= account.until:
-                hold.leave()
+                for taken in accounts[: accounts.index(account)]:  # as if nobody had asked
+                    need = most[taken.place] or 0
+                    taken.free += need
+                    taken.needed -= need or 1
                 return None
             account.free = free
             account.needed += need or 1
-            parts.append((account, account.term, need))
             if free < account.low:
                 account.low = -math.inf
                 self.tell(account)
-        return hold
+        return CreditHold(self, request_id, accounts, most)
 
     def asked(self, accounts: Sequence[Account], needs: Sequence[int]) -> None:
         """A call asks Valkey. So much of it may be done here next time."""

@@ -416,7 +416,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if not keep_alive or self.is_shutting_down or (self.is_stopped and not turns):
             self._close(is_unread=is_unread)
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if is_unread:  # an ASGI request answered early: the rest of its body is thrown away
             self.receiving = None
             self.is_discarding = True

@@ -57,17 +57,18 @@ class Ring:
         self._groups = [tuple(group) for _, group in groupby(ordered, key=_place)]
         self._turn = 0 if self._is_steady else randrange(max(map(len, self._groups)))  # noqa: S311  # who begins is no secret
 
-    def turn(self) -> None:
-        """The next call begins with the next key of its group."""
+    def next(self, now: float) -> Ready | None:
+        """The key for a call that has tried none: it is the next one's turn. As ``pick``."""
         if not self._is_steady:
             self._turn += 1
+        group = self._groups[0]
+        key = group[self._turn % len(group)]
+        if key.health.marks or key.stands_in_for is not None:
+            return self.pick(now)
+        return key  # as nearly always
 
     def pick(self, now: float, tried: Container[Health] = ()) -> Ready | None:
         """The key whose turn it is, but for those that this call has tried; ``None``: all the others rest, or there are none."""
-        group = self._groups[0]
-        key = group[self._turn % len(group)]
-        if not (tried or key.health.marks or key.stands_in_for is not None):
-            return key  # as nearly always
         last: Ready | None = None
         rests = False
         for group in self._groups:

@@ -230,12 +230,11 @@ class OwnHold:
         for account in accounts:
             if account.round <= self._round:
                 place = account.place
-                reserved = most[place] or 0
-                amount = used[place] if outcome == "ok" else settlement(account.budget.kind, outcome, status, used, most)
-                if amount is None:
-                    amount = reserved
+                amount = used[place]
+                if amount is None or outcome != "ok":
+                    amount = settlement(account.budget.kind, outcome, status, used, most)
                 account.used += amount
-                account.counted += amount - reserved
+                account.counted += amount - (most[place] or 0)
 
     def release(self) -> None:
         """See ``Hold``."""
