@@ -245,13 +245,16 @@ class CreditHold:
         accounts, self._accounts, most = self._accounts, (), self.most
         for account in accounts:
             place = account.place
+            reserved = most[place] or 0
             amount = used[place]
-            if amount is None or outcome != "ok":
+            if outcome != "ok":
                 amount = settlement(account.budget.kind, outcome, status, used, most)
+            elif amount is None:
+                amount = reserved
             if account.term > self._term:
                 self._credits.settle_elsewhere(self._request_id, [(account.key, amount)])
                 continue
-            account.free += (most[place] or 0) - amount
+            account.free += reserved - amount
             account.used += amount
             account.untold.append((self._request_id, amount))
             if not account.is_due:

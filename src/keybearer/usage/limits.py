@@ -117,7 +117,7 @@ def reached(budget: Budget, seconds: float) -> LimitReached:
 class Account:
     """What one limit has left in the window that runs."""
 
-    __slots__ = ("budget", "counted", "end", "place", "room", "round", "start", "unsettled", "used")
+    __slots__ = ("budget", "counted", "end", "place", "room", "round", "start", "unknown", "unsettled", "used")
 
     rounds: ClassVar[int] = 0
     """The last round that any account has begun."""
@@ -133,6 +133,8 @@ class Account:
         """Where in a ``Most`` stands what it counts."""
         self.room = -1 if budget.is_tampered else budget.amount if budget.is_hard else _ENDLESS
         """Up to where it surely takes calls; beyond, ``refusal`` says whether and why not."""
+        self.unknown = _ENDLESS if budget.is_hard else 0
+        """What a call takes of which nobody knows how much it needs."""
 
     def begin(self, at: float, used: int = 0, unsettled: Mapping[str, int] | None = None) -> None:
         """Count anew in the window of ``at``, from what records say."""
@@ -230,11 +232,14 @@ class OwnHold:
         for account in accounts:
             if account.round <= self._round:
                 place = account.place
+                reserved = most[place] or 0
                 amount = used[place]
-                if amount is None or outcome != "ok":
+                if outcome != "ok":
                     amount = settlement(account.budget.kind, outcome, status, used, most)
+                elif amount is None:
+                    amount = reserved
                 account.used += amount
-                account.counted += amount - (most[place] or 0)
+                account.counted += amount - reserved
 
     def release(self) -> None:
         """See ``Hold``."""
@@ -245,11 +250,12 @@ def take(accounts: Sequence[Account], most: Most, at: float, *, price_known: boo
     """Take ``most`` from every account, or from none. Raises ``LimitReached`` and its fellows."""
     for account in accounts:
         need = most[account.place]
-        if need is None or at >= account.end or account.counted + need > account.room:
-            refusal = account.refusal(need, at, price_known=price_known)
+        if need is None:
+            need = account.unknown
+        if account.counted + need > account.room or at >= account.end:
+            refusal = account.refusal(most[account.place], at, price_known=price_known)
             if refusal is not None:
                 OwnHold(accounts[: accounts.index(account)], most).release()
                 raise refusal
-            need = need or 0
         account.counted += need
     return OwnHold(accounts, most)
