@@ -100,7 +100,7 @@ def test_a_person_sets_up_stores_tests_uses_and_deletes_a_key(page: Page, server
     assert token not in page.content()
     page.get_by_role("link", name="Access log").click()
     used = page.get_by_role("cell", name="chat.completions").first
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + servers.SHIPPED_WITHIN
     while not used.is_visible() and time.monotonic() < deadline:
         page.wait_for_timeout(200)
         page.reload()

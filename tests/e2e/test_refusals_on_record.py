@@ -20,7 +20,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def logged(ada: Person, action: str, count: int) -> list[dict[str, Any]]:
     """Records of an action, the oldest first, once there are so many: they are written within a second or two."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 10
     while True:
         found: list[dict[str, Any]] = ada.call("GET", f"/audit?action={action}&limit=100")["items"]
         if len(found) >= count:

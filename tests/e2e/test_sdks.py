@@ -254,7 +254,7 @@ def wait_for_usage(world: World, request_id: str | None = None, *, not_in: set[s
     """The usage record, as soon as its outcome is shipped."""
     import time
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         rows = world.admin.call("GET", "/usage?limit=200")["items"]
         for row in rows:

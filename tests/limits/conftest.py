@@ -65,7 +65,7 @@ class World:
 
 def settled(person: Person, budget: dict[str, Any]) -> dict[str, Any]:
     """A limit as it stands once nothing is reserved any more."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 10
     while True:
         found: dict[str, Any] = person.call("GET", f"/budgets/{budget['id']}")
         if not found["reserved"]:

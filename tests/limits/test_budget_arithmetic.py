@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -75,6 +76,19 @@ def test_a_call_that_ends_in_the_next_window_counts_in_its_own() -> None:
     assert one.counted == 80
     after.settle("ok", 200, Most(60, None))
     assert one.counted == 60
+
+
+def test_who_writes_another_kind_into_the_database_frees_nothing() -> None:
+    one = account(BudgetKind.REQUESTS_MINUTE, 2)
+    holds = [take([one], Most(1000, None), AT.timestamp()) for _ in range(2)]
+    budget = one.budget
+    one.hold_to(replace(budget, kind=BudgetKind.TOKENS_MINUTE, is_tampered=True))
+    holds[0].settle("ok", 200, Most(10, None))
+    one.hold_to(budget)
+    holds[1].settle("ok", 200, Most(10, None))
+    assert (one.counted, one.used) == (2, 2)
+    with pytest.raises(LimitReached):
+        take([one], Most(1, None), AT.timestamp())
 
 
 def test_a_clock_that_goes_back_gives_nothing_back() -> None:

@@ -239,9 +239,13 @@ def json_of(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def until(ask: Callable[[], httpx2.Response], met: Callable[[httpx2.Response], bool]) -> httpx2.Response:
-    """Ask until a change has reached the process or a use the log; a second is usual, and some more a busy machine's."""
-    deadline = time.monotonic() + 15
+SHIPPED_WITHIN = 15.0
+"""Seconds until a use is in the log or in the usage, of many calls on a busy machine: shipping rests for up to ten."""
+
+
+def until(ask: Callable[[], httpx2.Response], met: Callable[[httpx2.Response], bool], within: float = 5.0) -> httpx2.Response:
+    """Ask until a change has reached the process; a second is its bound, and some more a busy machine's."""
+    deadline = time.monotonic() + within
     while True:
         answer = ask()
         if met(answer):

@@ -123,14 +123,14 @@ class Account:
     """The last round that any account has begun."""
 
     def __init__(self, budget: Budget, at: float) -> None:
+        self.place = PLACES[budget.kind]
+        """Where in a ``Most`` stands what it counts: for good, so that what calls have reserved is what they give back."""
         self.hold_to(budget)
         self.begin(at)
 
     def hold_to(self, budget: Budget) -> None:
         """Count for this limit from now on: the same one, perhaps changed."""
         self.budget = budget
-        self.place = PLACES[budget.kind]
-        """Where in a ``Most`` stands what it counts."""
         self.room = -1 if budget.is_tampered else budget.amount if budget.is_hard else _ENDLESS
         """Up to where it surely takes calls; beyond, ``refusal`` says whether and why not."""
         self.unknown = _ENDLESS if budget.is_hard else 0
